@@ -1,0 +1,124 @@
+"""The commands that are compared: one place for every tool's arguments."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+REPOSITORY = HERE.parents[1]
+
+LAYERS = 30
+WEIGHTS = 210
+SMALL, LARGE = r"/layers\.7/", r"/layers\.(7|22)/"
+"""One and two of the 30 layers, 7 weights each: what ModelOpt's default path is measured on."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs share."""
+
+    model: Path
+    tokens: Path
+    block_size: int
+    jaxq_python: str
+    peer_python: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tool with one method.
+
+    Attributes:
+        name: Key in the results.
+        python: ``"jaxq"`` or ``"peer"``: which interpreter runs it.
+        module: The package whose absence makes the run unavailable.
+        label: The row's name in the table.
+        subset: Not the whole model: no quality, and only a time to extrapolate from.
+    """
+
+    name: str
+    python: str
+    module: str
+    label: str
+    subset: bool = False
+
+
+RUNS = {
+    run.name: run
+    for run in (
+        Run("onnxruntime_rtn", "jaxq", "onnxruntime", "onnxruntime MatMulNBits (RTN)"),
+        Run("modelopt_rtn_dq", "peer", "nvidia-modelopt", "ModelOpt rtn_dq"),
+        Run("jaxq_rtn_dq", "jaxq", "jax", "jaxq rtn_dq"),
+        Run("modelopt_awq_lite_cached", "peer", "nvidia-modelopt", "ModelOpt awq_lite, activations cached"),
+        Run("modelopt_awq_lite_7", "peer", "nvidia-modelopt", "ModelOpt awq_lite, default, 7 weights", subset=True),
+        Run("modelopt_awq_lite_14", "peer", "nvidia-modelopt", "ModelOpt awq_lite, default, 14 weights", subset=True),
+        Run("modelopt_awq_lite_default", "peer", "nvidia-modelopt", "ModelOpt awq_lite, default"),
+        Run("jaxq_awq_lite", "jaxq", "jax", "jaxq awq_lite"),
+        Run("modelopt_awq_full_cached", "peer", "nvidia-modelopt", "ModelOpt awq_full, activations cached"),
+        Run("jaxq_awq_full", "jaxq", "jax", "jaxq awq_full"),
+        Run("jaxq_gptq", "jaxq", "jax", "jaxq gptq"),
+    )
+}
+LONG = ("modelopt_awq_lite_default", "modelopt_awq_full_cached")
+
+MODELOPT_OPTIONS = {
+    "modelopt_rtn_dq": ["--method=rtn_dq"],
+    "modelopt_awq_lite_cached": ["--method=awq_lite", "--cached"],
+    "modelopt_awq_lite_7": ["--method=awq_lite", f"--only={SMALL}"],
+    "modelopt_awq_lite_14": ["--method=awq_lite", f"--only={LARGE}"],
+    "modelopt_awq_lite_default": ["--method=awq_lite"],
+    "modelopt_awq_full_cached": ["--method=awq_full", "--cached"],
+}
+
+PAIRS = (
+    ("jaxq_rtn_dq", "modelopt_rtn_dq"),
+    ("jaxq_rtn_dq", "onnxruntime_rtn"),
+    ("jaxq_awq_lite", "modelopt_awq_lite_cached"),
+    ("jaxq_awq_lite", "modelopt_awq_lite_default"),
+    ("jaxq_awq_full", "modelopt_awq_full_cached"),
+    ("jaxq_gptq", "modelopt_awq_lite_cached"),
+)
+"""Whose ratios are reported: jaxq's figure divided by the peer's."""
+
+
+def command(run: Run, setup: Setup, folder: Path) -> list[str]:
+    """The run's command line; it writes one .onnx file under ``folder``."""
+    if run.name.startswith("jaxq_"):
+        return jaxq_command(run.name.removeprefix("jaxq_"), setup, folder)
+    common = [f"--model={setup.model}", f"--out={folder / 'model.onnx'}", f"--block-size={setup.block_size}"]
+    if run.name == "onnxruntime_rtn":
+        return [setup.jaxq_python, str(HERE / "peers" / "onnxruntime_nbits.py"), *common]
+    script = str(HERE / "peers" / "modelopt_int4.py")
+    return [setup.peer_python, script, *common, f"--tokens={setup.tokens}", *MODELOPT_OPTIONS[run.name]]
+
+
+def jaxq_command(method: str, setup: Setup, folder: Path) -> list[str]:
+    """jaxq with a fresh cache: what it compiles is part of its time."""
+    return [
+        setup.jaxq_python,
+        "-m",
+        "jaxq.run",
+        "model=onnx",
+        f"model.path={setup.model}",
+        f"calib.tokens={setup.tokens}",
+        "calib.samples=8",
+        f"method={method}",
+        f"block_size={setup.block_size}",
+        "eval.enabled=false",
+        f"cache.dir={folder / 'cache'}",
+        f"hydra.run.dir={folder}",
+    ]
+
+
+def shown(text: str, setup: Setup, folder: Path) -> str:
+    """``text`` without this machine's paths, for the results."""
+    names = {
+        str(folder): "OUT",
+        str(setup.model): "MODEL",
+        str(setup.tokens): "TOKENS",
+        str(REPOSITORY): ".",
+        setup.jaxq_python: "python",
+        setup.peer_python: "python",
+    }
+    for path, name in names.items():
+        text = text.replace(path, name)
+    return text

@@ -1,0 +1,37 @@
+"""jaxq: 4-bit weights for ONNX models, chosen from the second moments of one forward pass.
+
+The functions here work on arrays; `jaxq.pipeline.quantize_model` works on files; ``python -m jaxq.run`` is the
+experiment harness. Importing this package loads neither Hydra nor onnxruntime.
+"""
+
+from jaxq.awq import alpha_grid, awq_scale, ratio_grid, search_clip, search_scales, weight_magnitude
+from jaxq.errors import JaxqError
+from jaxq.integer import IntegerFormat, Quantized, dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.packing import pack_int4, unpack_int4
+from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, zero_sums
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IntegerFormat",
+    "JaxqError",
+    "MomentSums",
+    "Moments",
+    "Quantized",
+    "accumulate",
+    "alpha_grid",
+    "awq_scale",
+    "dq_tensor",
+    "find_scales",
+    "finish",
+    "output_error",
+    "pack_int4",
+    "quant_tensor",
+    "ratio_grid",
+    "rtn",
+    "search_clip",
+    "search_scales",
+    "unpack_int4",
+    "weight_magnitude",
+    "zero_sums",
+]

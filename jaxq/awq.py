@@ -1,0 +1,196 @@
+"""AWQ: activation-aware scales and clip ratios, searched on second moments instead of tokens.
+
+Source of the method: Lin et al., "AWQ: Activation-aware Weight Quantization" (arXiv:2306.00978).
+Siblings (weights that read the same activation) are searched jointly: put them side by side along ``c_out``.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import Precision
+from jaxtyping import Array, Float, Int
+
+from jaxq.blocks import join, split
+from jaxq.errors import JaxqError
+from jaxq.integer import IntegerFormat
+from jaxq.statistics import Moments, output_error
+
+IDENTITY = -1.0
+"""The alpha that stands for "no scaling" in a list of candidates."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScaleChoice:
+    """Result of `search_scales`.
+
+    Attributes:
+        s: The chosen scale of each input channel; ones where no scaling was best.
+        best: Index of the choice among the candidates.
+        losses: Output error of each candidate, summed over columns.
+    """
+
+    s: Float[Array, "c_in"]
+    best: Int[Array, ""]
+    losses: Float[Array, "candidates"]
+
+
+def alpha_grid(alpha_step: float) -> tuple[float, ...]:
+    """Candidates for alpha: `IDENTITY` first, so that it wins ties, then 0, step, ..., 1.
+
+    Raises:
+        JaxqError: the step is not in (0, 1].
+
+    Example:
+        >>> alpha_grid(0.5)
+        (-1.0, 0.0, 0.5, 1.0)
+    """
+    if not 0 < alpha_step <= 1:
+        raise JaxqError(f"alpha_step is {alpha_step}: give a step in (0, 1]")
+    return (IDENTITY, *(round(float(a), 6) for a in np.arange(0, 1 + alpha_step / 2, alpha_step) if a <= 1 + 1e-9))
+
+
+def ratio_grid(min_alpha: float, clip_step: float) -> tuple[float, ...]:
+    """Candidates for the clip ratio: 1 first, so that it wins ties, then 1 - step, ... down to ``min_alpha``.
+
+    Raises:
+        JaxqError: ``min_alpha`` or ``clip_step`` is not in (0, 1].
+
+    Example:
+        >>> ratio_grid(0.8, 0.1)
+        (1.0, 0.9, 0.8)
+    """
+    if not 0 < min_alpha <= 1:
+        raise JaxqError(f"min_alpha is {min_alpha}: give the least clip ratio, in (0, 1]")
+    if not 0 < clip_step <= 1:
+        raise JaxqError(f"clip_step is {clip_step}: give a step in (0, 1]")
+    count = int((1 - min_alpha) / clip_step + 1e-9)
+    return tuple(round(1 - i * clip_step, 6) for i in range(count + 1))
+
+
+@partial(jax.jit, static_argnames="block_size")
+def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Array, "c_in"]:
+    """How large each input channel's weights are within their blocks: mean over columns of ``|W| / max|block|``.
+
+    Blocks are consecutive rows; a block of zeros counts as 0.
+
+    Example:
+        >>> weight_magnitude(jnp.array([[1.0, 2.0], [2.0, 1.0]]), block_size=2).tolist()
+        [0.75, 0.75]
+    """
+    blocks = jnp.abs(split(w.astype(jnp.float32), block_size))
+    amax = jnp.max(blocks, axis=1, keepdims=True)
+    return join(jnp.mean(blocks / jnp.where(amax > 0, amax, 1), axis=2), w.shape[0])
+
+
+@jax.jit
+def awq_scale(
+    a: Float[Array, "c_in"], w_mean: Float[Array, "c_in"], alpha: float | Float[Array, ""]
+) -> Float[Array, "c_in"]:
+    """AWQ's scale: ``s = clip(a^alpha / w_mean^(1 - alpha), 1e-4, 1e4)``, divided by ``sqrt(max s * min s)``.
+
+    Args:
+        a: Mean absolute activation of each channel, at least 0.
+        w_mean: `weight_magnitude`, at least 0.
+        alpha: In [0, 1]; a negative one (`IDENTITY`) gives ones.
+    """
+    tiny = jnp.finfo(jnp.float32).tiny
+    s = jnp.clip(a**alpha / (w_mean ** (1 - alpha) + tiny), 1e-4, 1e4)
+    s = s / jnp.sqrt(jnp.max(s) * jnp.min(s))
+    return jnp.where(alpha < 0, jnp.ones_like(s), s)
+
+
+@partial(jax.jit, static_argnames=("fmt", "batch_size"))
+def search_scales(
+    w: Float[Array, "c_in c_out"],
+    moments: Moments,
+    alphas: Float[Array, "candidates"],
+    fmt: IntegerFormat,
+    batch_size: int = 1,
+) -> ScaleChoice:
+    """AWQ-lite: the scale with the least output error ``||X (dq(q(s W)) / s - W)||^2 / tokens``.
+
+    Costs about ``c_in^2 c_out`` operations a candidate, whatever the number of tokens.
+
+    Args:
+        w: Sibling weights side by side; the loss is their sum, the scale common to all.
+        moments: Moments of the activation that they read.
+        alphas: Candidates, as `alpha_grid` gives them. The first one wins ties.
+        fmt: The format that the scaled weight is rounded to.
+        batch_size: Candidates evaluated at a time (vmap); each holds a few copies of ``w``.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (64, 8)) * jnp.array([30.0, 1, 1, 1, 1, 1, 1, 1])
+        >>> w = jax.random.normal(jax.random.key(1), (8, 4))
+        >>> m = Moments(x.T @ x / 64, jnp.abs(x).mean(0), jnp.array(64))
+        >>> choice = search_scales(w, m, jnp.array(alpha_grid(0.25)), IntegerFormat(block_size=8))
+        >>> bool(choice.losses[choice.best] < choice.losses[0])    # better than no scaling
+        True
+    """
+    w = w.astype(jnp.float32)
+    w_mean = weight_magnitude(w, fmt.block_size)
+
+    def loss(alpha: Float[Array, ""]) -> Float[Array, ""]:
+        s = awq_scale(moments.a, w_mean, alpha)[:, None]
+        return jnp.sum(output_error(fmt.round_trip(w * s) / s - w, moments.h))
+
+    losses = jax.lax.map(loss, alphas, batch_size=batch_size)
+    best = jnp.argmin(losses)
+    return ScaleChoice(awq_scale(moments.a, w_mean, alphas[best]), best, losses)
+
+
+@partial(jax.jit, static_argnames="block_size")
+def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
+    """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is filled with zeros."""
+    rows = split(split(h, block_size, axis=0), block_size, axis=2)
+    return jnp.moveaxis(jnp.diagonal(rows, axis1=0, axis2=2), -1, 0)
+
+
+@partial(jax.jit, static_argnames="fmt")
+def search_clip(
+    w: Float[Array, "c_in c_out"],
+    h: Float[Array, "c_in c_in"],
+    ratios: Float[Array, "candidates"],
+    fmt: IntegerFormat,
+) -> Float[Array, "n_blocks c_out"]:
+    """AWQ-clip: for each block and column the clip ratio with the least block error ``d' H_bb d``.
+
+    Costs ``2 block c_in c_out`` operations a candidate, and counts every token instead of a sample. Blocks are
+    searched as if independent; a column whose blocks together do worse under the whole of ``h`` than unclipped ones
+    stays unclipped, so no column's output error ever grows.
+
+    Args:
+        w: Weight; for AWQ-full, the scaled one.
+        h: Second moment of the activation; for AWQ-full, of the scaled one: ``diag(1/s) H diag(1/s)``.
+        ratios: Candidates, as `ratio_grid` gives them: 1 first; it wins ties.
+        fmt: The format that the clipped weight is rounded to.
+
+    Returns:
+        The chosen ratio of each block and column.
+
+    Example:
+        >>> x = jax.random.normal(jax.random.key(0), (64, 8))
+        >>> w = jax.random.normal(jax.random.key(1), (8, 4))
+        >>> search_clip(w, x.T @ x / 64, jnp.array(ratio_grid(0.5, 0.05)), IntegerFormat(block_size=4)).shape
+        (2, 4)
+    """
+    w = w.astype(jnp.float32)
+    h_blocks = diagonal_blocks(h, fmt.block_size)
+
+    def block_error(ratio: Float[Array, ""]) -> Float[Array, "n_blocks c_out"]:
+        d = split(fmt.round_trip(w, ratio) - w, fmt.block_size)
+        return jnp.sum(d * jnp.einsum("bij,bjo->bio", h_blocks, d, precision=Precision.HIGHEST), axis=1)
+
+    def step(carry: tuple[Array, Array], ratio: Array) -> tuple[tuple[Array, Array], None]:
+        least, chosen = carry
+        error = block_error(ratio)
+        return (jnp.minimum(error, least), jnp.where(error < least, ratio, chosen)), None
+
+    plain = jnp.ones((h_blocks.shape[0], w.shape[1]), jnp.float32)
+    start = (jnp.full_like(plain, jnp.inf), plain)
+    (_, chosen), _ = jax.lax.scan(step, start, ratios)
+    better = output_error(fmt.round_trip(w, chosen) - w, h) < output_error(fmt.round_trip(w) - w, h)
+    return jnp.where(better, chosen, plain)

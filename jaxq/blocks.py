@@ -1,0 +1,86 @@
+"""Split an axis of an array into blocks of consecutive rows, and join them again."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Shaped
+
+from jaxq.errors import JaxqError
+
+
+def resolve_block_size(dim: int, block_size: int) -> int:
+    """Rows in a block: ``block_size`` itself, or the whole axis for -1 (per channel).
+
+    Args:
+        dim: Length of the axis that is split, at least 1.
+        block_size: Rows a block, at least 1, or -1 for one block that spans the axis.
+
+    Raises:
+        JaxqError: ``block_size`` is 0 or below -1.
+
+    Example:
+        >>> resolve_block_size(300, 128), resolve_block_size(300, -1)
+        (128, 300)
+    """
+    if block_size == -1:
+        return dim
+    if block_size < 1:
+        raise JaxqError(f"block_size is {block_size}: give a positive number of rows, or -1 for one block per channel")
+    return block_size
+
+
+def count_blocks(dim: int, block_size: int) -> int:
+    """Number of blocks on an axis: ``ceil(dim / block_size)``; the last block may be ragged.
+
+    Example:
+        >>> count_blocks(300, 128)
+        3
+    """
+    return -(-dim // resolve_block_size(dim, block_size))
+
+
+def check_axis(ndim: int, axis: int) -> int:
+    """The axis as a non-negative number; refuses one that the array lacks."""
+    if not -ndim <= axis < ndim:
+        raise JaxqError(f"quantize_axis is {axis}: an array of {ndim} dimensions has axes {-ndim} to {ndim - 1}")
+    return axis % ndim
+
+
+def split(w: Shaped[Array, "..."], block_size: int, axis: int = 0) -> Shaped[Array, "..."]:
+    """Blocks of ``w``: the axis ``[dim]`` becomes two, ``[n_blocks, block]``; a ragged end is filled with zeros.
+
+    Args:
+        w: Array of any rank and dtype.
+        block_size: Rows a block, or -1 for one block.
+        axis: The axis to split.
+
+    Example:
+        >>> split(jnp.arange(5), 2).tolist()
+        [[0, 1], [2, 3], [4, 0]]
+    """
+    axis = check_axis(w.ndim, axis)
+    dim = w.shape[axis]
+    block = resolve_block_size(dim, block_size)
+    blocks = count_blocks(dim, block_size)
+    if blocks * block != dim:
+        pads = [(0, 0)] * w.ndim
+        pads[axis] = (0, blocks * block - dim)
+        w = jnp.pad(w, pads)
+    return w.reshape(*w.shape[:axis], blocks, block, *w.shape[axis + 1 :])
+
+
+def join(blocks: Shaped[Array, "..."], dim: int, axis: int = 0) -> Shaped[Array, "..."]:
+    """The inverse of `split`: axes ``[n_blocks, block]`` at ``axis`` become ``[dim]``, the fill cut off.
+
+    Example:
+        >>> join(split(jnp.arange(5), 2), 5).tolist()
+        [0, 1, 2, 3, 4]
+    """
+    shape = blocks.shape
+    axis = check_axis(blocks.ndim - 1, axis)
+    flat = blocks.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
+    return flat if flat.shape[axis] == dim else lax.slice_in_dim(flat, 0, dim, axis=axis)
+
+
+def per_block(s: Shaped[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
+    """``s`` with one value a block, shaped to broadcast against `split`'s result: ``[n_blocks]`` -> ``[n_blocks, 1]``."""
+    return jnp.expand_dims(s, check_axis(s.ndim, axis) + 1)

@@ -1,0 +1,196 @@
+"""Run a model over calibration data, window by window, and keep the second moments of its activations.
+
+Every window runs once per batch, so the whole is one forward pass. What later windows need of a batch waits on disk:
+memory holds one window's weights, one batch and the moments of one window, however many tokens there are.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import onnx_ir as ir
+
+from jaxq.errors import JaxqError
+from jaxq.graph import in_memory
+from jaxq.progress import Progress, silent
+from jaxq.runtime import Session, run, session
+from jaxq.statistics import Moments, MomentSums, accumulate, finish, zero_sums
+from jaxq.windows import Window, plan_windows, window_model
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One input of the model.
+
+    Attributes:
+        feeds: Array of each input name.
+        keep: 1 for real tokens and 0 for padding, [batch, sequence]; None where everything is real.
+    """
+
+    feeds: Mapping[str, np.ndarray]
+    keep: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class WindowRun:
+    """What one window did.
+
+    Attributes:
+        nodes: Number of nodes.
+        weight_bytes: Size of its weights.
+        live: Number of values that it left for later windows.
+        runs: How many times it ran: once a batch.
+        seconds: Wall time, loading included.
+        unmasked: Captured activations whose shape shows no token axis, so that padding counted.
+    """
+
+    nodes: int
+    weight_bytes: int
+    live: int
+    runs: int
+    seconds: float
+    unmasked: tuple[str, ...]
+
+
+def capture_moments(
+    model: ir.Model,
+    wanted: Sequence[ir.Value],
+    batches: Sequence[Batch],
+    keep_moments: Callable[[str, Moments], None],
+    *,
+    max_bytes: int = 64 << 20,
+    progress: Progress = silent,
+) -> list[WindowRun]:
+    """One forward pass of the model; hands over the moments of each wanted activation as soon as it has them.
+
+    Args:
+        model: A model that went through `jaxq.graph.prepare`.
+        wanted: Activations [..., c_in].
+        batches: Calibration data, at least one batch.
+        keep_moments: Called once for each activation, with its name and moments.
+        max_bytes: Weight bytes a window.
+        progress: Told of each batch of each window.
+
+    Raises:
+        JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
+    """
+    if not batches:
+        raise JaxqError("the calibration data has no samples: give at least one")
+    windows = plan_windows(model.graph, wanted, max_bytes)
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
+        spool = _Spool(Path(folder), batches)
+        advance = progress("calibrate", len(batches) * len(windows))
+        for i, window in enumerate(windows):
+            runs.append(_run_window(model, window, spool, keep_moments, advance))
+            spool.keep_only({str(v.name) for later in windows[i + 1 :] for v in later.inputs})
+    for value in wanted:
+        if value.is_graph_input():
+            keep_moments(str(value.name), _input_moments(str(value.name), batches))
+    return runs
+
+
+class _Spool:
+    """Values of each batch that later windows read: the model's inputs, and files for computed ones."""
+
+    def __init__(self, folder: Path, batches: Sequence[Batch]) -> None:
+        self.folder, self.batches = folder, batches
+        self._numbers: dict[str, int] = {}
+
+    def get(self, batch: int, name: str) -> np.ndarray:
+        feeds = self.batches[batch].feeds
+        return feeds[name] if name in feeds else np.load(self._path(batch, name), mmap_mode="r")
+
+    def put(self, batch: int, name: str, array: np.ndarray) -> None:
+        np.save(self._path(batch, name), array)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        for name in self._numbers.keys() - names:
+            for batch in range(len(self.batches)):
+                self._path(batch, name).unlink(missing_ok=True)
+
+    def _path(self, batch: int, name: str) -> Path:
+        number = self._numbers.setdefault(name, len(self._numbers))
+        return self.folder / f"{number}-{batch}.npy"
+
+
+def _run_window(
+    model: ir.Model,
+    window: Window,
+    spool: _Spool,
+    keep_moments: Callable[[str, Moments], None],
+    advance: Callable[[], None],
+) -> WindowRun:
+    start = time.perf_counter()
+    runner = _load(model, window, spool)
+    inputs = [str(v.name) for v in window.inputs]
+    captures = [str(v.name) for v in window.captures]
+    outputs = [str(v.name) for v in dict.fromkeys((*window.captures, *window.live))]
+    live = {str(v.name) for v in window.live}
+    sums: dict[str, MomentSums] = {}
+    unmasked: set[str] = set()
+    count = len(spool.batches)
+    for i in range(count):
+        values = run(runner, outputs, {name: spool.get(i, name) for name in inputs})
+        for name in live:
+            spool.put(i, name, values[name].numpy())
+        for name in captures:
+            x = jnp.from_dlpack(values[name])
+            keep, masked = token_mask(x.shape, spool.batches[i].keep)
+            if not masked:
+                unmasked.add(name)
+            old = sums.pop(name, None)
+            sums[name] = accumulate(old or zero_sums(x.shape[-1]), x.reshape(-1, x.shape[-1]), jnp.asarray(keep))
+        advance()
+    for name in captures:
+        keep_moments(name, checked(name, finish(sums.pop(name))))
+    seconds = time.perf_counter() - start
+    return WindowRun(len(window.nodes), window.weight_bytes, len(live), count, seconds, tuple(sorted(unmasked)))
+
+
+def token_mask(shape: tuple[int, ...], keep: np.ndarray | None) -> tuple[np.ndarray, bool]:
+    """Which rows of an activation [..., c_in] are real tokens, flat, and whether the mask could be applied.
+
+    Example:
+        >>> token_mask((1, 3, 8), np.array([[1, 1, 0]]))[0].tolist()
+        [1.0, 1.0, 0.0]
+    """
+    rows = int(np.prod(shape[:-1]))
+    if keep is None or keep.all():
+        return np.ones(rows, np.float32), True
+    if shape[:-1] == keep.shape or shape[:-1] == (keep.size,):
+        return keep.ravel().astype(np.float32), True
+    return np.ones(rows, np.float32), False
+
+
+def checked(name: str, moments: Moments) -> Moments:
+    """The moments, if they are finite."""
+    if not bool(jnp.isfinite(moments.h).all()):
+        raise JaxqError(f"activation {name!r} is NaN or infinite on the calibration data: mend the model or the data")
+    return moments
+
+
+def _load(model: ir.Model, window: Window, spool: _Spool) -> Session:
+    part = window_model(window, model.ir_version, model.opset_imports, list(model.functions.values()))
+    for value in part.graph.inputs:
+        # Files need not say the types of inner values; the arrays at hand do.
+        array = spool.get(0, str(value.name))
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        value.shape = ir.Shape([None] * array.ndim)
+    for value in part.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = in_memory(value)
+    return session(ir.to_proto(part).SerializeToString())
+
+
+def _input_moments(name: str, batches: Sequence[Batch]) -> Moments:
+    sums = zero_sums(batches[0].feeds[name].shape[-1])
+    for batch in batches:
+        x = batch.feeds[name]
+        keep, _ = token_mask(x.shape, batch.keep)
+        sums = accumulate(sums, jnp.asarray(x.reshape(-1, x.shape[-1])), jnp.asarray(keep))
+    return checked(name, finish(sums))

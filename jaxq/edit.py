@@ -1,0 +1,28 @@
+"""Small edits of an ONNX graph that several modules need."""
+
+import numpy as np
+import onnx_ir as ir
+
+
+def new_initializer(graph: ir.Graph, name: str, tensor: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """A new initializer with a name that nothing in the graph has."""
+    name = unique_name(graph, name)
+    if isinstance(tensor, np.ndarray):
+        tensor = ir.Tensor(np.ascontiguousarray(tensor), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def unique_name(graph: ir.Graph, name: str) -> str:
+    """``name``, or with a number behind it where the graph has an initializer of that name."""
+    taken = graph.initializers
+    if name not in taken:
+        return name
+    return next(f"{name}_{i}" for i in range(len(taken) + 1) if f"{name}_{i}" not in taken)
+
+
+def drop_unused(graph: ir.Graph, value: ir.Value) -> None:
+    """Removes an initializer that no node reads any more."""
+    if not value.uses() and not value.is_graph_output():
+        del graph.initializers[str(value.name)]

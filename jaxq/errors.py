@@ -1,0 +1,8 @@
+"""The one exception that jaxq raises for bad input."""
+
+
+class JaxqError(ValueError):
+    """Bad input, said in one sentence: the offending value and what to do.
+
+    The command line prints the sentence and exits with code 2; library users can catch it as a ``ValueError``.
+    """

@@ -1,0 +1,217 @@
+"""What of an ONNX graph can be quantized: weights, their siblings, and why the others are left alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from jaxq.errors import JaxqError
+
+FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+_QUANTIZED_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A weight that can be quantized, with the nodes that multiply by it.
+
+    Attributes:
+        weight: The initializer, stored [c_in, c_out], or [c_out, c_in] if ``transposed``.
+        nodes: MatMul or Gemm nodes with the weight as their second input.
+        c_in, c_out: Rows of the weight in ``y = x W``, and its columns.
+        transposed: The nodes are Gemm with ``transB=1``.
+    """
+
+    weight: ir.Value
+    nodes: tuple[ir.Node, ...]
+    c_in: int
+    c_out: int
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """The weight's name: unique in a graph, and present where node names are not."""
+        return str(self.weight.name)
+
+    @property
+    def activations(self) -> tuple[ir.Value, ...]:
+        """The values ``x`` that the nodes multiply, without repetition; one, unless the weight is shared."""
+        values = [node.inputs[0] for node in self.nodes]
+        return tuple(dict.fromkeys(v for v in values if v is not None))
+
+    def array(self) -> np.ndarray:
+        """A copy of the weight as [c_in, c_out]; the file it lies in is not kept in memory.
+
+        Raises:
+            JaxqError: a weight is NaN or infinite.
+        """
+        w = read_weight(self.weight)
+        if bad := w.size - int(np.isfinite(w).sum()):
+            raise JaxqError(f"weight {self.name!r} has {bad} values that are NaN or infinite: mend or exclude it")
+        return np.ascontiguousarray(w.T) if self.transposed else w
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A float weight that is left alone, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Sites that read the same activation, in graph order; or one site that reads several (a shared weight)."""
+
+    sites: tuple[Site, ...]
+    activations: tuple[ir.Value, ...]
+
+    @property
+    def name(self) -> str:
+        """The first activation's name."""
+        return str(self.activations[0].name)
+
+
+def prepare(model: ir.Model) -> None:
+    """Brings a model, in place, to the shape that the other functions expect; its results stay the same.
+
+    Constants become initializers, initializers are no longer inputs (onnxruntime fuses neither otherwise), nodes and
+    values have names, and nodes stand in topological order.
+    """
+    for step in (
+        passes.LiftConstantsToInitializersPass(),
+        passes.RemoveInitializersFromInputsPass(),
+        passes.NameFixPass(),
+        passes.TopologicalSortPass(),
+    ):
+        step(model)
+
+
+def find_sites(graph: ir.Graph, exclude: Sequence[str] = ()) -> tuple[list[Site], list[Declined]]:
+    """The weights that can be quantized, in graph order, and all other float weights with the reason.
+
+    Args:
+        graph: Main graph of a model that went through `prepare`.
+        exclude: Patterns as in a shell (``*lm_head*``), compared with weight and node names.
+    """
+    order = {node: i for i, node in enumerate(graph)}
+    sites: list[Site] = []
+    declined: list[Declined] = []
+    for weight in _float_weights(graph):
+        reason = _why_not(weight, graph) or _excluded(weight, exclude)
+        if reason is None:
+            sites.append(_site(weight))
+        else:
+            declined.append(_declined(weight, reason))
+    for subgraph in graph.subgraphs():
+        if subgraph is not graph:
+            declined += [_declined(w, "it lies in a subgraph (If, Loop or Scan)") for w in _float_weights(subgraph)]
+    return sorted(sites, key=lambda site: order[site.nodes[0]]), declined
+
+
+def unmatched(declined: Sequence[Declined], exclude: Sequence[str]) -> list[str]:
+    """Patterns of ``exclude`` that excluded nothing: misspelt, perhaps."""
+    reasons = {d.reason for d in declined}
+    return [p for p in exclude if _pattern_reason(p) not in reasons]
+
+
+def sibling_groups(sites: Sequence[Site]) -> list[Group]:
+    """Sites grouped by the activation that they read, in graph order."""
+    groups: dict[tuple[ir.Value, ...], list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.activations, []).append(site)
+    return [Group(tuple(members), activations) for activations, members in groups.items()]
+
+
+def read_weight(weight: ir.Value) -> np.ndarray:
+    """A copy of an initializer; if it is memory-mapped, the mapping is closed again."""
+    tensor = weight.const_value
+    assert tensor is not None
+    array = np.array(tensor.numpy())
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return array
+
+
+def in_memory(weight: ir.Value) -> ir.TensorProtocol:
+    """A tensor with a memory-mapped initializer's values that needs no file beside the model; read when it is saved."""
+    tensor = weight.const_value
+    assert tensor is not None
+    source = ir.Value(name=weight.name, const_value=tensor)
+    shape = ir.Shape(tensor.shape)
+    return ir.LazyTensor(lambda: ir.Tensor(read_weight(source)), tensor.dtype, shape, name=weight.name)
+
+
+def attribute(node: ir.Node, name: str, default: float) -> float:
+    """A number among the node's attributes, or its default."""
+    attr = node.attributes.get(name)
+    return default if attr is None else attr.value
+
+
+def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
+    for value in graph.initializers.values():
+        if value.const_value is not None and value.dtype in FLOAT_TYPES and value.const_value.size > 1:
+            yield value
+
+
+def _why_not(weight: ir.Value, graph: ir.Graph) -> str | None:
+    assert weight.const_value is not None
+    rank = len(weight.const_value.shape)
+    uses = weight.uses()
+    if not uses:
+        return "no node reads it"
+    if weight.is_graph_output():
+        return "it is an output of the model"
+    if rank == 1:
+        return "a vector (bias, norm or constant)"
+    for node, index in uses:
+        if node.graph is not graph:
+            return "it is read inside a subgraph (If, Loop or Scan)"
+        if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm") or index != 1:
+            return f"read by {node.op_type} as input {index}: the second input of MatMul and Gemm can be quantized"
+        if node.op_type == "Gemm" and (reason := _why_not_gemm(node)):
+            return reason
+    if rank != 2:
+        return f"a stack of matrices of rank {rank}: a matrix can be quantized"
+    if len({bool(attribute(node, "transB", 0)) for node, _ in uses}) > 1:
+        return "shared by Gemm nodes with and without transB"
+    if weight.dtype not in _QUANTIZED_TYPES:
+        return f"its type is {weight.dtype}: float32 and float16 can be quantized"
+    return None
+
+
+def _why_not_gemm(node: ir.Node) -> str | None:
+    for name, plain in (("transA", 0), ("alpha", 1.0), ("beta", 1.0)):
+        if (value := attribute(node, name, plain)) != plain:
+            return f"read by a Gemm with {name}={value:g}"
+    return None
+
+
+def _pattern_reason(pattern: str) -> str:
+    return f"excluded by the pattern {pattern!r}"
+
+
+def _excluded(weight: ir.Value, exclude: Sequence[str]) -> str | None:
+    names = [str(weight.name), *(str(node.name) for node, _ in weight.uses())]
+    for pattern in exclude:
+        if any(fnmatchcase(name, pattern) for name in names):
+            return _pattern_reason(pattern)
+    return None
+
+
+def _site(weight: ir.Value) -> Site:
+    assert weight.const_value is not None
+    nodes = tuple(node for node, _ in weight.uses())
+    transposed = bool(attribute(nodes[0], "transB", 0))
+    rows, columns = (int(d) for d in weight.const_value.shape.numpy())
+    return Site(weight, nodes, columns if transposed else rows, rows if transposed else columns, transposed)
+
+
+def _declined(weight: ir.Value, reason: str) -> Declined:
+    assert weight.const_value is not None
+    return Declined(str(weight.name), tuple(weight.const_value.shape.numpy()), weight.const_value.nbytes, reason)

@@ -1,0 +1,100 @@
+"""Read and write ONNX files: inputs are never touched, outputs appear whole or not at all."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from google.protobuf.message import DecodeError
+from onnxscript.version_converter import convert_version
+
+from jaxq.errors import JaxqError
+from jaxq.graph import in_memory
+from jaxq.lazy_load import load_lazily
+from jaxq.store import hash_files
+
+
+def load_model(path: Path) -> ir.Model:
+    """The model of an ONNX file; external data stays on disk, memory-mapped.
+
+    Raises:
+        JaxqError: the file is missing, cannot be read, or is not an ONNX model.
+    """
+    if not path.is_file():
+        raise JaxqError(f"model file {str(path)!r} does not exist: give the path of an .onnx file")
+    try:
+        model = load_lazily(path)
+    except PermissionError as error:
+        raise JaxqError(f"model file {str(path)!r} cannot be read: permission denied") from error
+    except (DecodeError, ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise JaxqError(f"model file {str(path)!r} is not an ONNX model that can be read") from error
+    if not model.graph.num_nodes():
+        raise JaxqError(f"model file {str(path)!r} is not an ONNX model with nodes")
+    for file in data_files(path, model):
+        if not file.is_file():
+            raise JaxqError(f"model file {str(path)!r} keeps weights in {str(file)!r}, which does not exist")
+    return model
+
+
+def data_files(path: Path, model: ir.Model) -> list[Path]:
+    """Files beside the model that hold its external data, sorted."""
+    tensors = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
+    files = {path.parent / t.location for t in tensors if isinstance(t, ir.ExternalTensor)}
+    return sorted(files - {path.parent / path.name})
+
+
+def hash_model(path: Path, model: ir.Model) -> str:
+    """SHA-256 over a model's file and its external data."""
+    return hash_files([path, *data_files(path, model)])
+
+
+def file_bytes(path: Path) -> int:
+    """Size of a model's file and of the external data that jaxq writes beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
+    """Converts a model, in place, to at least these versions of the operators and the file format.
+
+    Raises:
+        JaxqError: an operator cannot be converted.
+    """
+    old = model.opset_imports.get("", opset)
+    if old < opset:
+        try:
+            convert_version(model, opset, fallback=True)
+        except Exception as error:  # the converter raises many kinds
+            raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: {error}") from error
+        if model.opset_imports.get("", 0) < opset:
+            raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: an operator has no conversion")
+    model.ir_version = max(model.ir_version, ir_version)
+
+
+def save_model(model: ir.Model, path: Path, external_above: int) -> None:
+    """Writes a model, with its weights in ``<name>.data`` beside it if they take more than ``external_above`` bytes.
+
+    Raises:
+        JaxqError: the folder cannot be written, or the disk is full.
+    """
+    passes.NameFixPass()(model)
+    tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
+    external = sum(t.nbytes for t in tensors if t is not None) > external_above
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".jaxq-", dir=path.parent))
+    except OSError as error:
+        raise JaxqError(f"cannot write to {str(path.parent)!r}: {error.strerror}") from error
+    try:
+        if not external:  # what still lies in the source file has to move into this one
+            for value in (v for graph in model.graphs() for v in graph.initializers.values()):
+                if isinstance(value.const_value, ir.ExternalTensor):
+                    value.const_value = in_memory(value)
+        ir.save(model, folder / path.name, external_data=f"{path.name}.data" if external else None)
+        for part in sorted(folder.iterdir(), reverse=True):  # the data first: the model file is whole once it is there
+            part.replace(path.with_name(part.name))
+    except OSError as error:
+        raise JaxqError(f"cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""Two 4-bit codes a byte, the first in the low half, as ONNX stores INT4 and UINT4."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, UInt8
+
+
+@jax.jit
+def pack_int4(q: Int[Array, "..."]) -> UInt8[Array, "bytes"]:
+    """Bytes of 4-bit codes: byte ``i`` is ``q[2i] & 15 | (q[2i + 1] & 15) << 4`` over the flattened array.
+
+    Args:
+        q: Codes in [-8, 7] or [0, 15], of any shape; an odd count is filled with a zero.
+
+    Returns:
+        ``ceil(q.size / 2)`` bytes.
+
+    Source: the ONNX specification of INT4 and UINT4 tensors.
+
+    Example:
+        >>> pack_int4(jnp.array([1, -1, 7], jnp.int8)).tolist()
+        [241, 7]
+    """
+    flat = q.ravel().astype(jnp.uint8) & 15
+    if flat.size % 2:
+        flat = jnp.append(flat, jnp.uint8(0))
+    pairs = flat.reshape(-1, 2)
+    return pairs[:, 0] | (pairs[:, 1] << 4)
+
+
+def unpack_int4(packed: UInt8[Array, "bytes"], shape: tuple[int, ...], signed: bool) -> Int[Array, "..."]:
+    """The inverse of `pack_int4`: int8 codes in [-8, 7] if ``signed``, else uint8 in [0, 15].
+
+    Args:
+        packed: Bytes as `pack_int4` gives them.
+        shape: Shape of the codes.
+        signed: Which of the two types the bytes hold.
+
+    Example:
+        >>> unpack_int4(jnp.array([241, 7], jnp.uint8), (3,), signed=True).tolist()
+        [1, -1, 7]
+    """
+    size = 1
+    for dim in shape:
+        size *= dim
+    nibbles = jnp.stack([packed & 15, packed >> 4], axis=1).ravel()[:size].reshape(shape)
+    if not signed:
+        return nibbles
+    codes = nibbles.astype(jnp.int8)
+    return jnp.where(codes > 7, codes - 16, codes)

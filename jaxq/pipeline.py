@@ -1,0 +1,181 @@
+"""From an ONNX file to its quantized copy: sites, moments, method, form, file. No printing, no Hydra."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from jaxq.capture import Batch, WindowRun, capture_moments
+from jaxq.errors import JaxqError
+from jaxq.fold import Fold, divide_vectors, find_fold, insert_division
+from jaxq.forms import Form, find_form
+from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
+from jaxq.groups import GroupResult, quantize_group
+from jaxq.methods import MethodSpec, find_method
+from jaxq.model_file import data_files, file_bytes, hash_model, load_model, raise_opset, save_model
+from jaxq.progress import Progress, silent
+from jaxq.results import Clock, Layer, Outcome
+from jaxq.statistics import Moments, mean_moments
+from jaxq.store import MomentStore, hash_arrays
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do to a model.
+
+    Attributes:
+        source: The ONNX file.
+        target: Where the quantized one goes.
+        method: The method and the format.
+        form: A key of `jaxq.forms.FORMS`.
+        exclude: Patterns of weight or node names to leave alone.
+        cache: Folder for moments; what is there of the same model and data is used.
+        window_bytes: Weight bytes in memory at a time during calibration.
+        external_above: Weights of more bytes than this go to a file of their own.
+    """
+
+    source: Path
+    target: Path
+    method: MethodSpec
+    form: str
+    exclude: tuple[str, ...]
+    cache: Path
+    window_bytes: int = 64 << 20
+    external_above: int = 1 << 30
+
+
+def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress = silent) -> Outcome:
+    """Writes the quantized copy of a model.
+
+    Args:
+        job: What to do.
+        batches: Calibration data; may be empty for methods that need none.
+        progress: Told of each step.
+
+    Returns:
+        What was done to every weight, and what it took.
+
+    Raises:
+        JaxqError: the input is bad; nothing is written then.
+    """
+    form = _check(job, batches)
+    clock = Clock()
+    with clock.phase("load"):
+        model = load_model(job.source)
+        model_hash = hash_model(job.source, model)
+        source_bytes = sum(p.stat().st_size for p in (job.source, *data_files(job.source, model)))
+        prepare(model)
+        sites, declined = find_sites(model.graph, job.exclude)
+        if not sites:
+            raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
+        groups = sibling_groups(sites)
+        quantized_bytes = sum(_nbytes(site) for site in sites)
+    data_hash = hash_arrays(batch.feeds for batch in batches) if batches else ""
+    store = MomentStore(job.cache, model_hash, data_hash)
+    with clock.phase("calibrate"):
+        found, windows = _calibrate(model, groups, batches, store, job.window_bytes, progress)
+    with clock.phase("search"):
+        results = _search(groups, store if batches else None, job.method, progress)
+    with clock.phase("write"):
+        layers = _write(model, results, form, job)
+    return Outcome(
+        layers=layers,
+        declined=tuple(declined),
+        unmatched=tuple(unmatched(declined, job.exclude)),
+        windows=tuple(windows),
+        moments_found=found,
+        tokens=max((result.tokens for result in results), default=0),
+        model_hash=model_hash,
+        data_hash=data_hash,
+        source_bytes=source_bytes,
+        target_bytes=file_bytes(job.target),
+        quantized_bytes=quantized_bytes,
+        weight_bytes=quantized_bytes + sum(d.nbytes for d in declined),
+        bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.c_in * x.c_out for x in layers),
+        phases=tuple(clock.phases),
+    )
+
+
+def _check(job: Job, batches: Sequence[Batch]) -> Form:
+    method = find_method(job.method.name)
+    form = find_form(job.form, job.method.fmt)
+    if method.unscaled and not form.scaled:
+        raise JaxqError(f"form {job.form} keeps the float weights, but {job.method.name} scales them: take form=dq")
+    if method.needs_data and not batches:
+        raise JaxqError(f"method {job.method.name} needs calibration data and there is none: give some, or take rtn_dq")
+    if job.target.resolve() == job.source.resolve():
+        raise JaxqError(f"the target {str(job.target)!r} is the source, which is never changed: give another path")
+    return form
+
+
+def _reasons(declined: Sequence[Declined]) -> str:
+    if not declined:
+        return "it holds no float weights"
+    reasons = dict.fromkeys(d.reason for d in sorted(declined, key=lambda d: -d.nbytes))
+    return "; ".join(list(reasons)[:3])
+
+
+def _nbytes(site: Site) -> int:
+    assert site.weight.const_value is not None
+    return site.weight.const_value.nbytes
+
+
+def _calibrate(
+    model: ir.Model,
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    store: MomentStore,
+    window_bytes: int,
+    progress: Progress,
+) -> tuple[int, list[WindowRun]]:
+    """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
+    if not batches:
+        return 0, []
+    wanted = list(dict.fromkeys(value for group in groups for value in group.activations))
+    missing = [value for value in wanted if str(value.name) not in store]
+    windows = capture_moments(model, missing, batches, store.put, max_bytes=window_bytes, progress=progress)
+    return len(wanted) - len(missing), windows
+
+
+def _search(
+    groups: Sequence[Group], store: MomentStore | None, spec: MethodSpec, progress: Progress
+) -> list[GroupResult]:
+    advance = progress("search", len(groups))
+    results = []
+    for group in groups:
+        results.append(quantize_group(group, _moments(group, store), spec))
+        advance()
+    return results
+
+
+def _moments(group: Group, store: MomentStore | None) -> Moments | None:
+    if store is None:
+        return None
+    return mean_moments([store.get(str(value.name)) for value in group.activations])
+
+
+def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job) -> tuple[Layer, ...]:
+    """Puts the results into the graph and writes the file."""
+    raise_opset(model, form.opset, form.ir_version)
+    sites = [site for result in results for site in result.group.sites]
+    folds = {result: find_fold(result.group, sites) for result in results if result.scaled}
+    divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
+    layers = []
+    for result in results:
+        where = _divide_activation(model.graph, result, folds[result]) if result.scaled else ""
+        for site, weight, layer in zip(result.group.sites, result.weights, result.layers, strict=True):
+            if (divisor := divisors.get(site.weight)) is not None:
+                weight = replace(weight, s=(weight.s / divisor).astype(weight.s.dtype))
+            form.write(model.graph, site, weight)
+            layers.append(replace(layer, fold=where))
+    save_model(model, job.target, job.external_above)
+    return tuple(layers)
+
+
+def _divide_activation(graph: ir.Graph, result: GroupResult, fold: Fold | None) -> str:
+    if fold is None:
+        insert_division(graph, result.group, result.s)
+        return "Mul"
+    divide_vectors(graph, fold, result.s)
+    return str(fold)

@@ -1,0 +1,118 @@
+"""What the pipeline reports: plain frozen records, ready for a file or a table."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from jaxq.capture import WindowRun
+from jaxq.graph import Declined
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantized weight.
+
+    Attributes:
+        name, nodes: The weight and the nodes that multiply by it.
+        activation: What they multiply.
+        c_in, c_out: Its shape.
+        num_bits, block_size: Its format.
+        nbytes: Bytes in the file, scales included.
+        loss: Mean over calibration tokens of the squared output error, summed over columns; None without data.
+        loss_rtn: The same for plain round to nearest in the same format.
+        relative_output_error: ``sqrt(loss / output energy)``.
+        sqnr_db: Weight energy over the energy of its error, in dB.
+        alpha: AWQ's alpha; None without scaling.
+        fold: Where the activation's division went: "vector" (a norm's weight), "weight" (the linear layer before),
+            "Mul" (a new node), or "" without scaling.
+        clip_mean, clip_min: Mean and least clip ratio of its blocks.
+        clip_share: Share of blocks that are clipped.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    activation: str
+    c_in: int
+    c_out: int
+    num_bits: int
+    block_size: int
+    nbytes: int
+    loss: float | None
+    loss_rtn: float | None
+    relative_output_error: float | None
+    sqnr_db: float | None
+    alpha: float | None
+    fold: str
+    clip_mean: float
+    clip_min: float
+    clip_share: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Seconds that a phase took, and the process's peak memory at its end."""
+
+    name: str
+    seconds: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `quantize_model` did.
+
+    Attributes:
+        layers: Quantized weights, in graph order.
+        declined: Float weights left alone, with reasons.
+        unmatched: Exclude patterns that excluded nothing.
+        windows: Runs of the calibration; empty if there was none or all moments were on disk.
+        moments_found: Number of activations whose moments were on disk already.
+        tokens: Real tokens of calibration.
+        model_hash, data_hash: SHA-256 of the source file and of the calibration data ("" without).
+        source_bytes, target_bytes: File sizes, external data included.
+        quantized_bytes: Bytes that the quantized weights had in the source.
+        weight_bytes: Bytes of all float weights in the source.
+        bits_per_weight: Mean over quantized weights, scales and zero points included.
+        phases: Time and memory.
+    """
+
+    layers: tuple[Layer, ...]
+    declined: tuple[Declined, ...]
+    unmatched: tuple[str, ...]
+    windows: tuple[WindowRun, ...]
+    moments_found: int
+    tokens: int
+    model_hash: str
+    data_hash: str
+    source_bytes: int
+    target_bytes: int
+    quantized_bytes: int
+    weight_bytes: int
+    bits_per_weight: float
+    phases: tuple[Phase, ...]
+
+
+@dataclass
+class Clock:
+    """Collects phases."""
+
+    phases: list[Phase] = field(default_factory=list)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times a ``with`` block."""
+        start = perf_counter()
+        yield
+        self.phases.append(Phase(name, perf_counter() - start, peak_mb()))
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held so far, in MB (10^6 bytes); NaN where the system does not say."""
+    if sys.platform == "win32":
+        return float("nan")
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

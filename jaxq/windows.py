@@ -1,0 +1,127 @@
+"""Cut a graph into windows of bounded weight size that run one after the other, each once over the data."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from jaxq.errors import JaxqError
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A run of consecutive nodes.
+
+    Attributes:
+        nodes: In topological order.
+        inputs: Values that the nodes read from the model's inputs or from earlier windows.
+        captures: Activations, computed here or read here first, that were asked for.
+        live: Values computed here, or passed through, that later windows read.
+        weight_bytes: Size of the initializers that the nodes read.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    captures: tuple[ir.Value, ...]
+    live: tuple[ir.Value, ...]
+    weight_bytes: int
+
+
+def plan_windows(graph: ir.Graph, wanted: Sequence[ir.Value], max_bytes: int) -> list[Window]:
+    """Windows that compute the wanted values, and nothing else.
+
+    Each window holds at most ``max_bytes`` of weights (more only where a single node does), and ends where, in the
+    second half of that budget, the fewest values are alive.
+
+    Args:
+        graph: A graph in topological order.
+        wanted: Values to compute; inputs of the graph among them need no window.
+        max_bytes: Weight bytes a window.
+    """
+    if max_bytes < 1:
+        raise JaxqError(f"the window size is {max_bytes} bytes: give a positive number")
+    nodes = _ancestors(graph, wanted)
+    last_read = {value: i for i, node in enumerate(nodes) for value in _reads(node)}
+    alive = _count_alive(nodes, last_read)
+    windows: list[Window] = []
+    start = 0
+    while start < len(nodes):
+        stop = _next_cut(nodes, start, max_bytes, alive)
+        windows.append(_window(nodes[start:stop], wanted, {v for v, last in last_read.items() if last >= stop}))
+        start = stop
+    return windows
+
+
+def window_model(window: Window, ir_version: int, opsets: Mapping[str, int], functions: Sequence[ir.Function]) -> ir.Model:
+    """The window as a model of its own; it shares the weights' memory with the whole."""
+    outputs = [*window.captures, *(v for v in window.live if v not in window.captures)]
+    view = ir.GraphView(
+        window.inputs,
+        outputs,
+        nodes=window.nodes,
+        initializers=_initializers(window.nodes),
+        opset_imports=dict(opsets),
+        name="window",
+    )
+    return ir.Model(view.clone(), ir_version=ir_version, functions=functions)
+
+
+def _ancestors(graph: ir.Graph, wanted: Sequence[ir.Value]) -> list[ir.Node]:
+    needed = {v.producer() for v in wanted}
+    for node in reversed(list(graph)):
+        if node in needed:
+            needed.update(v.producer() for v in _reads(node))
+    return [node for node in graph if node in needed]
+
+
+def _reads(node: ir.Node) -> Iterator[ir.Value]:
+    """Values from the node's own graph that it reads, those read inside its subgraphs included."""
+    yield from (v for v in node.inputs if v is not None)
+    for attr in node.attributes.values():
+        graphs = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else []
+        graphs += attr.as_graphs() if attr.type == ir.AttributeType.GRAPHS else []
+        for graph in graphs:
+            for inner in graph:
+                yield from (v for v in _reads(inner) if v.graph is node.graph)
+
+
+def _initializers(nodes: Sequence[ir.Node]) -> list[ir.Value]:
+    return list(dict.fromkeys(v for node in nodes for v in _reads(node) if v.is_initializer()))
+
+
+def _count_alive(nodes: Sequence[ir.Node], last_read: Mapping[ir.Value, int]) -> np.ndarray:
+    """For each cut ``i`` (before node ``i``): how many values computed before it are read at or after it."""
+    change = np.zeros(len(nodes) + 2, np.int64)
+    for i, node in enumerate(nodes):
+        for value in node.outputs:
+            last = last_read.get(value, -1)
+            if last > i:
+                change[i + 1] += 1
+                change[last + 1] -= 1
+    return np.cumsum(change)
+
+
+def _next_cut(nodes: Sequence[ir.Node], start: int, max_bytes: int, alive: np.ndarray) -> int:
+    seen: set[ir.Value] = set()
+    total, candidates = 0, []
+    for i in range(start, len(nodes)):
+        new = [v for v in _initializers(nodes[i : i + 1]) if v not in seen and v.const_value is not None]
+        seen.update(new)
+        total += sum(v.const_value.nbytes for v in new if v.const_value is not None)
+        if total > max_bytes and i > start:
+            return min(candidates, key=lambda cut: (alive[cut], -cut)) if candidates else i
+        if 2 * total >= max_bytes:
+            candidates.append(i + 1)
+    return len(nodes)
+
+
+def _window(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], later: Collection[ir.Value]) -> Window:
+    outputs = [v for node in nodes for v in node.outputs]
+    own = set(outputs)
+    reads = dict.fromkeys(v for node in nodes for v in _reads(node))
+    inputs = tuple(v for v in reads if v not in own and not v.is_initializer())
+    captures = tuple(v for v in wanted if v in own)
+    live = tuple(v for v in outputs if v in later)
+    weight_bytes = sum(v.const_value.nbytes for v in _initializers(nodes) if v.const_value is not None)
+    return Window(tuple(nodes), inputs, captures, live, weight_bytes)
