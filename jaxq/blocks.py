@@ -82,5 +82,5 @@ def join(blocks: Shaped[Array, "..."], dim: int, axis: int = 0) -> Shaped[Array,
 
 
 def per_block(s: Shaped[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
-    """``s`` with one value a block, shaped to broadcast against `split`'s result: ``[n_blocks]`` -> ``[n_blocks, 1]``."""
+    """``s``, one value a block, shaped to broadcast against `split`'s result: ``[n_blocks]`` -> ``[n_blocks, 1]``."""
     return jnp.expand_dims(s, check_axis(s.ndim, axis) + 1)

@@ -9,7 +9,8 @@ def new_initializer(graph: ir.Graph, name: str, tensor: np.ndarray | ir.TensorPr
     name = unique_name(graph, name)
     if isinstance(tensor, np.ndarray):
         tensor = ir.Tensor(np.ascontiguousarray(tensor), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -123,7 +123,7 @@ def _fold_vectors(node: ir.Node, indices: Iterable[int], channels: int) -> Fold 
     for _, i in uses:
         value = node.inputs[i]
         tensor = value.const_value if value is not None else None
-        if tensor is None or tensor.size != channels or int(tensor.shape[-1]) != channels:
+        if tensor is None or tensor.size != channels or tensor.shape.numpy()[-1] != channels:
             return None
     return Fold(vectors=tuple(uses)) if uses else None
 

@@ -143,7 +143,7 @@ def in_memory(weight: ir.Value) -> ir.TensorProtocol:
     tensor = weight.const_value
     assert tensor is not None
     source = ir.Value(name=weight.name, const_value=tensor)
-    shape = ir.Shape(tensor.shape)
+    shape = ir.Shape(tensor.shape.numpy())
     return ir.LazyTensor(lambda: ir.Tensor(read_weight(source)), tensor.dtype, shape, name=weight.name)
 
 

@@ -71,7 +71,9 @@ def _stored(choice: Choice, site: Site, columns: slice, fmt: IntegerFormat) -> S
 
 
 def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, errors: Errors, columns: slice) -> Layer:
-    loss, loss_rtn, output_energy = (_total(e, columns) for e in (errors.output, errors.output_rtn, errors.output_energy))
+    loss, loss_rtn, output_energy = (
+        _total(e, columns) for e in (errors.output, errors.output_rtn, errors.output_energy)
+    )
     noise, energy = _total(errors.weight, columns), _total(errors.weight_energy, columns)
     ratio = np.asarray(choice.clip_ratio[:, columns])
     alpha = float(choice.alpha)

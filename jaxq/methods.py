@@ -28,7 +28,7 @@ class MethodSpec:
     """
 
     name: str
-    fmt: IntegerFormat = IntegerFormat()
+    fmt: IntegerFormat
     alpha_step: float = 0.1
     min_alpha: float = 0.5
     clip_step: float = 0.05

@@ -165,9 +165,8 @@ def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job
     for result in results:
         where = _divide_activation(model.graph, result, folds[result]) if result.scaled else ""
         for site, weight, layer in zip(result.group.sites, result.weights, result.layers, strict=True):
-            if (divisor := divisors.get(site.weight)) is not None:
-                weight = replace(weight, s=(weight.s / divisor).astype(weight.s.dtype))
-            form.write(model.graph, site, weight)
+            divisor = divisors.get(site.weight)
+            form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
             layers.append(replace(layer, fold=where))
     save_model(model, job.target, job.external_above)
     return tuple(layers)

@@ -10,7 +10,9 @@ from jaxq.errors import JaxqError
 try:
     import onnxruntime as ort
 except ImportError as error:
-    raise JaxqError("onnxruntime is not installed: install jaxq with its extra cpu or cuda12, as in jaxq[cpu]") from error
+    raise JaxqError(
+        "onnxruntime is not installed: install jaxq with its extra cpu or cuda12, as in jaxq[cpu]"
+    ) from error
 
 Session = ort.InferenceSession
 VERSION: str = ort.__version__

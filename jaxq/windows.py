@@ -53,7 +53,9 @@ def plan_windows(graph: ir.Graph, wanted: Sequence[ir.Value], max_bytes: int) ->
     return windows
 
 
-def window_model(window: Window, ir_version: int, opsets: Mapping[str, int], functions: Sequence[ir.Function]) -> ir.Model:
+def window_model(
+    window: Window, ir_version: int, opsets: Mapping[str, int], functions: Sequence[ir.Function]
+) -> ir.Model:
     """The window as a model of its own; it shares the weights' memory with the whole."""
     outputs = [*window.captures, *(v for v in window.live if v not in window.captures)]
     view = ir.GraphView(

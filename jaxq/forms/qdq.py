@@ -19,6 +19,8 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     codes = ir.Value(name=f"{site.name}_quantized", type=ir.TensorType(weight.dtype))
     codes.shape = ir.Shape([site.c_in, site.c_out])
     how = attrs if weight.zp is not None else [*attrs, ir.AttrInt64("output_dtype", int(weight.dtype))]
-    node = ir.Node("", "QuantizeLinear", [source, *parameters], how, outputs=[codes], name=f"{site.name}_QuantizeLinear")
+    node = ir.Node(
+        "", "QuantizeLinear", [source, *parameters], how, outputs=[codes], name=f"{site.name}_QuantizeLinear"
+    )
     graph.insert_before(site.nodes[0], node)
     replace_weight(graph, site, codes, parameters, attrs)

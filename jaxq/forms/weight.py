@@ -1,6 +1,6 @@
 """A quantized weight as files hold it, and the nodes that stand for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +41,10 @@ class StoredWeight:
         zero_points = 0 if self.zp is None else -(-self.zp.size * self.dtype.bitwidth // 8)
         return self.codes.nbytes + self.s.nbytes + zero_points
 
+    def divide_columns(self, divisor: np.ndarray) -> "StoredWeight":
+        """The weight with its columns divided by ``divisor`` [c_out]: the scales take it up, the codes stay."""
+        return replace(self, s=(self.s / divisor).astype(self.s.dtype))
+
 
 def code_tensor(weight: StoredWeight, name: str) -> ir.TensorProtocol:
     """The codes as an ONNX tensor [c_in, c_out]."""
@@ -61,13 +65,17 @@ def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight) -> tuple[l
     return values, [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", weight.fmt.block_size)]
 
 
-def replace_weight(graph: ir.Graph, site: Site, codes: ir.Value, parameters: list[ir.Value], attrs: list[ir.Attr]) -> None:
+def replace_weight(
+    graph: ir.Graph, site: Site, codes: ir.Value, parameters: list[ir.Value], attrs: list[ir.Attr]
+) -> None:
     """Puts a DequantizeLinear in front of every node of the site: onnxruntime fuses it where only one node reads it."""
     for node in site.nodes:
         name = unique_name(graph, f"{site.name}_dequantized")
         out = ir.Value(name=name, type=ir.TensorType(site.weight.dtype or ir.DataType.FLOAT))
         out.shape = ir.Shape([site.c_in, site.c_out])
-        dq = ir.Node("", "DequantizeLinear", [codes, *parameters], attrs, outputs=[out], name=f"{name}_DequantizeLinear")
+        dq = ir.Node(
+            "", "DequantizeLinear", [codes, *parameters], attrs, outputs=[out], name=f"{name}_DequantizeLinear"
+        )
         graph.insert_before(node, dq)
         if site.transposed:
             _gemm_to_matmul(graph, node, out)

@@ -1,0 +1,114 @@
+"""What quantization cost in accuracy: the quantized file against the float one, both run by onnxruntime."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxq.capture import Batch
+from jaxq.progress import Progress, silent
+from jaxq.runtime import Session, run, session
+
+RUNTIMES = {"level 1": 1, "default": None}
+"""Runtime settings that are judged: products in float32, and onnxruntime's default (activations in 8 bits)."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Figures of one file under one runtime setting.
+
+    Attributes:
+        perplexity: ``exp`` of the mean negative log-likelihood of the next token.
+        kl: Mean Kullback-Leibler divergence from the float model's next-token distribution, in nats.
+        top1: Share of positions where both models' most likely token is the same.
+    """
+
+    perplexity: float
+    kl: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures on held-out text.
+
+    Attributes:
+        tokens: Number of predicted tokens.
+        reference: The float model's perplexity.
+        runtimes: Figures of the quantized model by runtime setting, see `RUNTIMES`.
+    """
+
+    tokens: int
+    reference: float
+    runtimes: dict[str, Accuracy]
+
+
+@jax.jit
+def compare(
+    reference: Float[Array, "batch sequence vocabulary"],
+    logits: Float[Array, "batch sequence vocabulary"],
+    ids: Int[Array, "batch sequence"],
+    keep: Float[Array, "batch sequence"],
+) -> Float[Array, "4"]:
+    """Sums over next-token positions: reference NLL, NLL, KL and top-1 agreement.
+
+    Position ``t`` predicts ``ids[t + 1]``, and counts where both are real tokens.
+    """
+    p = jax.nn.log_softmax(reference[:, :-1].astype(jnp.float32))
+    q = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
+    target = ids[:, 1:, None]
+    counts = keep[:, 1:] * keep[:, :-1]
+    kl = jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+    agree = (jnp.argmax(p, axis=-1) == jnp.argmax(q, axis=-1)).astype(jnp.float32)
+    nll_p, nll_q = (-jnp.take_along_axis(x, target, axis=-1)[..., 0] for x in (p, q))
+    return jnp.stack([jnp.sum(v * counts) for v in (nll_p, nll_q, kl, agree)])
+
+
+def evaluate(
+    reference: Path, quantized: Path, batches: Sequence[Batch], progress: Progress = silent
+) -> Evaluation | str:
+    """Perplexity, KL and top-1 agreement of a language model, or a sentence that says why there are none.
+
+    Args:
+        reference: The float model.
+        quantized: Its quantized copy.
+        batches: Held-out text; inputs with ``input_ids``.
+        progress: Told of each batch.
+    """
+    if not batches:
+        return "no held-out text was given"
+    if "input_ids" not in batches[0].feeds:
+        return "the model has no input_ids: perplexity is for language models"
+    base = session(reference)
+    output = logits_name(base)
+    if output is None:
+        return "the model has no output of shape [batch, sequence, vocabulary]"
+    others = {name: session(quantized, level) for name, level in RUNTIMES.items()}
+    sums = {name: np.zeros(4) for name in others}
+    tokens = 0
+    advance = progress("evaluate", len(batches))
+    for batch in batches:
+        ids = jnp.asarray(batch.feeds["input_ids"], jnp.int32)
+        keep = jnp.ones(ids.shape, jnp.float32) if batch.keep is None else jnp.asarray(batch.keep, jnp.float32)
+        tokens += int(jnp.sum(keep[:, 1:] * keep[:, :-1]))
+        expected = jnp.from_dlpack(run(base, [output], batch.feeds)[output])
+        for name, other in others.items():
+            got = jnp.from_dlpack(run(other, [output], batch.feeds)[output])
+            sums[name] += np.asarray(compare(expected, got, ids, keep), np.float64)
+        advance()
+    if not tokens:
+        return "the held-out text has no two real tokens in a row"
+    means = {name: total / tokens for name, total in sums.items()}
+    runtimes = {n: Accuracy(float(np.exp(m[1])), float(m[2]), float(m[3])) for n, m in means.items()}
+    return Evaluation(tokens, float(np.exp(next(iter(means.values()))[0])), runtimes)
+
+
+def logits_name(model: Session) -> str | None:
+    """The output named "logits", or the first float one with three dimensions."""
+    outputs = model.get_outputs()
+    named = [o.name for o in outputs if o.name == "logits"]
+    return next(iter(named + [o.name for o in outputs if len(o.shape or ()) == 3 and "float" in o.type]), None)

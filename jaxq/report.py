@@ -1,0 +1,153 @@
+"""What a run shows in the terminal: progress, its table, and the table of a sweep."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from jaxq.evaluation import Evaluation
+from jaxq.progress import Progress as ProgressCallback
+from jaxq.records import Report
+from jaxq.results import Outcome
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[ProgressCallback]:
+    """A bar for each phase that is begun; nothing where the output is no terminal."""
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def begin(label: str, total: int, /) -> Callable[[], None]:
+            task = bars.add_task(label, total=total)
+            return lambda: bars.advance(task)
+
+        yield begin
+
+
+def print_report(report: Report, folder: Path, console: Console) -> None:
+    """The summary of one run."""
+    outcome = report.outcome
+    console.print(_summary(report))
+    left = Counter[str]()
+    for declined in outcome.declined:
+        left[declined.reason] += declined.nbytes
+    for reason, nbytes in left.most_common():
+        names = [d.name for d in outcome.declined if d.reason == reason]
+        shown = names[0] if len(names) == 1 else f"{len(names)} weights"
+        console.print(f"left alone: {shown} ({nbytes / 1e6:.2f} MB): {reason}", highlight=False, markup=False)
+    for note in report.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    console.print(f"{folder}/{{model.onnx, report.json, layers.csv}}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _summary(report: Report) -> Table:
+    outcome = report.outcome
+    fmt = outcome.layers[0]
+    table = Table(title=f"{report.method}, {fmt.num_bits} bits, blocks of {fmt.block_size}", title_justify="left")
+    table.add_column("")
+    for name in ("float", "quantized, level 1", "quantized, default"):
+        table.add_column(name, justify="right")
+    if isinstance(report.evaluation, Evaluation):
+        figures = list(report.evaluation.runtimes.values())
+        table.add_row("perplexity", f"{report.evaluation.reference:.3f}", *(f"{f.perplexity:.3f}" for f in figures))
+        table.add_row("KL to float (nats)", "", *(f"{f.kl:.5f}" for f in figures))
+        table.add_row("top-1 agreement", "", *(f"{f.top1:.2%}" for f in figures))
+    else:
+        table.add_row("accuracy", report.evaluation, "", "")
+    size = f"{outcome.target_bytes / 1e6:.2f} MB"
+    table.add_row("file", f"{outcome.source_bytes / 1e6:.2f} MB", size, "")
+    share = f"{outcome.quantized_bytes / outcome.weight_bytes:.1%} of weight bytes"
+    table.add_row("bits per quantized weight", "", f"{outcome.bits_per_weight:.3f}", "")
+    table.add_row("quantized", "", f"{len(outcome.layers)} weights, {share}", "")
+    if (error := _median_error(outcome)) is not None:
+        table.add_row("relative output error (median)", "", f"{error:.4f}", "")
+    seconds = ", ".join(f"{name} {s:.1f}" for name, s in report.seconds.items() if s >= 0.05)
+    table.caption = f"seconds: {report.total_seconds:.1f} in all; {seconds}"
+    if outcome.phases:
+        table.caption += f"; peak memory {max(p.peak_mb for p in outcome.phases):.0f} MB"
+    return table
+
+
+def _median_error(outcome: Outcome) -> float | None:
+    errors = sorted(x.relative_output_error for x in outcome.layers if x.relative_output_error is not None)
+    return errors[len(errors) // 2] if errors else None
+
+
+class SweepTable(Callback):
+    """Hydra callback: at the end of a sweep, one table of all its runs, also as ``summary.csv``."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Reads the runs' reports and prints them; ends the program with code 1 if a run failed."""
+        folder = Path(config.hydra.sweep.dir)
+        rows = sweep_rows(folder)
+        console = Console()
+        console.print(_sweep_table(rows))
+        with (folder / "summary.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, _COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        console.print(f"{folder}/summary.csv", highlight=False, soft_wrap=True)
+        if any(row["error"] for row in rows):
+            raise SystemExit(1)
+
+
+_COLUMNS: tuple[str, ...] = (
+    "run", "method", "block_size", "perplexity", "perplexity_default", "float_perplexity",
+    "kl", "top1", "file_mb", "bits_per_weight", "seconds", "moments_found", "error",
+)  # fmt: skip
+
+
+def sweep_rows(folder: Path) -> list[dict[str, object]]:
+    """One row for each ``*/report.json`` below a folder, in the order of the runs' numbers."""
+    paths = sorted(folder.glob("*/report.json"), key=lambda p: (_number(p.parent.name), p.parent.name))
+    return [_sweep_row(path.parent.name, json.loads(path.read_text())) for path in paths]
+
+
+def _number(name: str) -> int:
+    head = name.partition("-")[0]
+    return int(head) if head.isdigit() else 0
+
+
+def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
+    row: dict[str, object] = dict.fromkeys(_COLUMNS)
+    config = report["config"]
+    row |= {"run": run, "method": config["method"]["name"], "block_size": config["block_size"], "error": ""}
+    if "error" in report:
+        return row | {"error": report["error"]}
+    accuracy = report["accuracy"]
+    if "runtimes" in accuracy:
+        exact, default = accuracy["runtimes"]["level 1"], accuracy["runtimes"]["default"]
+        row |= {"perplexity": exact["perplexity"], "kl": exact["kl"], "top1": exact["top1"]}
+        row |= {"perplexity_default": default["perplexity"], "float_perplexity": accuracy["reference"]}
+    return row | {
+        "method": report["method"],
+        "file_mb": report["size"]["target_bytes"] / 1e6,
+        "bits_per_weight": report["size"]["bits_per_weight"],
+        "seconds": report["seconds"]["total"],
+        "moments_found": report["calibration"]["moments_found"],
+    }
+
+
+def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
+    table = Table(title="sweep")
+    shown = [name for name in _COLUMNS if name != "error" or any(row["error"] for row in rows)]
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="left" if name in ("run", "method", "error") else "right")
+    for row in rows:
+        table.add_row(*(_cell(row[name]) for name in shown))
+    return table
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}"
+    return "" if value is None else str(value)

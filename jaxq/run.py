@@ -1,0 +1,219 @@
+"""``python -m jaxq.run``: one quantization from a Hydra configuration, or a sweep of them with ``-m``."""
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import hydra
+import jax
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from jaxq.capture import Batch
+from jaxq.config import Config, cache_dir, conf_dir, method_spec, register
+from jaxq.embedded import build_model
+from jaxq.errors import JaxqError
+from jaxq.evaluation import evaluate
+from jaxq.inputs import (
+    InputSpec,
+    embedded_samples,
+    has_key,
+    read_input_spec,
+    text_samples,
+    to_batches,
+    token_file_samples,
+)
+from jaxq.model_file import hash_model, load_model, save_model
+from jaxq.pipeline import Job, quantize_model
+from jaxq.records import Report, write_failure, write_report
+from jaxq.report import print_report, progress_bars
+from jaxq.results import Clock
+from jaxq.store import hash_arrays, hash_files
+
+_TRACEBACK = "HYDRA_FULL_ERROR"
+
+register()
+
+
+def main() -> None:
+    """The command line: exit code 0, or 2 with one sentence on bad input (HYDRA_FULL_ERROR=1 shows the traceback)."""
+    if os.environ.get(_TRACEBACK):
+        _hydra_main()
+        return
+    os.environ[_TRACEBACK] = "1"  # so that Hydra lets its errors through to the handlers below
+    try:
+        _hydra_main()
+    except (JaxqError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(_fail(_sentence(error)))
+    except OSError as error:
+        sys.exit(_fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted; what was finished is kept"))
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def _hydra_main(raw: DictConfig) -> None:
+    config = cast(Config, raw)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    plain = cast(Mapping[str, object], OmegaConf.to_container(raw, resolve=True))
+    console = Console()
+    try:
+        report = run(config, plain, folder, console)
+    except JaxqError as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise
+        write_failure(str(error), plain, folder)  # the other runs of the sweep go on
+        _fail(str(error))
+        return
+    print_report(report, folder, console)
+
+
+def run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Report:
+    """One quantization with its evaluation and files.
+
+    Args:
+        config: What to do.
+        plain: The same as plain dictionaries, for the report.
+        folder: Where model.onnx, report.json and layers.csv go.
+        console: Where progress is shown.
+
+    Raises:
+        JaxqError: the input is bad.
+    """
+    start = time.perf_counter()
+    cache = cache_dir(config)
+    _keep_compiled(cache)
+    clock = Clock()
+    with progress_bars(console) as progress:
+        with clock.phase("data"):
+            source = _source(config, cache)
+            inputs = read_input_spec(load_model(source))
+            calib = _samples(config, "calib", inputs)
+            held_out = _samples(config, "eval", inputs)
+            spec = method_spec(config, bool(calib))
+        job = Job(
+            source=source,
+            target=folder / "model.onnx",
+            method=spec,
+            form=config.form,
+            exclude=tuple(config.method.exclude),
+            cache=cache,
+            window_bytes=config.window_mb << 20,
+            external_above=config.external_data_mb << 20,
+        )
+        outcome = quantize_model(job, calib, progress)
+        with clock.phase("evaluate"):
+            evaluation = evaluate(source, job.target, held_out, progress)
+    hashes = {
+        "model": outcome.model_hash,
+        "calibration_data": outcome.data_hash,
+        "evaluation_data": hash_arrays(b.feeds for b in held_out) if held_out else "",
+        "output": hash_model(job.target, load_model(job.target)),
+    }
+    phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
+    report = Report(
+        config=plain,
+        method=spec.name,
+        outcome=outcome,
+        evaluation=evaluation,
+        hashes=hashes,
+        seconds={phase.name: phase.seconds for phase in phases},
+        total_seconds=time.perf_counter() - start,
+        notes=tuple(f"the exclude pattern {p!r} matches nothing" for p in outcome.unmatched),
+    )
+    write_report(report, folder)
+    return report
+
+
+def _source(config: Config, cache: Path) -> Path:
+    if config.model.name == "onnx":
+        if not config.model.path:
+            raise JaxqError("model.path is not given: say which file, as in model=onnx model.path=model.onnx")
+        return Path(config.model.path)
+    if config.model.name != "embedded":
+        raise JaxqError(f"model.name is {config.model.name!r}: choose embedded or onnx")
+    weights = Path(__file__).parent / "embedded" / "weights.safetensors"
+    path = cache / f"embedded-{hash_files([weights])[:16]}.onnx"
+    if not path.is_file():
+        save_model(build_model(), path, external_above=1 << 30)
+    return path
+
+
+def _samples(config: Config, part: str, spec: InputSpec) -> list[Batch]:
+    """Batches of "calib" or "eval" data; none where the config names none."""
+    data = config.calib if part == "calib" else config.eval
+    if data.samples < 0 or data.length < 2:
+        raise JaxqError(
+            f"{part}.samples is {data.samples} and {part}.length {data.length}: at least 0 and 2 are needed"
+        )
+    if data.samples == 0:
+        return []
+    tokens, text, tokenizer = data.tokens, data.text, data.tokenizer or config.calib.tokenizer
+    if (
+        part == "eval"
+        and not tokens
+        and not text
+        and config.calib.tokens
+        and has_key(Path(config.calib.tokens), "eval")
+    ):
+        tokens = config.calib.tokens
+    if tokens:
+        arrays = token_file_samples(Path(tokens), part, data.samples, spec)
+    elif text:
+        if not tokenizer:
+            raise JaxqError(f"{part}.text is given without a tokenizer: give {part}.tokenizer=<tokenizer.json>")
+        arrays = text_samples(Path(text), Path(tokenizer), data.samples, data.length)
+    elif config.model.name == "embedded":
+        arrays = embedded_samples("calib" if part == "calib" else "eval", data.samples, data.length)
+    else:
+        return []
+    return to_batches(arrays, spec, data.batch_size)
+
+
+def _keep_compiled(cache: Path) -> None:
+    """Lets jax keep compiled functions on disk: the next run of the same shapes starts faster."""
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _sentence(error: Exception) -> str:
+    """An exception's text on one line, with the nearest option where a key is misspelt."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, JaxqError) or not lines[0].startswith("Could not override"):
+        return " ".join(lines)
+    key = lines[0].split("'")[1].lstrip("+~")
+    near = difflib.get_close_matches(key, option_names(), n=1, cutoff=0.5)
+    return f"there is no option {key!r}" + (f": did you mean {near[0]!r}?" if near else "; see --help")
+
+
+def option_names() -> list[str]:
+    """All keys of the configuration, as they are written on the command line."""
+    flat: list[str] = []
+
+    def collect(node: object, prefix: str) -> None:
+        if isinstance(node, Mapping):
+            for key, value in node.items():
+                flat.append(f"{prefix}{key}")
+                collect(value, f"{prefix}{key}.")
+
+    collect(OmegaConf.to_container(OmegaConf.structured(Config)), "")
+    return flat
+
+
+if __name__ == "__main__":
+    main()

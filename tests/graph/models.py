@@ -1,0 +1,190 @@
+"""Small ONNX models, one for each shape that exporters give a linear layer, and ways to run them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+HIDDEN, FFN = 64, 96
+ACTIVATION = ("batch", "sequence", HIDDEN)
+Shape = Sequence[int | str]
+
+
+def weight(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
+    """Normal numbers that keep the size of what they are multiplied with."""
+    rng = np.random.default_rng([seed, *shape])
+    return (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(dtype)
+
+
+def vector(size: int = HIDDEN, seed: int = 0) -> np.ndarray:
+    """Numbers around one, as in a norm's weight."""
+    return (1 + 0.3 * np.random.default_rng([seed, size]).standard_normal(size)).astype(np.float32)
+
+
+def tokens(*shape: int, seed: int = 0) -> np.ndarray:
+    """Activations with a few channels that are ten times larger: AWQ has something to scale."""
+    x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    x[..., :: max(1, shape[-1] // 4)] *= 10
+    return x
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: object) -> NodeProto:
+    """A node named after its first output, as "/y/MatMul"; inputs and outputs apart by spaces."""
+    name = f"/{outputs.split()[0]}/{op}"
+    return helper.make_node(op, inputs.split(), outputs.split(), name, **attributes)
+
+
+def value(name: str, shape: Shape | None, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def build(
+    nodes: Sequence[NodeProto],
+    weights: Mapping[str, np.ndarray],
+    outputs: Mapping[str, Shape],
+    inputs: Mapping[str, Shape] | None = None,
+    *,
+    opset: int = 18,
+    dtype: int = TensorProto.FLOAT,
+    ir_version: int = 8,
+) -> onnx.ModelProto:
+    """A checked model; its input is ``x`` [batch, sequence, HIDDEN] unless said otherwise."""
+    ins = [value(name, shape, dtype) for name, shape in (inputs or {"x": ACTIVATION}).items()]
+    outs = [value(name, shape, dtype) for name, shape in outputs.items()]
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(list(nodes), "small", ins, outs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def mlp(opset: int = 18, ir_version: int = 8) -> onnx.ModelProto:
+    nodes = [node("MatMul", "x up", "h"), node("Relu", "h", "r"), node("MatMul", "r down", "y")]
+    weights = {"up": weight(HIDDEN, FFN), "down": weight(FFN, HIDDEN)}
+    return build(nodes, weights, {"y": ACTIVATION}, opset=opset, ir_version=ir_version)
+
+
+def siblings() -> onnx.ModelProto:
+    """RMSNorm, taken apart, and three weights that read it."""
+    nodes = [
+        node("Mul", "x x", "square"),
+        node("ReduceMean", "square axes", "mean"),
+        node("Add", "mean epsilon", "shifted"),
+        node("Sqrt", "shifted", "root"),
+        node("Div", "x root", "normed"),
+        node("Mul", "norm normed", "scaled"),
+        *(node("MatMul", f"scaled {name}", f"{name}_out") for name in "qkv"),
+        node("Sum", "q_out k_out v_out", "y"),
+    ]
+    weights = {"axes": np.array([-1]), "epsilon": np.float32(1e-5), "norm": vector()}
+    weights |= {name: weight(HIDDEN, HIDDEN, seed=i) for i, name in enumerate("qkv")}
+    return build(nodes, {k: np.asarray(v) for k, v in weights.items()}, {"y": ACTIVATION})
+
+
+def layer_norm() -> onnx.ModelProto:
+    nodes = [node("LayerNormalization", "x scale bias", "normed"), node("MatMul", "normed w", "y")]
+    weights = {"scale": vector(), "bias": vector(seed=1), "w": weight(HIDDEN, HIDDEN)}
+    return build(nodes, weights, {"y": ACTIVATION})
+
+
+def biased(bias: np.ndarray | None = None) -> onnx.ModelProto:
+    """Two linear layers with a bias between them and nothing else."""
+    nodes = [node("MatMul", "x first", "h"), node("Add", "h bias", "b"), node("MatMul", "b second", "y")]
+    weights = {"first": weight(HIDDEN, HIDDEN), "bias": vector() if bias is None else bias}
+    return build(nodes, weights | {"second": weight(HIDDEN, HIDDEN, seed=1)}, {"y": ACTIVATION})
+
+
+def linear_pair(extra: Sequence[NodeProto] = (), outputs: Sequence[str] = ("y",)) -> onnx.ModelProto:
+    """Two linear layers, and what else reads the activation ``h`` between them."""
+    nodes = [node("MatMul", "x first", "h"), node("MatMul", "h second", "y"), *extra]
+    weights = {"first": weight(HIDDEN, HIDDEN), "second": weight(HIDDEN, HIDDEN, seed=1)}
+    return build(nodes, weights, {name: [f"{name}{i}" for i in range(3)] for name in outputs})
+
+
+def square() -> onnx.ModelProto:
+    """A linear layer's output times itself: a division before it would count twice."""
+    nodes = [node("MatMul", "x first", "h"), node("Mul", "h h", "sq"), node("MatMul", "sq second", "y")]
+    weights = {"first": weight(HIDDEN, HIDDEN), "second": weight(HIDDEN, HIDDEN, seed=1)}
+    return build(nodes, weights, {"y": ACTIVATION})
+
+
+def swiglu() -> onnx.ModelProto:
+    nodes = [
+        node("MatMul", "x gate", "g"),
+        node("Sigmoid", "g", "s"),
+        node("Mul", "g s", "silu"),
+        node("MatMul", "x up", "u"),
+        node("Mul", "silu u", "product"),
+        node("MatMul", "product down", "y"),
+    ]
+    weights = {"gate": weight(HIDDEN, FFN), "up": weight(HIDDEN, FFN, seed=1), "down": weight(FFN, HIDDEN)}
+    return build(nodes, weights, {"y": ACTIVATION})
+
+
+def gemm(bias: bool = True, **attributes: float) -> onnx.ModelProto:
+    w = weight(HIDDEN, FFN).T if attributes.get("transB") else weight(HIDDEN, FFN)
+    weights = {"w": np.ascontiguousarray(w)} | ({"bias": vector(FFN)} if bias else {})
+    x = {"x": (HIDDEN, "n") if attributes.get("transA") else ("n", HIDDEN)}
+    return build([node("Gemm", " ".join(["x", *weights]), "y", **attributes)], weights, {"y": ("n", FFN)}, x)
+
+
+def gemm_mixed() -> onnx.ModelProto:
+    """One weight read as it is and transposed."""
+    nodes = [node("Gemm", "x w", "a"), node("Gemm", "x w", "b", transB=1), node("Add", "a b", "y")]
+    return build(nodes, {"w": weight(HIDDEN, HIDDEN)}, {"y": ("n", HIDDEN)}, {"x": ("n", HIDDEN)})
+
+
+def shared(same: bool = False) -> onnx.ModelProto:
+    """One weight read by two nodes, with one activation or with two."""
+    nodes = [node("Relu", "x", "r"), node("MatMul", "x w", "a"), node("MatMul", "x w" if same else "r w", "b")]
+    return build([*nodes, node("Sub", "a b", "y")], {"w": weight(HIDDEN, HIDDEN)}, {"y": ACTIVATION})
+
+
+def constants() -> onnx.ModelProto:
+    """A weight and a norm's vector in Constant nodes."""
+    tensors = {"norm": vector(), "w": weight(HIDDEN, HIDDEN)}
+    held = [node("Constant", "", name, value=numpy_helper.from_array(array)) for name, array in tensors.items()]
+    return build([*held, node("Mul", "x norm", "scaled"), node("MatMul", "scaled w", "y")], {}, {"y": ACTIVATION})
+
+
+def unnamed() -> onnx.ModelProto:
+    model = mlp()
+    for each in model.graph.node:
+        each.name = ""
+    return model
+
+
+def listed() -> onnx.ModelProto:
+    """Initializers among the inputs, as files of ir_version 3 had to have them."""
+    model = mlp()
+    for tensor in model.graph.initializer:
+        model.graph.input.append(value(tensor.name, list(tensor.dims)))
+    return model
+
+
+def stacked() -> onnx.ModelProto:
+    """Experts: one matrix for each entry of the batch."""
+    return build([node("MatMul", "x experts", "y")], {"experts": weight(2, HIDDEN, HIDDEN)}, {"y": ACTIVATION})
+
+
+def embedding() -> onnx.ModelProto:
+    """A table that is read by Gather and, transposed, as the last layer; a position table times a weight."""
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ("batch", "sequence"))
+    nodes = [
+        node("Gather", "table ids", "e"),
+        node("MatMul", "e w", "h"),
+        node("Transpose", "table", "head", perm=[1, 0]),
+        node("MatMul", "h head", "y"),
+    ]
+    weights = {"table": weight(32, HIDDEN), "w": weight(HIDDEN, HIDDEN)}
+    model = build(nodes, weights, {"y": ("batch", "sequence", 32)}, {"ids": ("batch", "sequence")}, dtype=1) if 0 else None
+    del model
+    graph = helper.make_graph(
+        nodes, "small", [ids], [value("y", ("batch", "sequence", 32))],
+        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
