@@ -1,12 +1,13 @@
 """What a run can be told: the schema that Hydra checks ``conf/`` and the command line against."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from jaxq.awq import alpha_grid, ratio_grid
 from jaxq.errors import JaxqError
@@ -68,6 +69,23 @@ class Config:
 def register() -> None:
     """Makes the schema known to Hydra as ``schema/run``."""
     ConfigStore.instance().store(group="schema", name="run", node=Config, package="_global_")
+
+
+def option_names() -> list[str]:
+    """All keys of the configuration, as they are written on the command line."""
+    return flat_keys(OmegaConf.to_container(OmegaConf.structured(Config)))
+
+
+def flat_keys(node: object, prefix: str = "") -> list[str]:
+    """Keys of nested dictionaries, joined by dots.
+
+    Example:
+        >>> flat_keys({"a": {"b": 1}, "c": 2})
+        ['a', 'a.b', 'c']
+    """
+    if not isinstance(node, Mapping):
+        return []
+    return [name for key, value in node.items() for name in (f"{prefix}{key}", *flat_keys(value, f"{prefix}{key}."))]
 
 
 def conf_dir() -> Path:

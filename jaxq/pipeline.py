@@ -103,7 +103,10 @@ def _check(job: Job, batches: Sequence[Batch]) -> Form:
     if method.unscaled and not form.scaled:
         raise JaxqError(f"form {job.form} keeps the float weights, but {job.method.name} scales them: take form=dq")
     if method.needs_data and not batches:
-        raise JaxqError(f"method {job.method.name} needs calibration data and there is none: give some, or take rtn_dq")
+        raise JaxqError(
+            f"method {job.method.name} needs calibration data and there is none: give calib.tokens=<npz file>, or "
+            "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
+        )
     if job.target.resolve() == job.source.resolve():
         raise JaxqError(f"the target {str(job.target)!r} is the source, which is never changed: give another path")
     return form

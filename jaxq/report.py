@@ -35,46 +35,55 @@ def progress_bars(console: Console) -> Iterator[ProgressCallback]:
 
 def print_report(report: Report, folder: Path, console: Console) -> None:
     """The summary of one run."""
+    for line in _title(report):
+        console.print(line, highlight=False, markup=False)
+    if isinstance(report.evaluation, Evaluation):
+        console.print(_accuracy(report.evaluation))
+    else:
+        console.print(f"accuracy: not measured, {report.evaluation}", highlight=False, markup=False)
+    for line in _facts(report, folder):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _title(report: Report) -> Iterator[str]:
     outcome = report.outcome
-    console.print(_summary(report))
+    fmt = outcome.layers[0]
+    rows = "one block per channel" if fmt.block_size == -1 else f"blocks of {fmt.block_size}"
+    yield f"{report.method}, {fmt.num_bits} bits, {rows}"
+    before, after = outcome.source_bytes / 1e6, outcome.target_bytes / 1e6
+    yield f"file: {before:.2f} MB -> {after:.2f} MB ({after / before:.0%})"
+    share = f"{outcome.quantized_bytes / outcome.weight_bytes:.1%}"
+    yield f"quantized: {len(outcome.layers)} weights, {share} of weight bytes, {outcome.bits_per_weight:.3f} bits each"
+
+
+def _accuracy(evaluation: Evaluation) -> Table:
+    figures = list(evaluation.runtimes.values())
+    table = Table(title=f"on {evaluation.tokens} held-out tokens", title_justify="left")
+    table.add_column("")
+    for name in ("float", *evaluation.runtimes):
+        table.add_column(name, justify="right")
+    table.add_row("perplexity", f"{evaluation.reference:.3f}", *(f"{f.perplexity:.3f}" for f in figures))
+    table.add_row("KL to float (nats)", "", *(f"{f.kl:.5f}" for f in figures))
+    table.add_row("top-1 agreement", "", *(f"{f.top1:.2%}" for f in figures))
+    return table
+
+
+def _facts(report: Report, folder: Path) -> Iterator[str]:
+    outcome = report.outcome
+    if (error := _median_error(outcome)) is not None:
+        yield f"relative output error of the weights, median: {error:.4f}"
     left = Counter[str]()
     for declined in outcome.declined:
         left[declined.reason] += declined.nbytes
     for reason, nbytes in left.most_common():
         names = [d.name for d in outcome.declined if d.reason == reason]
-        shown = names[0] if len(names) == 1 else f"{len(names)} weights"
-        console.print(f"left alone: {shown} ({nbytes / 1e6:.2f} MB): {reason}", highlight=False, markup=False)
-    for note in report.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    console.print(f"{folder}/{{model.onnx, report.json, layers.csv}}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _summary(report: Report) -> Table:
-    outcome = report.outcome
-    fmt = outcome.layers[0]
-    table = Table(title=f"{report.method}, {fmt.num_bits} bits, blocks of {fmt.block_size}", title_justify="left")
-    table.add_column("")
-    for name in ("float", "quantized, level 1", "quantized, default"):
-        table.add_column(name, justify="right")
-    if isinstance(report.evaluation, Evaluation):
-        figures = list(report.evaluation.runtimes.values())
-        table.add_row("perplexity", f"{report.evaluation.reference:.3f}", *(f"{f.perplexity:.3f}" for f in figures))
-        table.add_row("KL to float (nats)", "", *(f"{f.kl:.5f}" for f in figures))
-        table.add_row("top-1 agreement", "", *(f"{f.top1:.2%}" for f in figures))
-    else:
-        table.add_row("accuracy", report.evaluation, "", "")
-    size = f"{outcome.target_bytes / 1e6:.2f} MB"
-    table.add_row("file", f"{outcome.source_bytes / 1e6:.2f} MB", size, "")
-    share = f"{outcome.quantized_bytes / outcome.weight_bytes:.1%} of weight bytes"
-    table.add_row("bits per quantized weight", "", f"{outcome.bits_per_weight:.3f}", "")
-    table.add_row("quantized", "", f"{len(outcome.layers)} weights, {share}", "")
-    if (error := _median_error(outcome)) is not None:
-        table.add_row("relative output error (median)", "", f"{error:.4f}", "")
+        yield f"left alone: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in report.seconds.items() if s >= 0.05)
-    table.caption = f"seconds: {report.total_seconds:.1f} in all; {seconds}"
-    if outcome.phases:
-        table.caption += f"; peak memory {max(p.peak_mb for p in outcome.phases):.0f} MB"
-    return table
+    peak = max(phase.peak_mb for phase in outcome.phases)
+    yield f"seconds: {report.total_seconds:.1f} in all ({seconds}); peak memory before evaluation: {peak:.0f} MB"
+    for note in report.notes:
+        yield f"note: {note}"
+    yield f"{folder}/{{model.onnx, report.json, layers.csv}}"
 
 
 def _median_error(outcome: Outcome) -> float | None:
@@ -86,7 +95,7 @@ class SweepTable(Callback):
     """Hydra callback: at the end of a sweep, one table of all its runs, also as ``summary.csv``."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Reads the runs' reports and prints them; ends the program with code 1 if a run failed."""
+        """Reads the runs' reports and prints them; ends the program with code 2 if a run failed."""
         folder = Path(config.hydra.sweep.dir)
         rows = sweep_rows(folder)
         console = Console()
@@ -97,7 +106,7 @@ class SweepTable(Callback):
             writer.writerows(rows)
         console.print(f"{folder}/summary.csv", highlight=False, soft_wrap=True)
         if any(row["error"] for row in rows):
-            raise SystemExit(1)
+            raise SystemExit(2)
 
 
 _COLUMNS: tuple[str, ...] = (
@@ -118,7 +127,7 @@ def _number(name: str) -> int:
 
 
 def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
-    row: dict[str, object] = dict.fromkeys(_COLUMNS)
+    row: dict[str, object] = {name: None for name in _COLUMNS}
     config = report["config"]
     row |= {"run": run, "method": config["method"]["name"], "block_size": config["block_size"], "error": ""}
     if "error" in report:

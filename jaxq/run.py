@@ -1,6 +1,5 @@
 """``python -m jaxq.run``: one quantization from a Hydra configuration, or a sweep of them with ``-m``."""
 
-import difflib
 import os
 import sys
 import time
@@ -18,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from jaxq.capture import Batch
-from jaxq.config import Config, cache_dir, conf_dir, method_spec, register
+from jaxq.config import Config, cache_dir, conf_dir, flat_keys, method_spec, option_names, register
+from jaxq.config_errors import hydra_sentence, suggestion
 from jaxq.embedded import build_model
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
@@ -38,21 +38,21 @@ from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock
 from jaxq.store import hash_arrays, hash_files
 
-_TRACEBACK = "HYDRA_FULL_ERROR"
+_TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
 
 
 def main() -> None:
-    """The command line: exit code 0, or 2 with one sentence on bad input (HYDRA_FULL_ERROR=1 shows the traceback)."""
-    if os.environ.get(_TRACEBACK):
+    """The command line: exit code 0, or 2 with one sentence on bad input (JAXQ_TRACEBACK=1 shows the traceback)."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets its errors through to the handlers below
+    if os.environ.get(_TRACEBACK) == "1":
         _hydra_main()
         return
-    os.environ[_TRACEBACK] = "1"  # so that Hydra lets its errors through to the handlers below
     try:
         _hydra_main()
     except (JaxqError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(_fail(_sentence(error)))
+        sys.exit(_fail(hydra_sentence(error)))
     except OSError as error:
         sys.exit(_fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")))
     except KeyboardInterrupt:
@@ -66,13 +66,16 @@ def _hydra_main(raw: DictConfig) -> None:
     plain = cast(Mapping[str, object], OmegaConf.to_container(raw, resolve=True))
     console = Console()
     try:
+        _refuse_unknown(raw)
         report = run(config, plain, folder, console)
     except JaxqError as error:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+        if os.environ.get(_TRACEBACK) == "1":
             raise
-        write_failure(str(error), plain, folder)  # the other runs of the sweep go on
-        _fail(str(error))
-        return
+        write_failure(str(error), plain, folder)
+        code = _fail(str(error))
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return  # the other runs of the sweep go on; its table ends with this code
+        sys.exit(code)
     print_report(report, folder, console)
 
 
@@ -184,35 +187,15 @@ def _keep_compiled(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def _refuse_unknown(raw: DictConfig) -> None:
+    for key in flat_keys(OmegaConf.to_container(raw)):  # +key=value adds keys that nothing reads
+        if key not in option_names():
+            raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
+
+
 def _fail(sentence: str) -> int:
     print(f"error: {sentence}", file=sys.stderr)
     return 2
-
-
-def _sentence(error: Exception) -> str:
-    """An exception's text on one line, with the nearest option where a key is misspelt."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if isinstance(error, JaxqError) or not lines[0].startswith("Could not override"):
-        return " ".join(lines)
-    key = lines[0].split("'")[1].lstrip("+~")
-    near = difflib.get_close_matches(key, option_names(), n=1, cutoff=0.5)
-    return f"there is no option {key!r}" + (f": did you mean {near[0]!r}?" if near else "; see --help")
-
-
-def option_names() -> list[str]:
-    """All keys of the configuration, as they are written on the command line."""
-    flat: list[str] = []
-
-    def collect(node: object, prefix: str) -> None:
-        if isinstance(node, Mapping):
-            for key, value in node.items():
-                flat.append(f"{prefix}{key}")
-                collect(value, f"{prefix}{key}.")
-
-    collect(OmegaConf.to_container(OmegaConf.structured(Config)), "")
-    return flat
 
 
 if __name__ == "__main__":

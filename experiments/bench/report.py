@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from runs import PAIRS, RUNS, WEIGHTS
+from runs import PAIRS, RUNS, SUBSETS, WEIGHTS
 
 MEASURED = ("wall_seconds", "cpu_seconds", "peak_mb", "file_mb")
 
@@ -15,17 +15,18 @@ def medians(repeats: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def extrapolate(runs: dict[str, Any]) -> dict[str, Any] | None:
-    """Time of ModelOpt's default path on all weights: a line through the times of one and of two layers.
+    """Time of ModelOpt's default path on all weights: a line through the times of two subsets of whole layers.
 
-    A layer's weights are alike in all layers, so the line's slope is the cost of a layer, its intercept the fixed cost.
+    All layers are alike, so the line's slope is the cost of a weight and its intercept the fixed cost.
     """
-    small, large = (runs.get(f"modelopt_awq_lite_{n}", {}).get("median") for n in (7, 14))
+    few, many = SUBSETS
+    small, large = (runs.get(f"modelopt_awq_lite_{n}", {}).get("median") for n in (few, many))
     if not small or not large:
         return None
-    found: dict[str, Any] = {"method": "line through 7 and 14 weights", "extrapolated": True}
+    found: dict[str, Any] = {"method": f"line through {few} and {many} of {WEIGHTS} weights", "extrapolated": True}
     for key in ("wall_seconds", "cpu_seconds"):
-        each = (large[key] - small[key]) / 7
-        found[key] = round(small[key] + each * (WEIGHTS - 7), 1)
+        each = (large[key] - small[key]) / (many - few)
+        found[key] = round(small[key] + each * (WEIGHTS - few), 1)
         found[f"{key}_per_weight"] = round(each, 3)
     return found
 

@@ -6,10 +6,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
 
-LAYERS = 30
 WEIGHTS = 210
-SMALL, LARGE = r"/layers\.7/", r"/layers\.(7|22)/"
-"""One and two of the 30 layers, 7 weights each: what ModelOpt's default path is measured on."""
+SUBSETS = {7: r"/layers\.14/", 28: r"/layers\.(3|10|18|26)/"}
+"""Number of weights -> nodes: one and four of the 30 layers, on which ModelOpt's default path is measured."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,11 @@ RUNS = {
         Run("jaxq_rtn_dq", "jaxq", "jax", "jaxq rtn_dq"),
         Run("modelopt_awq_lite_cached", "peer", "nvidia-modelopt", "ModelOpt awq_lite, activations cached"),
         Run("modelopt_awq_lite_7", "peer", "nvidia-modelopt", "ModelOpt awq_lite, default, 7 weights", subset=True),
-        Run("modelopt_awq_lite_14", "peer", "nvidia-modelopt", "ModelOpt awq_lite, default, 14 weights", subset=True),
+        Run("modelopt_awq_lite_28", "peer", "nvidia-modelopt", "ModelOpt awq_lite, default, 28 weights", subset=True),
         Run("modelopt_awq_lite_default", "peer", "nvidia-modelopt", "ModelOpt awq_lite, default"),
         Run("jaxq_awq_lite", "jaxq", "jax", "jaxq awq_lite"),
         Run("modelopt_awq_full_cached", "peer", "nvidia-modelopt", "ModelOpt awq_full, activations cached"),
         Run("jaxq_awq_full", "jaxq", "jax", "jaxq awq_full"),
-        Run("jaxq_gptq", "jaxq", "jax", "jaxq gptq"),
     )
 }
 LONG = ("modelopt_awq_lite_default", "modelopt_awq_full_cached")
@@ -63,8 +61,8 @@ LONG = ("modelopt_awq_lite_default", "modelopt_awq_full_cached")
 MODELOPT_OPTIONS = {
     "modelopt_rtn_dq": ["--method=rtn_dq"],
     "modelopt_awq_lite_cached": ["--method=awq_lite", "--cached"],
-    "modelopt_awq_lite_7": ["--method=awq_lite", f"--only={SMALL}"],
-    "modelopt_awq_lite_14": ["--method=awq_lite", f"--only={LARGE}"],
+    "modelopt_awq_lite_7": ["--method=awq_lite", f"--only={SUBSETS[7]}"],
+    "modelopt_awq_lite_28": ["--method=awq_lite", f"--only={SUBSETS[28]}"],
     "modelopt_awq_lite_default": ["--method=awq_lite"],
     "modelopt_awq_full_cached": ["--method=awq_full", "--cached"],
 }
@@ -75,7 +73,6 @@ PAIRS = (
     ("jaxq_awq_lite", "modelopt_awq_lite_cached"),
     ("jaxq_awq_lite", "modelopt_awq_lite_default"),
     ("jaxq_awq_full", "modelopt_awq_full_cached"),
-    ("jaxq_gptq", "modelopt_awq_lite_cached"),
 )
 """Whose ratios are reported: jaxq's figure divided by the peer's."""
 
@@ -103,8 +100,8 @@ def jaxq_command(method: str, setup: Setup, folder: Path) -> list[str]:
         "calib.samples=8",
         f"method={method}",
         f"block_size={setup.block_size}",
-        "eval.enabled=false",
-        f"cache.dir={folder / 'cache'}",
+        "eval.samples=0",
+        f"cache_dir={folder / 'cache'}",
         f"hydra.run.dir={folder}",
     ]
 

@@ -6,7 +6,7 @@ DIR holds smollm2p/model.onnx (input_ids, attention_mask -> logits; 210 MatMul w
 leave alone) and smollm2p/tokens.npz (`calib` [n, 256], `eval` [rows, 512]). PY is a Python that has
 nvidia-modelopt[onnx]. Every tool gets the same 8 calibration rows, block size 128, the same cores and a fresh process;
 repeats are interleaved, so that a drift of the machine's load meets all of them. What cannot be run is reported so.
-ModelOpt's default AWQ path takes about 20 minutes: it is measured on 7 and 14 weights and extrapolated, unless
+ModelOpt's default AWQ path takes about 20 minutes: it is measured on 7 and 28 weights and extrapolated, unless
 --full-default is given. The rest: about 5 minutes a repeat, and 2 minutes of evaluation a file.
 """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from golden_pool import Pool
-from modelopt.onnx.quantization import int4
+from modelopt.onnx.quantization import int4  # pyright: ignore[reportMissingImports]
 from onnx import numpy_helper
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from golden_pool import Pool, Reference
-from modelopt.onnx.quantization import quant_utils
+from modelopt.onnx.quantization import quant_utils  # pyright: ignore[reportMissingImports]
 
 FLOOR = 1e-5
 

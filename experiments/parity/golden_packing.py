@@ -2,7 +2,7 @@
 
 import numpy as np
 from golden_pool import Pool
-from modelopt.onnx.quantization import quant_utils
+from modelopt.onnx.quantization import quant_utils  # pyright: ignore[reportMissingImports]
 
 
 def inputs() -> dict[str, np.ndarray]:

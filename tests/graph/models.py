@@ -46,14 +46,14 @@ def build(
     nodes: Sequence[NodeProto],
     weights: Mapping[str, np.ndarray],
     outputs: Mapping[str, Shape],
-    inputs: Mapping[str, Shape] | None = None,
+    inputs: Sequence[onnx.ValueInfoProto] = (),
     *,
     opset: int = 18,
     dtype: int = TensorProto.FLOAT,
     ir_version: int = 8,
 ) -> onnx.ModelProto:
     """A checked model; its input is ``x`` [batch, sequence, HIDDEN] unless said otherwise."""
-    ins = [value(name, shape, dtype) for name, shape in (inputs or {"x": ACTIVATION}).items()]
+    ins = list(inputs) or [value("x", ACTIVATION, dtype)]
     outs = [value(name, shape, dtype) for name, shape in outputs.items()]
     initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(list(nodes), "small", ins, outs, initializers)
@@ -128,20 +128,21 @@ def swiglu() -> onnx.ModelProto:
 def gemm(bias: bool = True, **attributes: float) -> onnx.ModelProto:
     w = weight(HIDDEN, FFN).T if attributes.get("transB") else weight(HIDDEN, FFN)
     weights = {"w": np.ascontiguousarray(w)} | ({"bias": vector(FFN)} if bias else {})
-    x = {"x": (HIDDEN, "n") if attributes.get("transA") else ("n", HIDDEN)}
-    return build([node("Gemm", " ".join(["x", *weights]), "y", **attributes)], weights, {"y": ("n", FFN)}, x)
+    x = value("x", (HIDDEN, "n") if attributes.get("transA") else ("n", HIDDEN))
+    return build([node("Gemm", " ".join(["x", *weights]), "y", **attributes)], weights, {"y": ("n", FFN)}, [x])
 
 
 def gemm_mixed() -> onnx.ModelProto:
     """One weight read as it is and transposed."""
     nodes = [node("Gemm", "x w", "a"), node("Gemm", "x w", "b", transB=1), node("Add", "a b", "y")]
-    return build(nodes, {"w": weight(HIDDEN, HIDDEN)}, {"y": ("n", HIDDEN)}, {"x": ("n", HIDDEN)})
+    return build(nodes, {"w": weight(HIDDEN, HIDDEN)}, {"y": ("n", HIDDEN)}, [value("x", ("n", HIDDEN))])
 
 
 def shared(same: bool = False) -> onnx.ModelProto:
     """One weight read by two nodes, with one activation or with two."""
     nodes = [node("Relu", "x", "r"), node("MatMul", "x w", "a"), node("MatMul", "x w" if same else "r w", "b")]
-    return build([*nodes, node("Sub", "a b", "y")], {"w": weight(HIDDEN, HIDDEN)}, {"y": ACTIVATION})
+    nodes.append(node("Concat", "a b", "y", axis=-1))
+    return build(nodes, {"w": weight(HIDDEN, HIDDEN)}, {"y": (*ACTIVATION[:2], 2 * HIDDEN)})
 
 
 def constants() -> onnx.ModelProto:
@@ -172,19 +173,107 @@ def stacked() -> onnx.ModelProto:
 
 
 def embedding() -> onnx.ModelProto:
-    """A table that is read by Gather and, transposed, as the last layer; a position table times a weight."""
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ("batch", "sequence"))
+    """A table read by Gather and, transposed, as the last layer."""
     nodes = [
         node("Gather", "table ids", "e"),
         node("MatMul", "e w", "h"),
         node("Transpose", "table", "head", perm=[1, 0]),
         node("MatMul", "h head", "y"),
     ]
+    ids = value("ids", ("batch", "sequence"), TensorProto.INT64)
     weights = {"table": weight(32, HIDDEN), "w": weight(HIDDEN, HIDDEN)}
-    model = build(nodes, weights, {"y": ("batch", "sequence", 32)}, {"ids": ("batch", "sequence")}, dtype=1) if 0 else None
-    del model
-    graph = helper.make_graph(
-        nodes, "small", [ids], [value("y", ("batch", "sequence", 32))],
-        [numpy_helper.from_array(a, n) for n, a in weights.items()],
+    return build(nodes, weights, {"y": ("batch", "sequence", 32)}, [ids])
+
+
+def constant_activation() -> onnx.ModelProto:
+    """A table of positions times a weight: the product depends on no input."""
+    nodes = [node("MatMul", "table w", "p"), node("Add", "x p", "s"), node("MatMul", "s v", "y")]
+    weights = {"table": weight(1, HIDDEN), "w": weight(HIDDEN, HIDDEN), "v": weight(HIDDEN, HIDDEN, seed=1)}
+    return build(nodes, weights, {"y": ACTIVATION})
+
+
+def branch(*nodes: NodeProto, weights: Mapping[str, np.ndarray] | None = None) -> onnx.GraphProto:
+    """A branch of an If; its output is the last node's."""
+    initializers = [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()]
+    return helper.make_graph(list(nodes), "branch", [], [value(nodes[-1].output[0], ACTIVATION)], initializers)
+
+
+def conditional() -> onnx.ModelProto:
+    """One branch holds a weight; the other reads a weight and an activation of the main graph."""
+    then = branch(node("MatMul", "h inner", "t"), weights={"inner": weight(HIDDEN, HIDDEN, seed=2)})
+    otherwise = branch(node("MatMul", "h outer", "e"))
+    nodes = [
+        node("MatMul", "x first", "h"),
+        node("If", "condition", "z", then_branch=then, else_branch=otherwise),
+        node("MatMul", "z second", "y"),
+    ]
+    weights = {name: weight(HIDDEN, HIDDEN, seed=i) for i, name in enumerate(["first", "outer", "second"])}
+    return build(nodes, weights | {"condition": np.array(False)}, {"y": ACTIVATION})
+
+
+def nested_conditional() -> onnx.ModelProto:
+    """A branch within a branch reads an activation that nothing else between reads."""
+    inmost = branch(node("Relu", "h", "i"))
+    middle = branch(node("If", "condition", "m", then_branch=inmost, else_branch=branch(node("Neg", "h", "j"))))
+    nodes = [
+        node("MatMul", "x first", "h"),
+        node("If", "condition", "z", then_branch=middle, else_branch=branch(node("Abs", "x", "e"))),
+        node("MatMul", "z second", "y"),
+    ]
+    weights = {name: weight(HIDDEN, HIDDEN, seed=i) for i, name in enumerate(["first", "second"])}
+    return build(nodes, weights | {"condition": np.array(True)}, {"y": ACTIVATION})
+
+
+def weight_as_output() -> onnx.ModelProto:
+    return build([node("MatMul", "x w", "y")], {"w": weight(HIDDEN, HIDDEN)}, {"y": ACTIVATION, "w": (HIDDEN, HIDDEN)})
+
+
+def typed(dtype: type, kind: int) -> onnx.ModelProto:
+    """The mlp's first layer in another float type."""
+    return build([node("MatMul", "x w", "y")], {"w": weight(HIDDEN, FFN, dtype=dtype)}, {"y": (*ACTIVATION[:2], FFN)}, dtype=kind)
+
+
+def attention() -> onnx.ModelProto:
+    """Heads are split with shapes that are computed, one dimension (a scalar) at a time, from the activation."""
+    nodes = [
+        node("LayerNormalization", "x scale", "normed"),
+        node("Shape", "normed", "dims"),
+        node("Gather", "dims one", "length"),
+        node("Range", "zero length step", "positions"),
+        node("Cast", "positions", "places", to=TensorProto.FLOAT),
+        node("Unsqueeze", "places axes", "column"),
+        node("Slice", "dims start stop", "leading"),
+        node("Concat", "leading split", "shape", axis=0),
+        *(node("MatMul", f"normed {name}", f"{name}_out") for name in "qkv"),
+        *(node("Reshape", f"{name}_out shape", f"{name}_heads") for name in "qkv"),
+        node("Transpose", "q_heads", "q_t", perm=[0, 2, 1, 3]),
+        node("Transpose", "k_heads", "k_t", perm=[0, 2, 3, 1]),
+        node("Transpose", "v_heads", "v_t", perm=[0, 2, 1, 3]),
+        node("MatMul", "q_t k_t", "scores"),
+        node("Softmax", "scores", "shares", axis=-1),
+        node("MatMul", "shares v_t", "mixed"),
+        node("Transpose", "mixed", "mixed_t", perm=[0, 2, 1, 3]),
+        node("Reshape", "mixed_t merged", "joined"),
+        node("MatMul", "joined o", "o_out"),
+        node("Add", "o_out column", "placed"),
+        node("MatMul", "placed lm_head", "y"),
+    ]
+    numbers = {"one": 1, "zero": 0, "step": 1, "axes": [1], "start": [0], "stop": [2], "split": [4, HIDDEN // 4]}
+    weights = {name: np.array(number, np.int64) for name, number in numbers.items()}
+    weights |= {"merged": np.array([0, 0, HIDDEN]), "scale": vector()}
+    weights |= {name: weight(HIDDEN, HIDDEN, seed=i) for i, name in enumerate([*"qkvo", "lm_head"])}
+    return build(nodes, weights, {"y": ACTIVATION})
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    f.__name__: f
+    for f in (
+        mlp, siblings, layer_norm, biased, linear_pair, square, swiglu, gemm, gemm_mixed, shared, constants, unnamed,
+        listed, stacked, embedding, constant_activation, conditional, nested_conditional, weight_as_output, attention,
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+}  # fmt: skip
+MODELS |= {
+    "gemm_transposed": lambda: gemm(transB=1),
+    "half": lambda: typed(np.float16, TensorProto.FLOAT16),
+    "double": lambda: typed(np.float64, TensorProto.DOUBLE),
+}

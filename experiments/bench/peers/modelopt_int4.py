@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from modelopt.onnx.quantization.int4 import quantize
+from modelopt.onnx.quantization.int4 import quantize  # pyright: ignore[reportMissingImports]
 
 
 def weight_nodes(model: onnx.ModelProto) -> list[str]:

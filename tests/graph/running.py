@@ -1,0 +1,86 @@
+"""Write models, run them in onnxruntime, quantize them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import numpy_helper
+
+from jaxq.capture import Batch
+from jaxq.integer import IntegerFormat
+from jaxq.methods import MethodSpec
+from jaxq.pipeline import Job, quantize_model
+from jaxq.results import Outcome
+
+
+def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx", *, external: bool = False) -> Path:
+    """Writes the model, its tensors in ``<name>.weights`` if ``external``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # saving external data empties the model that is saved
+    onnx.save(copy, path, save_as_external_data=external, location=f"{name}.weights", size_threshold=0)
+    return path
+
+
+def run(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *outputs: str, optimize: bool = True) -> list[np.ndarray]:
+    """Outputs of a model in onnxruntime, products with 4-bit weights in float32; any of its values can be asked for."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    if outputs:
+        model = onnx.load(model) if isinstance(model, Path) else model
+        have = {value.name for value in model.graph.output}
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in have)
+        model = copy
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return [np.asarray(array) for array in session.run(list(outputs) or None, dict(feeds))]
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def with_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
+    """The model with other values, of the old type and shape, in some initializers."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.name in weights:
+            old = numpy_helper.to_array(tensor)
+            new = weights[tensor.name].astype(old.dtype)
+            assert new.shape == old.shape
+            tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
+    return copy
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    """How far ``a`` is from ``b``, for the whole of it."""
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(np.linalg.norm(difference) / np.linalg.norm(np.asarray(b, np.float64)))
+
+
+def quantize(
+    source: Path,
+    target: Path,
+    method: str = "rtn_dq",
+    batches: Sequence[Batch] = (),
+    fmt: IntegerFormat | None = None,
+    form: str = "dq",
+    exclude: tuple[str, ...] = (),
+    cache: Path | None = None,
+    window_bytes: int = 64 << 20,
+    external_above: int = 1 << 30,
+) -> Outcome:
+    """`quantize_model`, in blocks of 32, with few candidates and a cache beside the target."""
+    spec = MethodSpec(method, fmt or IntegerFormat(block_size=32), alpha_step=0.25, clip_step=0.25)
+    cache = cache or target.parent / f"{target.name}.moments"
+    job = Job(source, target, spec, form, exclude, cache, window_bytes, external_above)
+    return quantize_model(job, batches)

@@ -1,0 +1,80 @@
+"""jaxq.integer.IntegerFormat: a format and the weights that it holds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxq.errors import JaxqError
+from jaxq.integer import IntegerFormat, Quantized, quant_tensor
+
+FORMATS = [
+    pytest.param(IntegerFormat(8), id="int4"),
+    pytest.param(IntegerFormat(8, use_zero_point=True), id="uint4"),
+    pytest.param(IntegerFormat(-1, 8), id="int8_per_channel"),
+    pytest.param(IntegerFormat(8, scale_dtype="float16"), id="int4_float16"),
+    pytest.param(IntegerFormat(8, use_zero_point=True, scale_dtype="bfloat16"), id="uint4_bfloat16"),
+]
+
+
+@pytest.fixture(scope="module")
+def w() -> jax.Array:
+    return jnp.asarray(np.random.default_rng(4).normal(size=(20, 3)), jnp.float32)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_codes_belong_to_the_stored_scales(w, fmt):
+    """Scales are rounded to their dtype before weights are rounded to them."""
+    held = fmt.quantize(w)
+    assert held.s.dtype == jnp.dtype(fmt.scale_dtype)
+    rows = [0] * 20 if fmt.block_size == -1 else [i // 8 for i in range(20)]
+    s = np.asarray(held.s, np.float32)[rows]
+    zp = 0 if held.zp is None else np.asarray(held.zp, np.float64)[rows]
+    low, high = (0, 15) if fmt.use_zero_point else (-(2**fmt.num_bits) // 2, 2**fmt.num_bits // 2 - 1)
+    want = np.clip(np.rint(np.asarray(w) / s) + zp, low, high)
+    np.testing.assert_array_equal(np.asarray(held.q, np.float64), want)
+    back = fmt.dequantize(held)
+    assert back.dtype == jnp.float32
+    np.testing.assert_allclose(np.asarray(back), (want - zp) * s.astype(np.float64), rtol=2**-23)
+    np.testing.assert_array_equal(np.asarray(fmt.round_trip(w)), np.asarray(back))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_weights_of_any_dtype_are_quantized_in_float32(w, dtype):
+    low = w.astype(dtype)
+    held, want = IntegerFormat(8).quantize(low), IntegerFormat(8).quantize(low.astype(jnp.float32))
+    for got, expected in zip(jax.tree.leaves(held), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+
+
+def test_a_clip_ratio_per_block(w):
+    ratio = jnp.asarray(np.random.default_rng(5).uniform(0.5, 1, size=(3, 3)), jnp.float32)
+    held = IntegerFormat(8).quantize(w, ratio)
+    q, s, _ = quant_tensor(w, 8, alpha=ratio)
+    np.testing.assert_array_equal(np.asarray(held.q), np.asarray(q))
+    np.testing.assert_array_equal(np.asarray(held.s), np.asarray(s))
+    assert float(jnp.max(jnp.abs(IntegerFormat(8).round_trip(w, 0.5)))) < 0.6 * float(jnp.max(jnp.abs(w)))
+
+
+def test_equal_formats_are_one_key():
+    assert len({IntegerFormat(32), IntegerFormat(block_size=32, num_bits=4), IntegerFormat(32, 8)}) == 2
+
+
+@pytest.mark.parametrize(("zero", "leaves"), [(False, 2), (True, 3)], ids=["symmetric", "zero_point"])
+def test_quantized_is_a_pytree(w, zero, leaves):
+    fmt = IntegerFormat(8, use_zero_point=zero)
+    held = jax.jit(fmt.quantize)(w)
+    assert isinstance(held, Quantized)
+    assert len(jax.tree.leaves(held)) == leaves
+
+
+@pytest.mark.parametrize(
+    ("fmt", "said"),
+    [
+        pytest.param(IntegerFormat(0), "block_size is 0:", id="block_0"),
+        pytest.param(IntegerFormat(num_bits=16), "num_bits is 16:", id="16_bits"),
+    ],
+)
+def test_bad_formats_are_refused(w, fmt, said):
+    with pytest.raises(JaxqError, match=said):
+        fmt.quantize(w)
