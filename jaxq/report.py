@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -110,7 +111,7 @@ class SweepTable(Callback):
 
 
 _COLUMNS: tuple[str, ...] = (
-    "run", "method", "block_size", "perplexity", "perplexity_default", "float_perplexity",
+    "run", "model", "method", "block_size", "perplexity", "perplexity_default", "float_perplexity",
     "kl", "top1", "file_mb", "bits_per_weight", "seconds", "moments_found", "error",
 )  # fmt: skip
 
@@ -126,10 +127,15 @@ def _number(name: str) -> int:
     return int(head) if head.isdigit() else 0
 
 
+def _model_name(model: dict[str, Any]) -> str:
+    return Path(model["path"]).parent.name if model.get("path") else model["name"]
+
+
 def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     row: dict[str, object] = {name: None for name in _COLUMNS}
     config = report["config"]
-    row |= {"run": run, "method": config["method"]["name"], "block_size": config["block_size"], "error": ""}
+    row |= {"run": _number(run), "model": _model_name(config["model"]), "method": config["method"]["name"]}
+    row |= {"block_size": config["block_size"], "error": ""}
     if "error" in report:
         return row | {"error": report["error"]}
     accuracy = report["accuracy"]
@@ -147,16 +153,26 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
 
 
 def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
-    table = Table(title="sweep")
-    shown = [name for name in _COLUMNS if name != "error" or any(row["error"] for row in rows)]
-    for name in shown:
-        table.add_column(name.replace("_", " "), justify="left" if name in ("run", "method", "error") else "right")
+    table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    names = {
+        "run": "#", "model": "model", "method": "method", "block_size": "block", "perplexity": "ppl",
+        "perplexity_default": "default", "float_perplexity": "float", "kl": "KL", "top1": "top-1",
+        "file_mb": "MB", "bits_per_weight": "bits", "seconds": "s", "error": "error",
+    }  # fmt: skip
+    for name, title in names.items():
+        if _worth_showing(name, rows):
+            table.add_column(title, justify="left" if name in ("model", "method", "error") else "right")
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in shown))
+        table.add_row(*(_cell(row[name]) for name in names if _worth_showing(name, rows)))
     return table
+
+
+def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
+    values = {row[name] for row in rows}
+    return len(values) > 1 if name == "model" else bool(values - {None, ""})
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1 else f"{value:.3f}"
+        return f"{value:.4g}"
     return "" if value is None else str(value)

@@ -1,0 +1,169 @@
+"""Bad input: one sentence that names the offending value, exit code 2, no traceback, nothing half-written."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+QUICK = ("calib.samples=2", "calib.length=16", "eval.samples=0")
+
+CONFIG_ROWS = {
+    "misspelt option": (["blok_size=128"], ["'blok_size'", "'block_size'"]),
+    "misspelt knob": (["method.alpha_stepp=0.1"], ["'method.alpha_stepp'", "'method.alpha_step'"]),
+    "added option": (["+nonsense=1"], ["'nonsense'"]),
+    "added knob": (["+method.nonsense=1"], ["'method.nonsense'"]),
+    "unknown method": (["method=awq_ligth"], ["'awq_ligth'", "awq_lite", "rtn_dq"]),
+    "unknown model": (["model=llama"], ["'llama'", "embedded", "onnx"]),
+    "unknown form": (["form=tensorrt"], ["'tensorrt'", "dq", "qdq"]),
+    "block size 0": (["block_size=0"], ["block_size is 0", "128"]),
+    "block size 48": (["block_size=48"], ["block_size is 48", "128"]),
+    "block size text": (["block_size=large"], ["large", "Integer"]),
+    "bits": (["method.num_bits=9"], ["num_bits is 9"]),
+    "alpha step": (["method.alpha_step=0"], ["alpha_step is 0"]),
+    "clip step": (["method.clip_step=-1"], ["clip_step is -1"]),
+    "least clip ratio": (["method.min_alpha=1.5"], ["min_alpha is 1.5"]),
+    "window size": (["window_mb=0"], ["window_mb is 0"]),
+    "negative samples": (["calib.samples=-1"], ["calib.samples is -1"]),
+    "batch size": (["calib.batch_size=0"], ["batch_size is 0"]),
+    "no model path": (["model=onnx"], ["model.path"]),
+    "missing model": (["model=onnx", "model.path=nowhere.onnx"], ["'nowhere.onnx'", "does not exist"]),
+    "missing tokens": (["calib.tokens=nowhere.npz"], ["'nowhere.npz'", "does not exist"]),
+    "missing text": (["calib.text=nowhere.txt", "calib.tokenizer=t.json"], ["'t.json'", "does not exist"]),
+    "text without tokenizer": (["calib.text=nowhere.txt"], ["calib.text", "calib.tokenizer"]),
+    "form that cannot scale": (["method=awq_lite", "form=qdq"], ["qdq", "awq_lite"]),
+    "list without -m": (["method=rtn,rtn_dq"], ["--multirun"]),
+    "everything excluded": (["method.exclude=['*']"], ["no weight that can be quantized", "'*'"]),
+}
+
+
+def assert_refused(done, words):
+    assert done.code == 2
+    sentences = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1, done.err
+    assert "Traceback" not in done.err + done.out
+    for word in words:
+        assert word in sentences[0]
+    assert not list(done.folder.rglob("model.onnx*")), "a failed run leaves no model"
+    assert not list(done.folder.rglob(".jaxq-*"))
+
+
+@pytest.mark.parametrize("row", CONFIG_ROWS)
+def test_config(jaxq, row):
+    arguments, words = CONFIG_ROWS[row]
+    assert_refused(jaxq(*QUICK, *arguments), words)
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model with one MatMul over an embedding of ten tokens."""
+    rng = np.random.default_rng(0)
+    table = onnx.numpy_helper.from_array(rng.normal(size=(10, 32)).astype(np.float32), "table")
+    weight = onnx.numpy_helper.from_array(rng.normal(size=(32, 10)).astype(np.float32), "w")
+    nodes = [
+        onnx.helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        onnx.helper.make_node("MatMul", ["x", "w"], ["logits"]),
+    ]
+    ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["b", "s"])
+    out = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["b", "s", 10])
+    graph = onnx.helper.make_graph(nodes, "g", [ids], [out], [table, weight])
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def _with_weight(path, array):
+    model = ir.load(path)
+    model.graph.initializers["w"].const_value = ir.tensor(array, name="w")
+    ir.save(model, path)
+
+
+DATA_ROWS = {
+    "ids out of range": ({"calib": np.full((2, 8), 10)}, ["token id 10", "0 to 9"]),
+    "negative ids": ({"calib": np.full((2, 8), -1)}, ["token id -1"]),
+    "wrong names": ({"tokens": np.zeros((2, 8), int)}, ["tokens", "input_ids"]),
+    "float ids": ({"input_ids": np.zeros((2, 8))}, ["input_ids", "float64", "int64"]),
+    "NaN": ({"input_ids": np.full((2, 8), np.nan)}, ["input_ids", "NaN"]),
+    "wrong rank": ({"calib": np.zeros(8, int)}, ["input_ids", "2 dimensions"]),
+    "no samples": ({"calib": np.zeros((0, 8), int)}, ["input_ids", "empty"]),
+}
+
+
+@pytest.mark.parametrize("row", DATA_ROWS)
+def test_data(jaxq, model, tmp_path, row):
+    arrays, words = DATA_ROWS[row]
+    np.savez(tmp_path / "data.npz", **arrays)
+    done = jaxq("model=onnx", f"model.path={model}", f"calib.tokens={tmp_path / 'data.npz'}", "block_size=16")
+    assert_refused(done, words)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 cut off"], ids=["empty", "text", "cut"])
+def test_token_file_that_is_none(jaxq, model, tmp_path, content):
+    (tmp_path / "data.npz").write_bytes(content)
+    done = jaxq("model=onnx", f"model.path={model}", f"calib.tokens={tmp_path / 'data.npz'}")
+    assert_refused(done, ["data.npz", ".npz file"])
+
+
+def test_a_method_that_needs_data_says_so(jaxq, model):
+    done = jaxq("model=onnx", f"model.path={model}", "method=awq_lite", "block_size=16")
+    assert_refused(done, ["awq_lite needs calibration data", "calib.tokens", "rtn_dq"])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"some text", b"\x08\x07\x3a\xff\xff", b"{}"], ids=["empty", "text", "cut", "json"]
+)
+def test_a_file_that_is_not_onnx(jaxq, tmp_path, content):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    assert_refused(jaxq("model=onnx", f"model.path={path}"), ["bad.onnx", "not an ONNX model"])
+
+
+def test_a_model_without_weights(jaxq, tmp_path):
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2]) for n in "xy")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "relu.onnx")
+    done = jaxq("model=onnx", f"model.path={tmp_path / 'relu.onnx'}")
+    assert_refused(done, ["no weight that can be quantized"])
+
+
+def test_a_weight_with_nan_is_named(jaxq, model):
+    _with_weight(model, np.full((32, 10), np.nan, np.float32))
+    assert_refused(jaxq("model=onnx", f"model.path={model}", "block_size=16"), ["'w'", "NaN"])
+
+
+def test_disk_full(jaxq, model, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ir, "save", full)
+    done = jaxq("model=onnx", f"model.path={model}", "block_size=16")
+    assert_refused(done, ["No space left on device", "model.onnx"])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission(jaxq, model, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    done = jaxq("model=onnx", f"model.path={model}", "block_size=16", f"hydra.run.dir={locked}/out")
+    assert_refused(done, ["Permission denied"])
+
+
+def test_an_output_folder_that_is_a_file(jaxq, model, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = jaxq("model=onnx", f"model.path={model}", "block_size=16", f"hydra.run.dir={tmp_path}/file")
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+
+
+def test_the_module_itself_exits_with_2_and_shows_a_traceback_only_when_asked(tmp_path):
+    command = [sys.executable, "-m", "jaxq.run", "block_size=48", "calib.samples=0"]
+    plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (plain.returncode, plain.stderr.count("\n")) == (2, 1)
+    asked = os.environ | {"JAXQ_TRACEBACK": "1"}
+    loud = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=asked)
+    assert loud.returncode != 0
+    assert "Traceback" in loud.stderr
