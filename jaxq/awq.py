@@ -30,7 +30,7 @@ class ScaleChoice:
     Attributes:
         s: The chosen scale of each input channel; ones where no scaling was best.
         best: Index of the choice among the candidates.
-        losses: Output error of each candidate, summed over columns.
+        losses: Output error of each candidate, summed over the columns that were looked at.
     """
 
     s: Float[Array, "c_in"]
@@ -103,23 +103,26 @@ def awq_scale(
     return jnp.where(alpha < 0, jnp.ones_like(s), s)
 
 
-@partial(jax.jit, static_argnames=("fmt", "batch_size"))
+@partial(jax.jit, static_argnames=("fmt", "columns", "batch_size"))
 def search_scales(
     w: Float[Array, "c_in c_out"],
     moments: Moments,
     alphas: Float[Array, "candidates"],
     fmt: IntegerFormat,
+    columns: int = 0,
     batch_size: int = 1,
 ) -> ScaleChoice:
     """AWQ-lite: the scale with the least output error ``||X (dq(q(s W)) / s - W)||^2 / tokens``.
 
-    Costs about ``c_in^2 c_out`` operations a candidate, whatever the number of tokens.
+    Costs about ``1.25 c_in^2 c_out`` operations a candidate, whatever the number of tokens. The scale is one for all
+    columns, so that an evenly spaced sample of them ranks the candidates almost as well, for less.
 
     Args:
         w: Sibling weights side by side; the loss is their sum, the scale common to all.
         moments: Moments of the activation that they read.
         alphas: Candidates, as `alpha_grid` gives them. The first one wins ties.
         fmt: The format that the scaled weight is rounded to.
+        columns: Look at about this many evenly spaced columns; 0 for all.
         batch_size: Candidates evaluated at a time (vmap); each holds a few copies of ``w``.
 
     Example:
@@ -132,10 +135,11 @@ def search_scales(
     """
     w = w.astype(jnp.float32)
     w_mean = weight_magnitude(w, fmt.block_size)
+    seen = w[:, :: max(1, w.shape[1] // columns)] if columns else w
 
     def loss(alpha: Float[Array, ""]) -> Float[Array, ""]:
         s = awq_scale(moments.a, w_mean, alpha)[:, None]
-        return jnp.sum(output_error(fmt.round_trip(w * s) / s - w, moments.h))
+        return jnp.sum(output_error(fmt.round_trip(seen * s) / s - seen, moments.h))
 
     losses = jax.lax.map(loss, alphas, batch_size=batch_size)
     best = jnp.argmin(losses)

@@ -34,6 +34,7 @@ class MethodConfig:
     num_bits: int = MISSING
     use_zero_point: bool = MISSING
     alpha_step: float = MISSING
+    search_columns: int = MISSING
     min_alpha: float = MISSING
     clip_step: float = MISSING
     exclude: list[str] = MISSING
@@ -113,9 +114,11 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     code_range(knobs.num_bits, knobs.use_zero_point)
     alpha_grid(knobs.alpha_step)
     ratio_grid(knobs.min_alpha, knobs.clip_step)
+    if knobs.search_columns < 0:
+        raise JaxqError(f"search_columns is {knobs.search_columns}: give a number of columns, or 0 for all")
     fmt = IntegerFormat(config.block_size, knobs.num_bits, knobs.use_zero_point)
     find_form(config.form, fmt)
     for key in ("window_mb", "external_data_mb"):
         if getattr(config, key) < (key == "window_mb"):
             raise JaxqError(f"{key} is {getattr(config, key)}: give a positive number of megabytes")
-    return MethodSpec(name, fmt, knobs.alpha_step, knobs.min_alpha, knobs.clip_step)
+    return MethodSpec(name, fmt, knobs.alpha_step, knobs.min_alpha, knobs.clip_step, knobs.search_columns)

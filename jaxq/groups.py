@@ -9,7 +9,7 @@ from jaxq.awq import IDENTITY
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Group, Site
 from jaxq.integer import IntegerFormat
-from jaxq.methods import Choice, Errors, MethodSpec, find_method, measure
+from jaxq.methods import Choice, Errors, MethodSpec, decide, find_method
 from jaxq.packing import pack_int4
 from jaxq.results import Layer
 from jaxq.statistics import Moments
@@ -49,8 +49,7 @@ def quantize_group(group: Group, moments: Moments | None, spec: MethodSpec) -> G
     arrays = [site.array() for site in group.sites]
     spec = replace(spec, fmt=replace(spec.fmt, scale_dtype=str(arrays[0].dtype)))
     w = jnp.asarray(np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0])
-    choice = method.choose(w, moments, spec)
-    errors = measure(w, choice, moments, spec.fmt)
+    choice, errors = decide(w, moments, method.choose, spec)
     stops = np.cumsum([site.c_out for site in group.sites])
     columns = [slice(int(stop) - site.c_out, int(stop)) for site, stop in zip(group.sites, stops, strict=True)]
     weights = tuple(_stored(choice, site, cut, spec.fmt) for site, cut in zip(group.sites, columns, strict=True))

@@ -1,7 +1,7 @@
 """The quantization methods: from weights and moments to codes, scales and what was chosen on the way."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -24,6 +24,7 @@ class MethodSpec:
         alpha_step: Step of AWQ's grid over alpha, in (0, 1].
         min_alpha: Least clip ratio, in (0, 1].
         clip_step: Step of the grid over clip ratios, in (0, 1].
+        search_columns: Columns on which AWQ's scales are compared, evenly spaced; 0 for all.
         batch_size: Candidates of the scale search that are evaluated at a time; more needs more memory.
     """
 
@@ -32,6 +33,7 @@ class MethodSpec:
     alpha_step: float = 0.1
     min_alpha: float = 0.5
     clip_step: float = 0.05
+    search_columns: int = 0
     batch_size: int = 1
 
 
@@ -73,21 +75,6 @@ class Errors:
     output_energy: Float[Array, "c_out"] | None
 
 
-@dataclass(frozen=True)
-class Method:
-    """What the pipeline must know of a method.
-
-    Attributes:
-        choose: The method itself, a pure jitted function.
-        needs_data: It searches on moments.
-        unscaled: The method to take in its place where an activation cannot be scaled; "" if it scales none.
-    """
-
-    choose: Callable[[Array, Moments | None, MethodSpec], Choice]
-    needs_data: bool
-    unscaled: str = ""
-
-
 @partial(jax.jit, static_argnames="spec")
 def round_to_nearest(w: Float[Array, "c_in c_out"], moments: Moments | None, spec: MethodSpec) -> Choice:
     """Block scales from the greatest weight, codes by round to nearest even; ``moments`` are not used."""
@@ -99,7 +86,7 @@ def round_to_nearest(w: Float[Array, "c_in c_out"], moments: Moments | None, spe
 def awq_lite(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:
     """Scales by activation and weight magnitude; see `jaxq.awq.search_scales`."""
     alphas = jnp.array(alpha_grid(spec.alpha_step))
-    found = search_scales(w, moments, alphas, spec.fmt, spec.batch_size)
+    found = search_scales(w, moments, alphas, spec.fmt, spec.search_columns, spec.batch_size)
     return _choice(w, found.s, alphas[found.best], None, spec)
 
 
@@ -113,7 +100,7 @@ def awq_clip(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) 
 def awq_full(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:
     """AWQ-lite, then clip ratios searched on the scaled weights and activations."""
     alphas = jnp.array(alpha_grid(spec.alpha_step))
-    found = search_scales(w, moments, alphas, spec.fmt, spec.batch_size)
+    found = search_scales(w, moments, alphas, spec.fmt, spec.search_columns, spec.batch_size)
     h = moments.h / found.s[:, None] / found.s[None, :]
     return _choice(w, found.s, alphas[found.best], h, spec)
 
@@ -137,6 +124,42 @@ def measure(w: Float[Array, "c_in c_out"], choice: Choice, moments: Moments | No
         return Errors(weight, energy, None, None, None)
     h = moments.h
     return Errors(weight, energy, output_error(d, h), output_error(fmt.round_trip(w) - w, h), output_error(w, h))
+
+
+Choose = Callable[[Array, Moments | None, MethodSpec], Choice]
+
+
+@partial(jax.jit, static_argnames=("choose", "spec"))
+def decide(
+    w: Float[Array, "c_in c_out"], moments: Moments | None, choose: Choose, spec: MethodSpec
+) -> tuple[Choice, Errors]:
+    """A method's choice and its errors; plain round to nearest in its place if that has the smaller output error.
+
+    Searches look at a sample of columns or at blocks one by one; this comparison is exact, over all columns and tokens.
+    """
+    choice = choose(w, moments, spec)
+    errors = measure(w, choice, moments, spec.fmt)
+    if errors.output is None or errors.output_rtn is None:
+        return choice, errors
+    worse = jnp.sum(errors.output) > jnp.sum(errors.output_rtn)
+    plain = round_to_nearest(w, None, spec)
+    plain_errors = replace(errors, weight=measure(w, plain, None, spec.fmt).weight, output=errors.output_rtn)
+    return jax.tree.map(partial(jnp.where, worse), (plain, plain_errors), (choice, errors))
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the pipeline must know of a method.
+
+    Attributes:
+        choose: The method itself, a pure jitted function.
+        needs_data: It searches on moments.
+        unscaled: The method to take in its place where an activation cannot be scaled; "" if it scales none.
+    """
+
+    choose: Choose
+    needs_data: bool
+    unscaled: str = ""
 
 
 METHODS = {

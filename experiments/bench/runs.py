@@ -17,6 +17,7 @@ class Setup:
 
     model: Path
     tokens: Path
+    calib_rows: int
     block_size: int
     jaxq_python: str
     peer_python: str
@@ -89,7 +90,10 @@ def command(run: Run, setup: Setup, folder: Path) -> list[str]:
 
 
 def jaxq_command(method: str, setup: Setup, folder: Path) -> list[str]:
-    """jaxq with a fresh cache: what it compiles is part of its time."""
+    """jaxq with a fresh cache: what it compiles is part of its time.
+
+    Rounding needs no data, and gets none: with data jaxq would also measure what each layer loses.
+    """
     return [
         setup.jaxq_python,
         "-m",
@@ -97,7 +101,7 @@ def jaxq_command(method: str, setup: Setup, folder: Path) -> list[str]:
         "model=onnx",
         f"model.path={setup.model}",
         f"calib.tokens={setup.tokens}",
-        "calib.samples=8",
+        f"calib.samples={0 if method == 'rtn_dq' else setup.calib_rows}",
         f"method={method}",
         f"block_size={setup.block_size}",
         "eval.samples=0",

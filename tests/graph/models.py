@@ -1,17 +1,15 @@
-"""Small ONNX models, one for each shape that exporters give a linear layer, and ways to run them."""
+"""Small ONNX models, one for each shape that exporters give a linear layer."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
-import onnxruntime
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 HIDDEN, FFN = 64, 96
 ACTIVATION = ("batch", "sequence", HIDDEN)
-Shape = Sequence[int | str]
+Shape = Sequence[int | str | None]
 
 
 def weight(*shape: int, seed: int = 0, dtype: type = np.float32) -> np.ndarray:
@@ -32,9 +30,9 @@ def tokens(*shape: int, seed: int = 0) -> np.ndarray:
     return x
 
 
-def node(op: str, inputs: str, outputs: str, **attributes: object) -> NodeProto:
+def node(op: str, inputs: str, outputs: str, **attributes: Any) -> NodeProto:
     """A node named after its first output, as "/y/MatMul"; inputs and outputs apart by spaces."""
-    name = f"/{outputs.split()[0]}/{op}"
+    name = f"/{outputs.split(maxsplit=1)[0]}/{op}"
     return helper.make_node(op, inputs.split(), outputs.split(), name, **attributes)
 
 
@@ -230,7 +228,9 @@ def weight_as_output() -> onnx.ModelProto:
 
 def typed(dtype: type, kind: int) -> onnx.ModelProto:
     """The mlp's first layer in another float type."""
-    return build([node("MatMul", "x w", "y")], {"w": weight(HIDDEN, FFN, dtype=dtype)}, {"y": (*ACTIVATION[:2], FFN)}, dtype=kind)
+    return build(
+        [node("MatMul", "x w", "y")], {"w": weight(HIDDEN, FFN, dtype=dtype)}, {"y": (*ACTIVATION[:2], FFN)}, dtype=kind
+    )
 
 
 def attention() -> onnx.ModelProto:

@@ -25,7 +25,9 @@ def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx", *, exte
     return path
 
 
-def run(model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *outputs: str, optimize: bool = True) -> list[np.ndarray]:
+def run(
+    model: Path | onnx.ModelProto, feeds: Mapping[str, np.ndarray], *outputs: str, optimize: bool = True
+) -> list[np.ndarray]:
     """Outputs of a model in onnxruntime, products with 4-bit weights in float32; any of its values can be asked for."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

@@ -6,10 +6,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
+from jaxq.capture import Batch
 from jaxq.fold import Fold, divide_vectors, find_fold, insert_division
 from jaxq.graph import Group, Site, find_sites, prepare, sibling_groups
 from jaxq.integer import IntegerFormat
-from jaxq.capture import Batch
 from tests.graph import models
 from tests.graph.models import ACTIVATION, FFN, HIDDEN, build, linear_pair, node, tokens, vector, weight
 from tests.graph.running import quantize, relative, run, save
@@ -125,7 +125,7 @@ NOT_FOLDED = [
     pytest.param(lambda: linear_pair([node("Relu", "h", "r")], ("y", "r")), "second", id="another node reads it"),
     pytest.param(lambda: linear_pair(outputs=("y", "h")), "second", id="output of the model"),
     pytest.param(read_in_branch, "second", id="a branch reads it"),
-    pytest.param(lambda: scaled_by(np.float32([2])), "w", id="one number for all channels"),
+    pytest.param(lambda: scaled_by(np.array([2], np.float32)), "w", id="one number for all channels"),
     pytest.param(lambda: scaled_by(weight(HIDDEN, HIDDEN)), "w", id="a vector for each position"),
     pytest.param(lambda: scaled_by(weight(HIDDEN, 1)), "w", id="a number for each position"),
     pytest.param(lambda: models.biased(weight(1)), "second", id="bias of one number"),

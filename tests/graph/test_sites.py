@@ -29,7 +29,9 @@ def unread() -> onnx.ModelProto:
 
 
 def first_input() -> onnx.ModelProto:
-    return build([node("MatMul", "w x", "y")], {"w": weight(8, HIDDEN)}, {"y": (8, 4)}, [models.value("x", (HIDDEN, 4))])
+    return build(
+        [node("MatMul", "w x", "y")], {"w": weight(8, HIDDEN)}, {"y": (8, 4)}, [models.value("x", (HIDDEN, 4))]
+    )
 
 
 def convolution() -> onnx.ModelProto:
@@ -80,16 +82,12 @@ def contrib() -> onnx.ModelProto:
             "read by MatMul as input 1: the second input of MatMul and Gemm can be quantized",
             id="other domain",
         ),
-        pytest.param(
-            models.stacked, "experts", "a stack of matrices of rank 3: a matrix can be quantized", id="stack"
-        ),
+        pytest.param(models.stacked, "experts", "a stack of matrices of rank 3: a matrix can be quantized", id="stack"),
         pytest.param(lambda: models.gemm(transA=1), "w", "read by a Gemm with transA=1", id="transA"),
         pytest.param(lambda: models.gemm(alpha=0.5), "w", "read by a Gemm with alpha=0.5", id="alpha"),
         pytest.param(lambda: models.gemm(beta=2.0), "w", "read by a Gemm with beta=2", id="beta"),
         pytest.param(models.gemm_mixed, "w", "shared by Gemm nodes with and without transB", id="both transB"),
-        pytest.param(
-            MODELS["double"], "w", "its type is DOUBLE: float32 and float16 can be quantized", id="double"
-        ),
+        pytest.param(MODELS["double"], "w", "its type is DOUBLE: float32 and float16 can be quantized", id="double"),
     ],
 )
 def test_a_weight_is_declined_with_its_reason(make, name, reason):
@@ -123,8 +121,8 @@ def test_every_float_weight_is_a_site_or_declined(make):
     sites, declined = find_sites(model.graph)
     names = [site.name for site in sites] + [d.name for d in declined]
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-    weights = [v for graph in model.graphs() for v in graph.initializers.values() if v.const_value is not None]
-    assert sorted(names) == sorted(str(v.name) for v in weights if v.dtype in floats and v.const_value.size > 1)
+    tensors = {name: v.const_value for graph in model.graphs() for name, v in graph.initializers.items()}
+    assert sorted(names) == sorted(n for n, t in tensors.items() if t and t.dtype in floats and t.size > 1)
 
 
 @pytest.mark.parametrize(
@@ -204,8 +202,6 @@ def test_a_pattern_that_another_one_anticipated_is_not_useless():
 def test_a_declined_weight_tells_its_shape_and_size():
     _, declined = sites_of(models.biased())
     assert [(d.name, d.shape, d.nbytes) for d in declined] == [("bias", (HIDDEN,), 4 * HIDDEN)]
-
-
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

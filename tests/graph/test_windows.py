@@ -40,7 +40,9 @@ def ancestors(graph: ir.Graph, wanted: Sequence[ir.Value]) -> set[ir.Node]:
             continue
         found.add(each)
         inner = [n for attr in each.attributes.values() if attr.type == ir.AttributeType.GRAPH for n in attr.as_graph()]
-        nested = [m for n in inner for a in n.attributes.values() if a.type == ir.AttributeType.GRAPH for m in a.as_graph()]
+        nested = [
+            m for n in inner for a in n.attributes.values() if a.type == ir.AttributeType.GRAPH for m in a.as_graph()
+        ]
         open_ends += [v.producer() for n in (each, *inner, *nested) for v in n.inputs if v is not None]
     return found
 
@@ -54,7 +56,9 @@ def run_windows(
         part = ir.to_proto(window_model(window, model.ir_version, model.opset_imports, list(model.functions.values())))
         for info in part.graph.input:
             array = values[info.name]
-            info.CopyFrom(models.value(info.name, [None] * array.ndim, onnx.helper.np_dtype_to_tensor_dtype(array.dtype)))
+            info.CopyFrom(
+                models.value(info.name, [None] * array.ndim, onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+            )
         have = {name: values[name] for name in names(window.inputs)}
         outputs = [info.name for info in part.graph.output]
         values |= dict(zip(outputs, run(part, have, *outputs, optimize=optimize), strict=True))

@@ -12,11 +12,9 @@ LAYOUTS = [
     pytest.param((20, 3), 8, 0, id="ragged"),
     pytest.param((20, 3), -1, 0, id="per_channel"),
     pytest.param((20, 3), 32, 0, id="block_longer_than_axis"),
-    pytest.param((20, 3), 1, 0, id="one_row"),
     pytest.param((3, 20), 8, 1, id="axis_1"),
     pytest.param((3, 20), 8, -1, id="last_axis"),
-    pytest.param((2, 20, 3), 8, 1, id="three_axes"),
-    pytest.param((2, 20, 3), 8, -2, id="three_axes_from_the_end"),
+    pytest.param((2, 20, 3), 8, -2, id="three_axes"),
     pytest.param((20,), 8, 0, id="one_axis"),
 ]
 
@@ -43,9 +41,7 @@ def test_bad_block_sizes_are_refused(function, block_size):
         function(20, block_size)
 
 
-@pytest.mark.parametrize(
-    ("ndim", "axis", "found"), [(2, 0, 0), (2, 1, 1), (2, -1, 1), (2, -2, 0), (3, -1, 2)], ids=str
-)
+@pytest.mark.parametrize(("ndim", "axis", "found"), [(2, 0, 0), (2, 1, 1), (2, -1, 1), (2, -2, 0), (3, -1, 2)], ids=str)
 def test_check_axis(ndim, axis, found):
     assert check_axis(ndim, axis) == found
 

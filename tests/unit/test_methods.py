@@ -1,0 +1,154 @@
+"""jaxq.methods: every method's choice, and its errors against float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxq.awq import IDENTITY, alpha_grid, ratio_grid
+from jaxq.errors import JaxqError
+from jaxq.integer import IntegerFormat
+from jaxq.methods import METHODS, Choice, MethodSpec, find_method, measure
+from jaxq.statistics import Moments
+
+C_IN, C_OUT, TOKENS = 40, 6, 50
+FORMATS = {
+    "int4": IntegerFormat(16),
+    "uint3_float16": IntegerFormat(16, 3, use_zero_point=True, scale_dtype="float16"),
+}
+SEARCHES = ("rtn", "awq_lite", "awq_clip", "awq_full")
+EACH_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+EACH_METHOD = pytest.mark.parametrize("name", SEARCHES)
+
+
+def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Moments]:
+    """Activations with two large channels, a weight with heavy tails, and the moments, made in float64."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(TOKENS, C_IN)) * rng.uniform(0.2, 2, size=C_IN) + 0.3 * rng.normal(size=(TOKENS, 1))
+    x[:, [3, 21]] *= 10
+    w = rng.standard_t(4, size=(C_IN, C_OUT)).astype(np.float32)
+    h, a = jnp.asarray(x.T @ x / TOKENS, jnp.float32), jnp.asarray(abs(x).mean(axis=0), jnp.float32)
+    return x, w, Moments(h, a, jnp.array(TOKENS, jnp.int32))
+
+
+def choose(name: str, w: np.ndarray, moments: Moments, fmt: IntegerFormat) -> Choice:
+    return METHODS[name].choose(jnp.asarray(w), moments, MethodSpec(name, fmt, alpha_step=0.25, clip_step=0.1))
+
+
+def restored(choice: Choice, fmt: IntegerFormat) -> np.ndarray:
+    """The weight that the stored arrays stand for, in float64."""
+    block = C_IN if fmt.block_size == -1 else fmt.block_size
+    rows = [i // block for i in range(C_IN)]
+    zp = 0 if choice.quantized.zp is None else np.asarray(choice.quantized.zp, np.float64)[rows]
+    scaled = (np.asarray(choice.quantized.q, np.float64) - zp) * np.asarray(choice.quantized.s, np.float64)[rows]
+    return scaled / np.asarray(choice.s, np.float64)[:, None]
+
+
+@EACH_FORMAT
+@EACH_METHOD
+def test_the_parts_of_a_choice_fit(name, fmt, round_trip):
+    _, w, moments = data()
+    choice = choose(name, w, moments, fmt)
+    s, ratio = np.asarray(choice.s, np.float64)[:, None], np.asarray(choice.clip_ratio, np.float64)
+    assert choice.quantized.s.dtype == jnp.dtype(fmt.scale_dtype)
+    np.testing.assert_allclose(restored(choice, fmt), round_trip(w * s, fmt, ratio) / s, rtol=1e-5, atol=1e-6)
+    if name in ("awq_lite", "awq_full"):
+        assert float(choice.alpha) in np.array(alpha_grid(0.25), np.float32)
+        assert len(np.unique(s)) > 1
+    else:
+        assert float(choice.alpha) == IDENTITY
+        assert (s == 1).all()
+    if name in ("awq_clip", "awq_full"):
+        assert np.isin(np.asarray(choice.clip_ratio), np.array(ratio_grid(0.5, 0.1), np.float32)).all()
+        assert (ratio < 1).any()
+    else:
+        assert (ratio == 1).all()
+
+
+@EACH_FORMAT
+@EACH_METHOD
+def test_measure_is_the_error_of_the_stored_arrays(name, fmt, round_trip):
+    x, w, moments = data()
+    choice = choose(name, w, moments, fmt)
+    errors = measure(jnp.asarray(w), choice, moments, fmt)
+    new = restored(choice, fmt)
+    want = {
+        "weight": ((new - w) ** 2).sum(axis=0),
+        "weight_energy": (w.astype(np.float64) ** 2).sum(axis=0),
+        "output": ((x @ new - x @ w) ** 2).mean(axis=0),
+        "output_rtn": ((x @ (round_trip(w, fmt) - w)) ** 2).mean(axis=0),
+        "output_energy": ((x @ w) ** 2).mean(axis=0),
+    }
+    for field, exact in want.items():
+        np.testing.assert_allclose(np.asarray(getattr(errors, field)), exact, rtol=2e-5, err_msg=field)
+    unseen = measure(jnp.asarray(w), choice, None, fmt)
+    np.testing.assert_array_equal(np.asarray(unseen.weight), np.asarray(errors.weight))
+    assert (unseen.output, unseen.output_rtn, unseen.output_energy) == (None, None, None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@EACH_FORMAT
+def test_a_larger_search_never_does_worse(fmt, seed):
+    _, w, moments = data(seed)
+    loss = {}
+    for name in SEARCHES:
+        errors = measure(jnp.asarray(w), choose(name, w, moments, fmt), moments, fmt)
+        assert errors.output is not None and errors.output_rtn is not None
+        loss[name] = np.asarray(errors.output, np.float64)
+        if name == "rtn":
+            np.testing.assert_allclose(loss[name], np.asarray(errors.output_rtn), rtol=1e-5)
+    slack = 1 + 1e-5
+    assert loss["awq_lite"].sum() <= slack * loss["rtn"].sum()
+    assert (loss["awq_clip"] <= slack * loss["rtn"]).all()
+    assert (loss["awq_full"] <= slack * loss["awq_lite"]).all()
+    assert loss["awq_full"].sum() < 0.95 * loss["rtn"].sum()
+
+
+def test_round_to_nearest_needs_no_data(round_trip):
+    _, w, moments = data()
+    fmt = FORMATS["int4"]
+    blind = METHODS["rtn"].choose(jnp.asarray(w), None, MethodSpec("rtn", fmt))
+    np.testing.assert_allclose(restored(blind, fmt), round_trip(w, fmt), rtol=1e-6)
+    for got, want in zip(jax.tree.leaves(blind), jax.tree.leaves(choose("rtn", w, moments, fmt)), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+def test_half_precision_weights_are_quantized_in_float32():
+    _, w, moments = data()
+    low = np.asarray(w, jnp.dtype("bfloat16"))
+    fmt = FORMATS["int4"]
+    got, want = choose("awq_full", low, moments, fmt), choose("awq_full", low.astype(np.float32), moments, fmt)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("zero", ["weight", "activation"])
+@EACH_METHOD
+def test_zeros_give_numbers(name, zero):
+    _, w, moments = data()
+    if zero == "weight":
+        w = 0 * w
+    else:
+        moments = jax.tree.map(jnp.zeros_like, moments)
+    choice = choose(name, w, moments, FORMATS["int4"])
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(choice))
+    errors = measure(jnp.asarray(w), choice, moments, FORMATS["int4"])
+    assert errors.output is not None and not np.asarray(errors.output).any()
+    assert float(choice.alpha) == IDENTITY or zero == "weight"
+
+
+def test_the_two_rtn_methods_choose_alike():
+    assert METHODS["rtn"].choose is METHODS["rtn_dq"].choose
+    assert {name for name, method in METHODS.items() if not method.needs_data} == {"rtn", "rtn_dq"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_find_method(name):
+    assert find_method(name) is METHODS[name]
+    assert METHODS[name].unscaled in ("", *METHODS)
+
+
+@pytest.mark.parametrize("name", ["awq", "", "AWQ_LITE"])
+def test_an_unknown_method_is_named_with_the_choices(name):
+    with pytest.raises(JaxqError, match=f"^method.name is '{name}': choose one of rtn, rtn_dq, awq_lite, awq_clip, a"):
+        find_method(name)
