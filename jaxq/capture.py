@@ -78,8 +78,10 @@ def capture_moments(
     Raises:
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
-    if not batches:
-        raise JaxqError("the calibration data has no samples: give at least one")
+    _check_feeds(model, batches)
+    for value in wanted:
+        if value.is_graph_input():
+            keep_moments(str(value.name), _input_moments(str(value.name), batches))
     windows = plan_windows(model.graph, wanted, max_bytes)
     runs = []
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
@@ -88,10 +90,16 @@ def capture_moments(
         for i, window in enumerate(windows):
             runs.append(_run_window(model, window, spool, keep_moments, advance))
             spool.keep_only({str(v.name) for later in windows[i + 1 :] for v in later.inputs})
-    for value in wanted:
-        if value.is_graph_input():
-            keep_moments(str(value.name), _input_moments(str(value.name), batches))
     return runs
+
+
+def _check_feeds(model: ir.Model, batches: Sequence[Batch]) -> None:
+    if not batches:
+        raise JaxqError("the calibration data has no samples: give at least one")
+    names = [str(v.name) for v in model.graph.inputs]
+    for i, batch in enumerate(batches):
+        if missing := [name for name in names if name not in batch.feeds]:
+            raise JaxqError(f"batch {i} of the calibration data lacks {missing}: the model's inputs are {names}")
 
 
 class _Spool:

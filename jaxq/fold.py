@@ -99,7 +99,7 @@ def _fold_value(
         return _fold_vectors(node, _NORM_INPUTS[node.op_type], channels)
     if node.domain not in ("", "ai.onnx"):
         return None
-    if node.op_type == "Mul":
+    if node.op_type == "Mul" and node.inputs[0] is not node.inputs[1]:
         return _first(_fold_operand(node, i, sites, channels) for i in (0, 1))
     if node.op_type == "Add":
         parts = [_fold_operand(node, i, sites, channels) for i in (0, 1)]

@@ -82,6 +82,9 @@ def prepare(model: ir.Model) -> None:
 
     Constants become initializers, initializers are no longer inputs (onnxruntime fuses neither otherwise), nodes and
     values have names, and nodes stand in topological order.
+
+    Raises:
+        JaxqError: the graph has a cycle, or names that cannot be told apart.
     """
     for step in (
         passes.LiftConstantsToInitializersPass(),
@@ -89,7 +92,10 @@ def prepare(model: ir.Model) -> None:
         passes.NameFixPass(),
         passes.TopologicalSortPass(),
     ):
-        step(model)
+        try:
+            step(model)
+        except (ValueError, RuntimeError) as error:
+            raise JaxqError(f"the model's graph is not valid: {type(step).__name__} says {error}") from error
 
 
 def find_sites(graph: ir.Graph, exclude: Sequence[str] = ()) -> tuple[list[Site], list[Declined]]:
@@ -114,10 +120,10 @@ def find_sites(graph: ir.Graph, exclude: Sequence[str] = ()) -> tuple[list[Site]
     return sorted(sites, key=lambda site: order[site.nodes[0]]), declined
 
 
-def unmatched(declined: Sequence[Declined], exclude: Sequence[str]) -> list[str]:
-    """Patterns of ``exclude`` that excluded nothing: misspelt, perhaps."""
-    reasons = {d.reason for d in declined}
-    return [p for p in exclude if _pattern_reason(p) not in reasons]
+def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
+    """Patterns of ``exclude`` that match no weight: misspelt, perhaps."""
+    names = [name for weight in _float_weights(graph) for name in _names(weight)]
+    return [p for p in exclude if not any(fnmatchcase(name, p) for name in names)]
 
 
 def sibling_groups(sites: Sequence[Site]) -> list[Group]:
@@ -176,6 +182,8 @@ def _why_not(weight: ir.Value, graph: ir.Graph) -> str | None:
             return f"read by {node.op_type} as input {index}: the second input of MatMul and Gemm can be quantized"
         if node.op_type == "Gemm" and (reason := _why_not_gemm(node)):
             return reason
+        if node.inputs[0] is None or node.inputs[0].const_value is not None:
+            return "it multiplies a constant, not an activation"
     if rank != 2:
         return f"a stack of matrices of rank {rank}: a matrix can be quantized"
     if len({bool(attribute(node, "transB", 0)) for node, _ in uses}) > 1:
@@ -192,16 +200,16 @@ def _why_not_gemm(node: ir.Node) -> str | None:
     return None
 
 
-def _pattern_reason(pattern: str) -> str:
-    return f"excluded by the pattern {pattern!r}"
-
-
 def _excluded(weight: ir.Value, exclude: Sequence[str]) -> str | None:
-    names = [str(weight.name), *(str(node.name) for node, _ in weight.uses())]
     for pattern in exclude:
-        if any(fnmatchcase(name, pattern) for name in names):
-            return _pattern_reason(pattern)
+        if any(fnmatchcase(name, pattern) for name in _names(weight)):
+            return f"excluded by the pattern {pattern!r}"
     return None
+
+
+def _names(weight: ir.Value) -> list[str]:
+    """What patterns are compared with: the weight's name and its nodes'."""
+    return [str(weight.name), *(str(node.name) for node, _ in weight.uses())]
 
 
 def _site(weight: ir.Value) -> Site:

@@ -84,7 +84,7 @@ def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, error
         c_out=site.c_out,
         num_bits=weight.fmt.num_bits,
         block_size=weight.fmt.block_size,
-        nbytes=weight.nbytes,
+        nbytes=weight.nbytes * len(site.nodes),
         loss=loss,
         loss_rtn=loss_rtn,
         relative_output_error=float(np.sqrt(loss / output_energy)) if loss is not None and output_energy else None,

@@ -80,7 +80,9 @@ def find_scales(
         return _positive(divide(amax * alpha, q_max), w.dtype), None
     lo = jnp.minimum(jnp.min(blocks, axis=axis + 1), 0) * alpha
     hi = jnp.maximum(jnp.max(blocks, axis=axis + 1), 0) * alpha
-    s = _positive(divide(hi - lo, q_max), w.dtype)
+    width = hi - lo  # beyond float32 for weights of opposite sign near its end: then in two steps
+    s = jnp.where(jnp.isfinite(width), divide(width, q_max), divide(hi, q_max) - divide(lo, q_max))
+    s = _positive(s, w.dtype)
     zp = jnp.clip(jnp.round(divide(-lo, s.astype(jnp.float32))), 0, q_max)
     return s, zp.astype(jnp.uint8)
 

@@ -27,21 +27,27 @@ def load_model(path: Path) -> ir.Model:
         model = load_lazily(path)
     except PermissionError as error:
         raise JaxqError(f"model file {str(path)!r} cannot be read: permission denied") from error
-    except (DecodeError, ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (DecodeError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise JaxqError(f"model file {str(path)!r} is not an ONNX model that can be read") from error
     if not model.graph.num_nodes():
         raise JaxqError(f"model file {str(path)!r} is not an ONNX model with nodes")
-    for file in data_files(path, model):
+    for tensor in _external(model):
+        file = path.parent / tensor.location
         if not file.is_file():
             raise JaxqError(f"model file {str(path)!r} keeps weights in {str(file)!r}, which does not exist")
+        if (tensor.offset or 0) + (tensor.length or 0) > file.stat().st_size:
+            raise JaxqError(f"model file {str(path)!r} keeps weights in {str(file)!r}, which is cut off")
     return model
+
+
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
+    tensors = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
+    return [t for t in tensors if isinstance(t, ir.ExternalTensor)]
 
 
 def data_files(path: Path, model: ir.Model) -> list[Path]:
     """Files beside the model that hold its external data, sorted."""
-    tensors = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
-    files = {path.parent / t.location for t in tensors if isinstance(t, ir.ExternalTensor)}
-    return sorted(files - {path.parent / path.name})
+    return sorted({path.parent / t.location for t in _external(model)} - {path.parent / path.name})
 
 
 def hash_model(path: Path, model: ir.Model) -> str:
@@ -51,8 +57,13 @@ def hash_model(path: Path, model: ir.Model) -> str:
 
 def file_bytes(path: Path) -> int:
     """Size of a model's file and of the external data that jaxq writes beside it."""
-    beside = path.with_name(f"{path.name}.data")
+    beside = data_path(path)
     return path.stat().st_size + (beside.stat().st_size if beside.exists() else 0)
+
+
+def data_path(path: Path) -> Path:
+    """Where a model that jaxq writes keeps external data."""
+    return path.with_name(f"{path.name}.data")
 
 
 def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
@@ -91,9 +102,12 @@ def save_model(model: ir.Model, path: Path, external_above: int) -> None:
             for value in (v for graph in model.graphs() for v in graph.initializers.values()):
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = in_memory(value)
-        ir.save(model, folder / path.name, external_data=f"{path.name}.data" if external else None)
+        ir.save(model, folder / path.name, external_data=data_path(path).name if external else None)
+        load_model(folder / path.name)  # a full disk can cut external data off without an error
         for part in sorted(folder.iterdir(), reverse=True):  # the data first: the model file is whole once it is there
             part.replace(path.with_name(part.name))
+        if not external:
+            data_path(path).unlink(missing_ok=True)  # of an older file that this one replaces
     except OSError as error:
         raise JaxqError(f"cannot write {str(path)!r}: {error.strerror}") from error
     finally:

@@ -13,7 +13,7 @@ from jaxq.forms import Form, find_form
 from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
 from jaxq.groups import GroupResult, quantize_group
 from jaxq.methods import MethodSpec, find_method
-from jaxq.model_file import data_files, file_bytes, hash_model, load_model, raise_opset, save_model
+from jaxq.model_file import data_files, data_path, file_bytes, hash_model, load_model, raise_opset, save_model
 from jaxq.progress import Progress, silent
 from jaxq.results import Clock, Layer, Outcome
 from jaxq.statistics import Moments, mean_moments
@@ -64,14 +64,18 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
     with clock.phase("load"):
         model = load_model(job.source)
         model_hash = hash_model(job.source, model)
-        source_bytes = sum(p.stat().st_size for p in (job.source, *data_files(job.source, model)))
+        sources = [job.source, *data_files(job.source, model)]
+        _refuse_overwriting(sources, job.target)
+        source_bytes = sum(p.stat().st_size for p in sources)
+        raise_opset(model, form.opset, form.ir_version)
         prepare(model)
+        useless = unmatched(model.graph, job.exclude)
         sites, declined = find_sites(model.graph, job.exclude)
         if not sites:
             raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
         groups = sibling_groups(sites)
         quantized_bytes = sum(_nbytes(site) for site in sites)
-    data_hash = hash_arrays(batch.feeds for batch in batches) if batches else ""
+    data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash)
     with clock.phase("calibrate"):
         found, windows = _calibrate(model, groups, batches, store, job.window_bytes, progress)
@@ -82,7 +86,7 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
     return Outcome(
         layers=layers,
         declined=tuple(declined),
-        unmatched=tuple(unmatched(declined, job.exclude)),
+        unmatched=tuple(useless),
         windows=tuple(windows),
         moments_found=found,
         tokens=max((result.tokens for result in results), default=0),
@@ -107,9 +111,23 @@ def _check(job: Job, batches: Sequence[Batch]) -> Form:
             f"method {job.method.name} needs calibration data and there is none: give calib.tokens=<npz file>, or "
             "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
         )
-    if job.target.resolve() == job.source.resolve():
-        raise JaxqError(f"the target {str(job.target)!r} is the source, which is never changed: give another path")
     return form
+
+
+def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
+    kept = {path.resolve() for path in sources}
+    for path in (target, data_path(target)):
+        if path.resolve() in kept:
+            raise JaxqError(
+                f"the target {str(path)!r} belongs to the source, which is never changed: give another path"
+            )
+
+
+def hash_batches(batches: Sequence[Batch]) -> str:
+    """SHA-256 over data, padding masks included; "" for none."""
+    if not batches:
+        return ""
+    return hash_arrays({**batch.feeds, **({} if batch.keep is None else {"/keep": batch.keep})} for batch in batches)
 
 
 def _reasons(declined: Sequence[Declined]) -> str:
@@ -160,7 +178,6 @@ def _moments(group: Group, store: MomentStore | None) -> Moments | None:
 
 def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job) -> tuple[Layer, ...]:
     """Puts the results into the graph and writes the file."""
-    raise_opset(model, form.opset, form.ir_version)
     sites = [site for result in results for site in result.group.sites]
     folds = {result: find_fold(result.group, sites) for result in results if result.scaled}
     divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}

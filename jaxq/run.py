@@ -32,11 +32,11 @@ from jaxq.inputs import (
     token_file_samples,
 )
 from jaxq.model_file import hash_model, load_model, save_model
-from jaxq.pipeline import Job, quantize_model
+from jaxq.pipeline import Job, hash_batches, quantize_model
 from jaxq.records import Report, write_failure, write_report
 from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock
-from jaxq.store import hash_arrays, hash_files
+from jaxq.store import hash_files
 
 _TRACEBACK = "JAXQ_TRACEBACK"
 
@@ -118,7 +118,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     hashes = {
         "model": outcome.model_hash,
         "calibration_data": outcome.data_hash,
-        "evaluation_data": hash_arrays(b.feeds for b in held_out) if held_out else "",
+        "evaluation_data": hash_batches(held_out),
         "output": hash_model(job.target, load_model(job.target)),
     }
     phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]

@@ -46,7 +46,7 @@ def run(session: Session, outputs: Sequence[str], feeds: Mapping[str, np.ndarray
     Raises:
         JaxqError: onnxruntime cannot run the model on these inputs.
     """
-    values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in feeds.items()}
+    values = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(a, order="C")) for name, a in feeds.items()}
     try:
         return dict(zip(outputs, session.run_with_ort_values(list(outputs), values), strict=True))
     except Exception as error:  # onnxruntime's exceptions have no common base class

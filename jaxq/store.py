@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from jaxq.errors import JaxqError
 from jaxq.statistics import Moments
 
 _VERSION = "1"  # changes when the meaning of stored moments does
@@ -29,7 +30,7 @@ def hash_arrays(arrays: Iterable[Mapping[str, np.ndarray]]) -> str:
     total = hashlib.sha256()
     for group in arrays:
         for name in sorted(group):
-            array = np.ascontiguousarray(group[name])
+            array = np.asarray(group[name], order="C")
             total.update(f"{name} {array.dtype} {array.shape}\n".encode())
             total.update(array.tobytes())
     return total.hexdigest()
@@ -47,16 +48,30 @@ class MomentStore:
         self.folder = root / f"moments-{_VERSION}-{model_hash[:16]}-{data_hash[:16]}"
 
     def __contains__(self, name: str) -> bool:
-        return self._path(name).is_file()
+        try:
+            with safe_open(self._path(name), "np"):  # reads the header, and compares it with the file's size
+                return True
+        except (OSError, SafetensorError):
+            return False
 
     def put(self, name: str, moments: Moments) -> None:
-        """Stores the moments of the activation ``name``."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Stores the moments of the activation ``name``.
+
+        Raises:
+            JaxqError: the folder cannot be written, or the disk is full.
+        """
         path = self._path(name)
         beside = path.with_suffix(f".{os.getpid()}")
         tensors = {"h": np.asarray(moments.h), "a": np.asarray(moments.a), "tokens": np.asarray(moments.tokens)}
-        save_file(tensors, beside, {"activation": name})
-        beside.replace(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, beside, {"activation": name})
+            beside.replace(path)
+        except (OSError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            raise JaxqError(
+                f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
+            ) from error
 
     def get(self, name: str) -> Moments:
         """The moments of the activation ``name``.

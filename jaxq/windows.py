@@ -80,12 +80,17 @@ def _ancestors(graph: ir.Graph, wanted: Sequence[ir.Value]) -> list[ir.Node]:
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
     """Values from the node's own graph that it reads, those read inside its subgraphs included."""
     yield from (v for v in node.inputs if v is not None)
+    for graph in _subgraphs(node):
+        for inner in ir.traversal.RecursiveGraphIterator(graph):
+            yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     for attr in node.attributes.values():
-        graphs = [attr.as_graph()] if attr.type == ir.AttributeType.GRAPH else []
-        graphs += attr.as_graphs() if attr.type == ir.AttributeType.GRAPHS else []
-        for graph in graphs:
-            for inner in graph:
-                yield from (v for v in _reads(inner) if v.graph is node.graph)
+        if attr.type == ir.AttributeType.GRAPH:
+            yield attr.as_graph()
+        elif attr.type == ir.AttributeType.GRAPHS:
+            yield from attr.as_graphs()
 
 
 def _initializers(nodes: Sequence[ir.Node]) -> list[ir.Value]:

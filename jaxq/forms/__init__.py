@@ -21,6 +21,7 @@ class Form:
         block_sizes: Those that runtimes compute without expanding the weight at every run; -1 is per channel.
         opset: The least opset that can say it.
         ir_version: The least version of the file format.
+        num_bits: Those that it can hold.
         scaled: It can hold weights that were scaled.
     """
 
@@ -28,14 +29,15 @@ class Form:
     block_sizes: tuple[int, ...]
     opset: int
     ir_version: int
+    num_bits: tuple[int, ...]
     scaled: bool = True
 
 
 _BLOCK_SIZES = (-1, 16, 32, 64, 128, 256)
 
 FORMS = {
-    "dq": Form(dq.write, _BLOCK_SIZES, opset=21, ir_version=10),
-    "qdq": Form(qdq.write, _BLOCK_SIZES, opset=21, ir_version=10, scaled=False),
+    "dq": Form(dq.write, _BLOCK_SIZES, opset=21, ir_version=10, num_bits=(2, 3, 4, 5, 6, 7, 8)),
+    "qdq": Form(qdq.write, _BLOCK_SIZES, opset=21, ir_version=10, num_bits=(4, 8), scaled=False),
 }
 """Forms by name: ``dq`` holds the codes, ``qdq`` the float weight with a QuantizeLinear node."""
 
@@ -54,5 +56,9 @@ def find_form(name: str, fmt: IntegerFormat) -> Form:
         raise JaxqError(
             f"block_size is {fmt.block_size}: onnxruntime computes the form {name!r} well with blocks of {sizes}, "
             "or -1 for one block per channel; choose one of these"
+        )
+    if fmt.num_bits not in form.num_bits:
+        raise JaxqError(
+            f"num_bits is {fmt.num_bits}: the form {name!r} holds {', '.join(map(str, form.num_bits))} bits"
         )
     return form

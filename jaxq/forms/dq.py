@@ -2,13 +2,15 @@
 
 import onnx_ir as ir
 
-from jaxq.edit import new_initializer
-from jaxq.forms.weight import StoredWeight, add_parameters, code_tensor, replace_weight
+from jaxq.edit import drop_unused, new_initializer
+from jaxq.forms.weight import StoredWeight, add_parameters, code_tensor, dequantize_for
 from jaxq.graph import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
-    """Puts ``weight`` in place of the site's float weight."""
-    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, f"{site.name}_quantized"))
-    parameters, attrs = add_parameters(graph, site, weight)
-    replace_weight(graph, site, codes, parameters, attrs)
+    """Puts ``weight`` in place of the site's float weight; every node gets a copy, as onnxruntime fuses no shared one."""
+    for node in site.nodes:
+        codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, f"{site.name}_quantized"))
+        parameters, attrs = add_parameters(graph, site, weight)
+        dequantize_for(graph, site, node, [codes, *parameters], attrs)
+    drop_unused(graph, site.weight)

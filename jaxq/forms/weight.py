@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer, unique_name
+from jaxq.edit import new_initializer
 from jaxq.graph import Site
 from jaxq.integer import IntegerFormat
 
@@ -65,23 +65,16 @@ def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight) -> tuple[l
     return values, [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", weight.fmt.block_size)]
 
 
-def replace_weight(
-    graph: ir.Graph, site: Site, codes: ir.Value, parameters: list[ir.Value], attrs: list[ir.Attr]
-) -> None:
-    """Puts a DequantizeLinear in front of every node of the site: onnxruntime fuses it where only one node reads it."""
-    for node in site.nodes:
-        name = unique_name(graph, f"{site.name}_dequantized")
-        out = ir.Value(name=name, type=ir.TensorType(site.weight.dtype or ir.DataType.FLOAT))
-        out.shape = ir.Shape([site.c_in, site.c_out])
-        dq = ir.Node(
-            "", "DequantizeLinear", [codes, *parameters], attrs, outputs=[out], name=f"{name}_DequantizeLinear"
-        )
-        graph.insert_before(node, dq)
-        if site.transposed:
-            _gemm_to_matmul(graph, node, out)
-        else:
-            node.replace_input_with(1, out)
-    drop_unused(graph, site.weight)
+def dequantize_for(graph: ir.Graph, site: Site, node: ir.Node, inputs: list[ir.Value], attrs: list[ir.Attr]) -> None:
+    """Puts a DequantizeLinear with these inputs (codes, scale, zero point) in front of one of the site's nodes."""
+    out = ir.Value(name=f"{node.name}_weight", type=ir.TensorType(site.weight.dtype or ir.DataType.FLOAT))
+    out.shape = ir.Shape([site.c_in, site.c_out])
+    dq = ir.Node("", "DequantizeLinear", inputs, attrs, outputs=[out], name=f"{node.name}_DequantizeLinear")
+    graph.insert_before(node, dq)
+    if site.transposed:
+        _gemm_to_matmul(graph, node, out)
+    else:
+        node.replace_input_with(1, out)
 
 
 def _gemm_to_matmul(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:

@@ -50,8 +50,8 @@ def reference_scale(a: np.ndarray, w_mean: np.ndarray, alpha: float) -> np.ndarr
     return np.exp(log_s - (log_s.max() + log_s.min()) / 2)
 
 
-def search(w: np.ndarray, moments: Moments, fmt: IntegerFormat, batch_size: int = 1) -> ScaleChoice:
-    return search_scales(jnp.asarray(w), moments, jnp.asarray(ALPHAS), fmt, batch_size)
+def search(w: np.ndarray, moments: Moments, fmt: IntegerFormat, columns: int = 0, batch_size: int = 1) -> ScaleChoice:
+    return search_scales(jnp.asarray(w), moments, jnp.asarray(ALPHAS), fmt, columns, batch_size)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,18 @@ def test_the_loss_of_siblings_is_their_sum(fmt, round_trip):
         np.testing.assert_allclose(loss, sum(parts), rtol=1e-5)
 
 
+def test_a_sample_of_columns(round_trip):
+    """Half of them, evenly spaced, count in the losses; all count in the scales."""
+    x, w, moments = data(outliers=20)
+    found = search(w, moments, IntegerFormat(16), columns=3)
+    a, w_mean = abs(x).mean(axis=0), reference_magnitude(w, 16)
+    for alpha, loss in zip(ALPHAS.tolist(), found.losses.tolist(), strict=True):
+        s = reference_scale(a, w_mean, alpha)[:, None]
+        error = ((x @ (round_trip(w * s, IntegerFormat(16)) / s - w)) ** 2).sum(axis=0) / TOKENS
+        np.testing.assert_allclose(loss, error[[0, 2, 4]].sum(), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(found.s), reference_scale(a, w_mean, float(ALPHAS[found.best])), rtol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_awq_never_loses_to_no_scaling(fmt, seed):
@@ -142,7 +154,7 @@ def test_awq_beats_no_scaling_on_outlier_channels(fmt, seed):
 def test_candidates_in_batches_give_the_same():
     """Six candidates, four at a time."""
     _, w, moments = data(outliers=20)
-    one, many = (search(w, moments, IntegerFormat(16), batch_size) for batch_size in (1, 4))
+    one, many = (search(w, moments, IntegerFormat(16), batch_size=size) for size in (1, 4))
     np.testing.assert_allclose(np.asarray(many.losses), np.asarray(one.losses), rtol=1e-6)
     assert int(many.best) == int(one.best)
     np.testing.assert_array_equal(np.asarray(many.s), np.asarray(one.s))

@@ -8,7 +8,7 @@ import pytest
 from jaxq.awq import IDENTITY, alpha_grid, ratio_grid
 from jaxq.errors import JaxqError
 from jaxq.integer import IntegerFormat
-from jaxq.methods import METHODS, Choice, MethodSpec, find_method, measure
+from jaxq.methods import METHODS, Choice, MethodSpec, decide, find_method, measure
 from jaxq.statistics import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
@@ -102,6 +102,38 @@ def test_a_larger_search_never_does_worse(fmt, seed):
     assert (loss["awq_clip"] <= slack * loss["rtn"]).all()
     assert (loss["awq_full"] <= slack * loss["awq_lite"]).all()
     assert loss["awq_full"].sum() < 0.95 * loss["rtn"].sum()
+
+
+@pytest.mark.parametrize("misled", [False, True], ids=["better", "worse"])
+def test_decide_falls_back_to_plain_rounding(misled):
+    """A search that looks at the first column only, where the large weights of the others may want another scale."""
+    _, w, moments = data(1)
+    if misled:
+        w[[3, 21], 1:] *= 10
+    fmt = FORMATS["int4"]
+    spec = MethodSpec("awq_lite", fmt, alpha_step=1.0, search_columns=1)
+    searched = METHODS["awq_lite"].choose(jnp.asarray(w), moments, spec)
+    plain = METHODS["rtn"].choose(jnp.asarray(w), None, spec)
+    errors = measure(jnp.asarray(w), searched, moments, fmt)
+    assert errors.output is not None and errors.output_rtn is not None
+    assert (float(jnp.sum(errors.output)) > float(jnp.sum(errors.output_rtn))) == misled
+
+    choice, found = decide(jnp.asarray(w), moments, METHODS["awq_lite"].choose, spec)
+    want = plain if misled else searched
+    for got, expected in zip(jax.tree.leaves(choice), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
+    exact = measure(jnp.asarray(w), want, moments, fmt)
+    for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        np.testing.assert_allclose(np.asarray(got), np.asarray(expected), rtol=1e-5)
+
+
+def test_decide_without_data_is_the_method():
+    _, w, _ = data()
+    spec = MethodSpec("rtn", FORMATS["int4"])
+    choice, errors = decide(jnp.asarray(w), None, METHODS["rtn"].choose, spec)
+    want = METHODS["rtn"].choose(jnp.asarray(w), None, spec)
+    np.testing.assert_array_equal(np.asarray(choice.quantized.q), np.asarray(want.quantized.q))
+    assert errors.output is None
 
 
 def test_round_to_nearest_needs_no_data(round_trip):
