@@ -1,6 +1,6 @@
 """From an ONNX file to its quantized copy: sites, moments, method, form, file. No printing, no Hydra."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from jaxq.capture import Batch, WindowRun, capture_moments
 from jaxq.errors import JaxqError
 from jaxq.fold import Fold, divide_vectors, find_fold, insert_division
 from jaxq.forms import Form, find_form
+from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
 from jaxq.groups import GroupResult, quantize_group
 from jaxq.methods import MethodSpec, find_method
@@ -178,8 +179,8 @@ def _moments(group: Group, store: MomentStore | None) -> Moments | None:
 
 def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job) -> tuple[Layer, ...]:
     """Puts the results into the graph and writes the file."""
-    sites = [site for result in results for site in result.group.sites]
-    folds = {result: find_fold(result.group, sites) for result in results if result.scaled}
+    stored = {site: w for result in results for site, w in zip(result.group.sites, result.weights, strict=True)}
+    folds = {result: _find_fold(result, stored) for result in results if result.scaled}
     divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
     layers = []
     for result in results:
@@ -190,6 +191,12 @@ def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job
             layers.append(replace(layer, fold=where))
     save_model(model, job.target, job.external_above)
     return tuple(layers)
+
+
+def _find_fold(result: GroupResult, stored: Mapping[Site, StoredWeight]) -> Fold | None:
+    fold = find_fold(result.group, stored)
+    weights = {site.weight: weight for site, weight in stored.items()}
+    return fold if fold and all(weights[w].can_divide_columns(result.s) for w in fold.weights) else None
 
 
 def _divide_activation(graph: ir.Graph, result: GroupResult, fold: Fold | None) -> str:

@@ -8,7 +8,7 @@ from jaxq.graph import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
-    """Puts ``weight`` in place of the site's float weight; every node gets a copy, as onnxruntime fuses no shared one."""
+    """Puts ``weight`` in place of the site's float weight; a copy for each node: onnxruntime fuses no shared one."""
     for node in site.nodes:
         codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, f"{site.name}_quantized"))
         parameters, attrs = add_parameters(graph, site, weight)

@@ -45,6 +45,11 @@ class StoredWeight:
         """The weight with its columns divided by ``divisor`` [c_out]: the scales take it up, the codes stay."""
         return replace(self, s=(self.s / divisor).astype(self.s.dtype))
 
+    def can_divide_columns(self, divisor: np.ndarray) -> bool:
+        """Whether the divided scales are normal numbers of their type: float16 holds 6e-5 to 65504."""
+        s = self.divide_columns(divisor).s
+        return bool((np.isfinite(s) & (s >= np.finfo(s.dtype).tiny)).all())
+
 
 def code_tensor(weight: StoredWeight, name: str) -> ir.TensorProtocol:
     """The codes as an ONNX tensor [c_in, c_out]."""

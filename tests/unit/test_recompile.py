@@ -10,7 +10,7 @@ import pytest
 
 from jaxq.awq import alpha_grid, ratio_grid, search_clip, search_scales, weight_magnitude
 from jaxq.integer import IntegerFormat, Quantized, dq_tensor, find_scales, quant_tensor, rtn
-from jaxq.methods import Choice, MethodSpec, awq_full, measure, round_to_nearest
+from jaxq.methods import Choice, MethodSpec, awq_clip, awq_full, decide, measure, round_to_nearest
 from jaxq.packing import pack_int4
 from jaxq.statistics import Moments, accumulate, finish, output_error, zero_sums
 
@@ -57,6 +57,7 @@ CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     ),
     "round_to_nearest": lambda i: (round_to_nearest, floats(i, C_IN, C_OUT), None, spec("rtn")),
     "awq_full": lambda i: (awq_full, floats(i, C_IN, C_OUT), moments(i), spec("awq_full")),
+    "decide": lambda i: (decide, floats(i, C_IN, C_OUT), moments(i), awq_clip, spec("awq_clip")),
     "measure": lambda i: (measure, floats(i, C_IN, C_OUT), choice(i), moments(i), IntegerFormat(16)),
 }
 
