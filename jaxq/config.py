@@ -33,6 +33,7 @@ class MethodConfig:
     form: str = MISSING
     num_bits: int = MISSING
     use_zero_point: bool = MISSING
+    full_range: bool = MISSING
     alpha_step: float = MISSING
     search_columns: int = MISSING
     min_alpha: float = MISSING
@@ -108,15 +109,17 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     """
     knobs = config.method
     name = knobs.name
+    full_range = knobs.full_range
     if name == "auto":
         name = "awq_lite" if has_data else "rtn_dq"
+        full_range = full_range and has_data  # as conf/method/rtn_dq.yaml has it
     find_method(name)
     code_range(knobs.num_bits, knobs.use_zero_point)
     alpha_grid(knobs.alpha_step)
     ratio_grid(knobs.min_alpha, knobs.clip_step)
     if knobs.search_columns < 0:
         raise JaxqError(f"search_columns is {knobs.search_columns}: give a number of columns, or 0 for all")
-    fmt = IntegerFormat(config.block_size, knobs.num_bits, knobs.use_zero_point)
+    fmt = IntegerFormat(config.block_size, knobs.num_bits, knobs.use_zero_point, full_range)
     find_form(config.form, fmt)
     for key in ("window_mb", "external_data_mb"):
         if getattr(config, key) < (key == "window_mb"):

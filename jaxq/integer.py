@@ -87,6 +87,34 @@ def find_scales(
     return s, zp.astype(jnp.uint8)
 
 
+@partial(jax.jit, static_argnames=("block_size", "quantize_axis", "num_bits"))
+def find_full_range_scales(
+    w: Float[Array, "..."],
+    block_size: int,
+    quantize_axis: int = 0,
+    alpha: float | Float[Array, "..."] = 1.0,
+    num_bits: int = 4,
+) -> Float[Array, "..."]:
+    """Scales that use the least code, ``-2^(b-1)``, which `find_scales` leaves idle: ``s = -alpha * m / 2^(b-1)``.
+
+    ``m`` is the block's weight of greatest magnitude, with its sign; it gets the least code, so ``s`` is negative where
+    ``m`` is positive. Steps are one part in ``2^(b-1)`` finer; weights of the other sign are cut off at
+    ``(1 - 2^(1-b)) |m|``. Arguments, shapes and errors are those of `find_scales`.
+
+    Source: symmetric scales of onnxruntime's and llama.cpp's 4-bit quantizers.
+
+    Example:
+        >>> find_full_range_scales(jnp.array([[8.0], [-3.0], [-4.0], [1.0]]), block_size=2).tolist()
+        [[-1.0], [0.5]]
+    """
+    axis = check_axis(w.ndim, quantize_axis)
+    blocks = split(w.astype(jnp.float32), block_size, axis)
+    q_min, _ = code_range(num_bits, unsigned=False)
+    lo, hi = jnp.min(blocks, axis=axis + 1), jnp.max(blocks, axis=axis + 1)
+    s = (jnp.where(hi >= -lo, hi, lo) * alpha / q_min).astype(w.dtype)  # a power of two: the division is exact
+    return jnp.where(s == 0, jnp.ones_like(s), s)
+
+
 def _positive(s: Float[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
     s = s.astype(dtype)
     return jnp.where(s > 0, s, jnp.ones_like(s))
@@ -216,12 +244,14 @@ class IntegerFormat:
         block_size: Rows a block, or -1 for one block per column.
         num_bits: 2 to 8.
         use_zero_point: Unsigned codes with a zero point per block.
+        full_range: Symmetric scales that use the least code too, and may be negative; see `find_full_range_scales`.
         scale_dtype: Type that the scales are stored in: the activations' own, "float32" or "float16".
     """
 
     block_size: int = 128
     num_bits: int = 4
     use_zero_point: bool = False
+    full_range: bool = False
     scale_dtype: str = "float32"
 
     def quantize(
@@ -229,8 +259,12 @@ class IntegerFormat:
     ) -> Quantized:
         """Codes and scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         w = w.astype(jnp.float32)
-        s, zp = find_scales(w, self.block_size, 0, clip_ratio, self.use_zero_point, self.num_bits)
-        s = _positive(s, jnp.dtype(self.scale_dtype))
+        if self.full_range and not self.use_zero_point:
+            s, zp = find_full_range_scales(w, self.block_size, 0, clip_ratio, self.num_bits), None
+        else:
+            s, zp = find_scales(w, self.block_size, 0, clip_ratio, self.use_zero_point, self.num_bits)
+        s = s.astype(self.scale_dtype)
+        s = jnp.where(s == 0, jnp.ones_like(s), s)  # of weights too small for the type
         return Quantized(rtn(w, s, self.block_size, 0, zp, self.num_bits), s, zp)
 
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:

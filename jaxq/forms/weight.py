@@ -48,7 +48,7 @@ class StoredWeight:
     def can_divide_columns(self, divisor: np.ndarray) -> bool:
         """Whether the divided scales are normal numbers of their type: float16 holds 6e-5 to 65504."""
         s = self.divide_columns(divisor).s
-        return bool((np.isfinite(s) & (s >= np.finfo(s.dtype).tiny)).all())
+        return bool((np.isfinite(s) & (np.abs(s) >= np.finfo(s.dtype).tiny)).all())
 
 
 def code_tensor(weight: StoredWeight, name: str) -> ir.TensorProtocol:
