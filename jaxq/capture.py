@@ -17,7 +17,7 @@ import onnx_ir as ir
 from jaxq.errors import JaxqError
 from jaxq.graph import in_memory
 from jaxq.progress import Progress, silent
-from jaxq.runtime import Session, run, session
+from jaxq.runtime import Session, run, session, to_jax
 from jaxq.statistics import Moments, MomentSums, accumulate, finish, zero_sums
 from jaxq.windows import Window, plan_windows, window_model
 
@@ -147,7 +147,7 @@ def _run_window(
         for name in live:
             spool.put(i, name, values[name].numpy())
         for name in captures:
-            x = jnp.from_dlpack(values[name])
+            x = to_jax(values[name])
             keep, masked = token_mask(x.shape, spool.batches[i].keep)
             if not masked:
                 unmasked.add(name)

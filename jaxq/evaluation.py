@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.capture import Batch
 from jaxq.progress import Progress, silent
-from jaxq.runtime import Session, run, session
+from jaxq.runtime import Session, run, session, to_jax
 
 RUNTIMES = {"level 1": 1, "default": None}
 """Runtime settings that are judged: products in float32, and onnxruntime's default (activations in 8 bits)."""
@@ -95,9 +95,9 @@ def evaluate(
         ids = jnp.asarray(batch.feeds["input_ids"], jnp.int32)
         keep = jnp.ones(ids.shape, jnp.float32) if batch.keep is None else jnp.asarray(batch.keep, jnp.float32)
         tokens += int(jnp.sum(keep[:, 1:] * keep[:, :-1]))
-        expected = jnp.from_dlpack(run(base, [output], batch.feeds)[output])
+        expected = to_jax(run(base, [output], batch.feeds)[output])
         for name, other in others.items():
-            got = jnp.from_dlpack(run(other, [output], batch.feeds)[output])
+            got = to_jax(run(other, [output], batch.feeds)[output])
             sums[name] += np.asarray(compare(expected, got, ids, keep), np.float64)
         advance()
     if not tokens:

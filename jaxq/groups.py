@@ -89,7 +89,7 @@ def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, error
         loss_rtn=loss_rtn,
         relative_output_error=float(np.sqrt(loss / output_energy)) if loss is not None and output_energy else None,
         sqnr_db=float(10 * np.log10(energy / noise)) if energy and noise else None,
-        alpha=None if alpha == IDENTITY else alpha,
+        alpha=None if alpha == IDENTITY else round(alpha, 6),
         fold="",
         clip_mean=float(ratio.mean()),
         clip_min=float(ratio.min()),

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+import jax.dlpack
 import numpy as np
 
 from jaxq.errors import JaxqError
@@ -38,6 +40,11 @@ def session(model: bytes | str | Path, accuracy_level: int | None = None) -> Ses
         return Session(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise JaxqError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+
+
+def to_jax(value: ort.OrtValue) -> jax.Array:
+    """The value as an array on jax's default device: without a copy where that is the CPU."""
+    return jax.device_put(jax.dlpack.from_dlpack(value), jax.local_devices()[0])
 
 
 def run(session: Session, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, ort.OrtValue]:
