@@ -103,7 +103,6 @@ def awq_scale(
     return jnp.where(alpha < 0, jnp.ones_like(s), s)
 
 
-@partial(jax.jit, static_argnames=("fmt", "columns", "batch_size"))
 def search_scales(
     w: Float[Array, "c_in c_out"],
     moments: Moments,
@@ -122,7 +121,7 @@ def search_scales(
         moments: Moments of the activation that they read.
         alphas: Candidates, as `alpha_grid` gives them. The first one wins ties.
         fmt: The format that the scaled weight is rounded to.
-        columns: Look at about this many evenly spaced columns; 0 for all.
+        columns: Look at this many evenly spaced columns; 0 for all.
         batch_size: Candidates evaluated at a time (vmap); each holds a few copies of ``w``.
 
     Example:
@@ -133,13 +132,31 @@ def search_scales(
         >>> bool(choice.losses[choice.best] < choice.losses[0])    # better than no scaling
         True
     """
+    seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
+    return _search_scales(seen, weight_magnitude(w, fmt.block_size), moments, alphas, fmt, batch_size)
+
+
+@partial(jax.jit, static_argnames="columns")
+def sample_columns(w: Float[Array, "c_in c_out"], columns: int) -> Float[Array, "c_in columns"]:
+    """``columns`` evenly spaced columns of ``w``, the first and the last among them."""
+    return w[:, np.linspace(0, w.shape[1] - 1, columns).round().astype(int)]
+
+
+# Apart from the whole weight's shape: groups with as many input channels share what is compiled.
+@partial(jax.jit, static_argnames=("fmt", "batch_size"))
+def _search_scales(
+    w: Float[Array, "c_in columns"],
+    w_mean: Float[Array, "c_in"],
+    moments: Moments,
+    alphas: Float[Array, "candidates"],
+    fmt: IntegerFormat,
+    batch_size: int,
+) -> ScaleChoice:
     w = w.astype(jnp.float32)
-    w_mean = weight_magnitude(w, fmt.block_size)
-    seen = w[:, :: max(1, w.shape[1] // columns)] if columns else w
 
     def loss(alpha: Float[Array, ""]) -> Float[Array, ""]:
         s = awq_scale(moments.a, w_mean, alpha)[:, None]
-        return jnp.sum(output_error(fmt.round_trip(seen * s) / s - seen, moments.h))
+        return jnp.sum(output_error(fmt.round_trip(w * s) / s - w, moments.h))
 
     losses = jax.lax.map(loss, alphas, batch_size=batch_size)
     best = jnp.argmin(losses)

@@ -6,7 +6,8 @@ memory holds one window's weights, one batch and the moments of one window, howe
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from jaxq.errors import JaxqError
 from jaxq.graph import in_memory
 from jaxq.progress import Progress, silent
-from jaxq.runtime import Session, run, session, to_jax
+from jaxq.runtime import Session, ValueType, output_types, run, session, to_jax
 from jaxq.statistics import Moments, MomentSums, accumulate, finish, zero_sums
 from jaxq.windows import Window, plan_windows, window_model
 
@@ -44,7 +45,7 @@ class WindowRun:
         weight_bytes: Size of its weights.
         live: Number of values that it left for later windows.
         runs: How many times it ran: once a batch.
-        seconds: Wall time, loading included.
+        seconds: Wall time of its runs; the next window loads meanwhile.
         unmasked: Captured activations whose shape shows no token axis, so that padding counted.
     """
 
@@ -87,10 +88,23 @@ def capture_moments(
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         spool = _Spool(Path(folder), batches)
         advance = progress("calibrate", len(batches) * len(windows))
-        for i, window in enumerate(windows):
-            runs.append(_run_window(model, window, spool, keep_moments, advance))
+        for i, (window, runner) in enumerate(_load_ahead(model, windows, batches[0])):
+            runs.append(_run_window(window, runner, spool, keep_moments, advance))
             spool.keep_only({str(v.name) for later in windows[i + 1 :] for v in later.inputs})
     return runs
+
+
+def _load_ahead(model: ir.Model, windows: Sequence[Window], batch: Batch) -> Iterator[tuple[Window, Session]]:
+    """Each window with its session; the next one loads while the caller runs this one."""
+    types = {name: ValueType.of(array) for name, array in batch.feeds.items()}
+    with ThreadPoolExecutor(1) as pool:
+        ahead = [pool.submit(_load, model, window, types) for window in windows[:1]]
+        for i, window in enumerate(windows):
+            runner = ahead.pop().result()
+            types |= output_types(runner)
+            ahead += [pool.submit(_load, model, later, dict(types)) for later in windows[i + 1 : i + 2]]
+            yield window, runner
+            del runner
 
 
 def _check_feeds(model: ir.Model, batches: Sequence[Batch]) -> None:
@@ -127,14 +141,13 @@ class _Spool:
 
 
 def _run_window(
-    model: ir.Model,
     window: Window,
+    runner: Session,
     spool: _Spool,
     keep_moments: Callable[[str, Moments], None],
     advance: Callable[[], None],
 ) -> WindowRun:
     start = time.perf_counter()
-    runner = _load(model, window, spool)
     inputs = [str(v.name) for v in window.inputs]
     captures = [str(v.name) for v in window.captures]
     outputs = [str(v.name) for v in dict.fromkeys((*window.captures, *window.live))]
@@ -182,13 +195,13 @@ def checked(name: str, moments: Moments) -> Moments:
     return moments
 
 
-def _load(model: ir.Model, window: Window, spool: _Spool) -> Session:
+def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType]) -> Session:
     part = window_model(window, model.ir_version, model.opset_imports, list(model.functions.values()))
     for value in part.graph.inputs:
-        # Files need not say the types of inner values; the arrays at hand do.
-        array = spool.get(0, str(value.name))
-        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        value.shape = ir.Shape([None] * array.ndim)
+        # Files need not say the types of inner values; the windows before this one do.
+        known = types[str(value.name)]
+        value.type = ir.TensorType(known.dtype)
+        value.shape = None if known.rank is None else ir.Shape([None] * known.rank)
     for value in part.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = in_memory(value)

@@ -1,7 +1,7 @@
 """The quantization methods: from weights and moments to codes, scales and what was chosen on the way."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -82,7 +82,6 @@ def round_to_nearest(w: Float[Array, "c_in c_out"], moments: Moments | None, spe
     return _choice(w, jnp.ones(w.shape[0]), jnp.array(IDENTITY), None, spec)
 
 
-@partial(jax.jit, static_argnames="spec")
 def awq_lite(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:
     """Scales by activation and weight magnitude; see `jaxq.awq.search_scales`."""
     alphas = jnp.array(alpha_grid(spec.alpha_step))
@@ -90,13 +89,11 @@ def awq_lite(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) 
     return _choice(w, found.s, alphas[found.best], None, spec)
 
 
-@partial(jax.jit, static_argnames="spec")
 def awq_clip(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:
     """A clip ratio for each block and column; see `jaxq.awq.search_clip`."""
     return _choice(w, jnp.ones(w.shape[0]), jnp.array(IDENTITY), moments.h, spec)
 
 
-@partial(jax.jit, static_argnames="spec")
 def awq_full(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:
     """AWQ-lite, then clip ratios searched on the scaled weights and activations."""
     alphas = jnp.array(alpha_grid(spec.alpha_step))
@@ -105,46 +102,46 @@ def awq_full(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) 
     return _choice(w, found.s, alphas[found.best], h, spec)
 
 
+@partial(jax.jit, static_argnames="spec")
 def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, spec: MethodSpec) -> Choice:
     scaled = w.astype(jnp.float32) * s[:, None]
-    ratio = 1.0
+    ratio = jnp.float32(1)
     if clip_h is not None:
         ratio = search_clip(scaled, clip_h, jnp.array(ratio_grid(spec.min_alpha, spec.clip_step)), spec.fmt)
     quantized = spec.fmt.quantize(scaled, ratio)
-    return Choice(quantized, s, alpha, jnp.broadcast_to(jnp.float32(ratio), quantized.s.shape))
+    return Choice(quantized, s, alpha, jnp.broadcast_to(ratio, quantized.s.shape))
+
+
+def measure(w: Float[Array, "c_in c_out"], choice: Choice, moments: Moments | None, fmt: IntegerFormat) -> Errors:
+    """Errors of each column of a choice, from its codes and scales as they are stored.
+
+    Not jitted itself: it calls `output_error` three times, which compiles once.
+    """
+    d = weight_error(w, choice, fmt)
+    if moments is None:
+        return Errors(_energy(d), _energy(w), None, None, None)
+    own, plain, energy = (output_error(x, moments.h) for x in (d, rounding_error(w, fmt), w.astype(jnp.float32)))
+    return Errors(_energy(d), _energy(w), own, plain, energy)
 
 
 @partial(jax.jit, static_argnames="fmt")
-def measure(w: Float[Array, "c_in c_out"], choice: Choice, moments: Moments | None, fmt: IntegerFormat) -> Errors:
-    """Errors of each column of a choice, from its codes and scales as they are stored."""
-    w = w.astype(jnp.float32)
-    d = fmt.dequantize(choice.quantized) / choice.s[:, None] - w
-    weight, energy = jnp.sum(d * d, axis=0), jnp.sum(w * w, axis=0)
-    if moments is None:
-        return Errors(weight, energy, None, None, None)
-    h = moments.h
-    return Errors(weight, energy, output_error(d, h), output_error(fmt.round_trip(w) - w, h), output_error(w, h))
+def weight_error(w: Float[Array, "c_in c_out"], choice: Choice, fmt: IntegerFormat) -> Float[Array, "c_in c_out"]:
+    """``W' - W``: what the codes stand for, divided by the channels' factors, less the weight."""
+    return fmt.dequantize(choice.quantized) / choice.s[:, None] - w.astype(jnp.float32)
 
 
-Choose = Callable[[Array, Moments | None, MethodSpec], Choice]
+@partial(jax.jit, static_argnames="fmt")
+def rounding_error(w: Float[Array, "c_in c_out"], fmt: IntegerFormat) -> Float[Array, "c_in c_out"]:
+    """``W' - W`` of plain round to nearest."""
+    return fmt.round_trip(w) - w.astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("choose", "spec"))
-def decide(
-    w: Float[Array, "c_in c_out"], moments: Moments | None, choose: Choose, spec: MethodSpec
-) -> tuple[Choice, Errors]:
-    """A method's choice and its errors; plain round to nearest in its place if that has the smaller output error.
+@jax.jit
+def _energy(w: Float[Array, "c_in c_out"]) -> Float[Array, "c_out"]:
+    return jnp.sum(jnp.square(w.astype(jnp.float32)), axis=0)
 
-    Searches look at a sample of columns or at blocks one by one; this comparison is exact, over all columns and tokens.
-    """
-    choice = choose(w, moments, spec)
-    errors = measure(w, choice, moments, spec.fmt)
-    if errors.output is None or errors.output_rtn is None:
-        return choice, errors
-    worse = jnp.sum(errors.output) > jnp.sum(errors.output_rtn)
-    plain = round_to_nearest(w, None, spec)
-    plain_errors = replace(errors, weight=measure(w, plain, None, spec.fmt).weight, output=errors.output_rtn)
-    return jax.tree.map(partial(jnp.where, worse), (plain, plain_errors), (choice, errors))
+
+Choose = Callable[..., Choice]  # (w, moments or None, spec); methods that need data take no None
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ class Method:
     """What the pipeline must know of a method.
 
     Attributes:
-        choose: The method itself, a pure jitted function.
+        choose: The method itself, a pure function made of jitted ones.
         needs_data: It searches on moments.
         unscaled: The method to take in its place where an activation cannot be scaled; "" if it scales none.
     """

@@ -1,6 +1,7 @@
 """From an ONNX file to its quantized copy: sites, moments, method, form, file. No printing, no Hydra."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from jaxq.progress import Progress, silent
 from jaxq.results import Clock, Layer, Outcome
 from jaxq.statistics import Moments, mean_moments
 from jaxq.store import MomentStore, hash_arrays
+
+# Groups searched at a time: one compiles or reads while the other computes.
+_WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,14 @@ def _search(
     groups: Sequence[Group], store: MomentStore | None, spec: MethodSpec, progress: Progress
 ) -> list[GroupResult]:
     advance = progress("search", len(groups))
-    results = []
-    for group in groups:
-        results.append(quantize_group(group, _moments(group, store), spec))
+
+    def quantize(group: Group) -> GroupResult:
+        result = quantize_group(group, _moments(group, store), spec)
         advance()
-    return results
+        return result
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        return list(pool.map(quantize, groups))
 
 
 def _moments(group: Group, store: MomentStore | None) -> Moments | None:

@@ -1,11 +1,13 @@
 """onnxruntime: load a model, run it. No other module imports it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.dlpack
 import numpy as np
+import onnx_ir as ir
 
 from jaxq.errors import JaxqError
 
@@ -40,6 +42,27 @@ def session(model: bytes | str | Path, accuracy_level: int | None = None) -> Ses
         return Session(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise JaxqError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """Element type of a value, and its rank where that is known."""
+
+    dtype: ir.DataType
+    rank: int | None
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "ValueType":
+        """The type of an array."""
+        return cls(ir.DataType.from_numpy(array.dtype), array.ndim)
+
+
+def output_types(session: Session) -> dict[str, ValueType]:
+    """Types of a session's outputs; onnxruntime shows a scalar like a value of unknown rank."""
+    return {
+        o.name: ValueType(ir.DataType[o.type.removeprefix("tensor(").removesuffix(")").upper()], len(o.shape) or None)
+        for o in session.get_outputs()
+    }
 
 
 def to_jax(value: ort.OrtValue) -> jax.Array:
