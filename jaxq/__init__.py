@@ -9,8 +9,7 @@ from jaxq.errors import JaxqError
 from jaxq.integer import IntegerFormat, Quantized, dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.packing import pack_int4, unpack_int4
 from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, zero_sums
-
-__version__ = "0.1.0"
+from jaxq.version import __version__
 
 __all__ = [
     "IntegerFormat",
@@ -18,6 +17,7 @@ __all__ = [
     "MomentSums",
     "Moments",
     "Quantized",
+    "__version__",
     "accumulate",
     "alpha_grid",
     "awq_scale",

@@ -21,6 +21,8 @@ from jaxq.statistics import Moments, output_error
 IDENTITY = -1.0
 """The alpha that stands for "no scaling" in a list of candidates."""
 
+_LEAST_STEP = 0.001  # a finer grid shows nothing, and takes forever
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ def alpha_grid(alpha_step: float) -> tuple[float, ...]:
     """Candidates for alpha: `IDENTITY` first, so that it wins ties, then 0, step, ..., 1.
 
     Raises:
-        JaxqError: the step is not in (0, 1].
+        JaxqError: the step is not in [0.001, 1].
 
     Example:
         >>> alpha_grid(0.5)
         (-1.0, 0.0, 0.5, 1.0)
     """
-    if not 0 < alpha_step <= 1:
-        raise JaxqError(f"alpha_step is {alpha_step}: give a step in (0, 1]")
+    if not _LEAST_STEP <= alpha_step <= 1:
+        raise JaxqError(f"alpha_step is {alpha_step}: give a step from {_LEAST_STEP} to 1")
     return (IDENTITY, *(round(float(a), 6) for a in np.arange(0, 1 + alpha_step / 2, alpha_step) if a <= 1 + 1e-9))
 
 
@@ -57,7 +59,7 @@ def ratio_grid(min_alpha: float, clip_step: float) -> tuple[float, ...]:
     """Candidates for the clip ratio: 1 first, so that it wins ties, then 1 - step, ... down to ``min_alpha``.
 
     Raises:
-        JaxqError: ``min_alpha`` or ``clip_step`` is not in (0, 1].
+        JaxqError: ``min_alpha`` is not in (0, 1], or ``clip_step`` not in [0.001, 1].
 
     Example:
         >>> ratio_grid(0.8, 0.1)
@@ -65,8 +67,8 @@ def ratio_grid(min_alpha: float, clip_step: float) -> tuple[float, ...]:
     """
     if not 0 < min_alpha <= 1:
         raise JaxqError(f"min_alpha is {min_alpha}: give the least clip ratio, in (0, 1]")
-    if not 0 < clip_step <= 1:
-        raise JaxqError(f"clip_step is {clip_step}: give a step in (0, 1]")
+    if not _LEAST_STEP <= clip_step <= 1:
+        raise JaxqError(f"clip_step is {clip_step}: give a step from {_LEAST_STEP} to 1")
     count = int((1 - min_alpha) / clip_step + 1e-9)
     return tuple(round(1 - i * clip_step, 6) for i in range(count + 1))
 
@@ -132,6 +134,10 @@ def search_scales(
         >>> bool(choice.losses[choice.best] < choice.losses[0])    # better than no scaling
         True
     """
+    alphas = jnp.asarray(alphas, jnp.float32)
+    if columns < 0:
+        raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")
+    _check_moments(w, moments.h)
     seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
     return _search_scales(seen, weight_magnitude(w, fmt.block_size), moments, alphas, fmt, batch_size)
 
@@ -159,7 +165,7 @@ def _search_scales(
         return jnp.sum(output_error(fmt.round_trip(w * s) / s - w, moments.h))
 
     losses = jax.lax.map(loss, alphas, batch_size=batch_size)
-    best = jnp.argmin(losses)
+    best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
     return ScaleChoice(awq_scale(moments.a, w_mean, alphas[best]), best, losses)
 
 
@@ -179,7 +185,7 @@ def search_clip(
 ) -> Float[Array, "n_blocks c_out"]:
     """AWQ-clip: for each block and column the clip ratio with the least block error ``d' H_bb d``.
 
-    Costs ``2 block c_in c_out`` operations a candidate, and counts every token instead of a sample. Blocks are
+    Costs ``2 block c_in c_out`` operations a candidate and ``2.5 c_in^2 c_out`` once; every token counts. Blocks are
     searched as if independent; a column whose blocks together do worse under the whole of ``h`` than unclipped ones
     stays unclipped, so no column's output error ever grows.
 
@@ -198,6 +204,7 @@ def search_clip(
         >>> search_clip(w, x.T @ x / 64, jnp.array(ratio_grid(0.5, 0.05)), IntegerFormat(block_size=4)).shape
         (2, 4)
     """
+    _check_moments(w, h)
     w = w.astype(jnp.float32)
     h_blocks = diagonal_blocks(h, fmt.block_size)
 
@@ -210,8 +217,12 @@ def search_clip(
         error = block_error(ratio)
         return (jnp.minimum(error, least), jnp.where(error < least, ratio, chosen)), None
 
-    plain = jnp.ones((h_blocks.shape[0], w.shape[1]), jnp.float32)
-    start = (jnp.full_like(plain, jnp.inf), plain)
-    (_, chosen), _ = jax.lax.scan(step, start, ratios)
+    plain = jnp.ones_like(w[: h_blocks.shape[0]])  # made from w, so that it is sharded alike
+    (_, chosen), _ = jax.lax.scan(step, (plain * jnp.inf, plain), jnp.asarray(ratios))
     better = output_error(fmt.round_trip(w, chosen) - w, h) < output_error(fmt.round_trip(w) - w, h)
     return jnp.where(better, chosen, plain)
+
+
+def _check_moments(w: Array, h: Array) -> None:
+    if w.ndim != 2 or h.shape != (w.shape[0], w.shape[0]):
+        raise JaxqError(f"w has shape {list(w.shape)} and h {list(h.shape)}: they need [c_in, c_out] and [c_in, c_in]")

@@ -1,7 +1,8 @@
 """Run a model over calibration data, window by window, and keep the second moments of its activations.
 
 Every window runs once per batch, so the whole is one forward pass. What later windows need of a batch waits on disk:
-memory holds one window's weights, one batch and the moments of one window, however many tokens there are.
+memory holds the weights of two windows (the next one loads meanwhile), one batch and the moments of one window, however
+many tokens there are.
 """
 
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,12 @@ import onnx_ir as ir
 from jaxq.errors import JaxqError
 from jaxq.graph import in_memory
 from jaxq.progress import Progress, silent
-from jaxq.runtime import Session, ValueType, output_types, run, session, to_jax
-from jaxq.statistics import Moments, MomentSums, accumulate, finish, zero_sums
+from jaxq.runtime import ValueType, output_types, run, session, to_jax
+from jaxq.statistics import Moments, MomentSums, accumulate_in_place, finish, zero_sums
 from jaxq.windows import Window, plan_windows, window_model
+
+if TYPE_CHECKING:
+    from jaxq.runtime import Session
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +99,7 @@ def capture_moments(
     return runs
 
 
-def _load_ahead(model: ir.Model, windows: Sequence[Window], batch: Batch) -> Iterator[tuple[Window, Session]]:
+def _load_ahead(model: ir.Model, windows: Sequence[Window], batch: Batch) -> Iterator[tuple[Window, "Session"]]:
     """Each window with its session; the next one loads while the caller runs this one."""
     types = {name: ValueType.of(array) for name, array in batch.feeds.items()}
     with ThreadPoolExecutor(1) as pool:
@@ -114,6 +119,21 @@ def _check_feeds(model: ir.Model, batches: Sequence[Batch]) -> None:
     for i, batch in enumerate(batches):
         if missing := [name for name in names if name not in batch.feeds]:
             raise JaxqError(f"batch {i} of the calibration data lacks {missing}: the model's inputs are {names}")
+        for value in model.graph.inputs:
+            _check_feed(value, np.asarray(batch.feeds[str(value.name)]))
+
+
+def _check_feed(value: ir.Value, array: np.ndarray) -> None:
+    """Refuses an array that does not fit the model's input."""
+    wanted = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
+    fits = wanted is None or (
+        len(wanted) == array.ndim and all(d is None or d == n for d, n in zip(wanted, array.shape, strict=True))
+    )
+    if not fits or (value.dtype is not None and value.dtype != ir.DataType.from_numpy(array.dtype)):
+        raise JaxqError(
+            f"the calibration data for input {value.name!r} is {array.dtype} of shape {list(array.shape)}: "
+            f"the model wants {value.dtype} of shape {value.shape}"
+        )
 
 
 class _Spool:
@@ -142,7 +162,7 @@ class _Spool:
 
 def _run_window(
     window: Window,
-    runner: Session,
+    runner: "Session",
     spool: _Spool,
     keep_moments: Callable[[str, Moments], None],
     advance: Callable[[], None],
@@ -154,9 +174,10 @@ def _run_window(
     live = {str(v.name) for v in window.live}
     sums: dict[str, MomentSums] = {}
     unmasked: set[str] = set()
-    count = len(spool.batches)
-    for i in range(count):
+    runs = 0
+    for i in range(len(spool.batches)):
         values = run(runner, outputs, {name: spool.get(i, name) for name in inputs})
+        runs += 1
         for name in live:
             spool.put(i, name, values[name].numpy())
         for name in captures:
@@ -164,13 +185,14 @@ def _run_window(
             keep, masked = token_mask(x.shape, spool.batches[i].keep)
             if not masked:
                 unmasked.add(name)
-            old = sums.pop(name, None)
-            sums[name] = accumulate(old or zero_sums(x.shape[-1]), x.reshape(-1, x.shape[-1]), jnp.asarray(keep))
+            c_in = x.shape[-1]
+            old = sums.pop(name, None) or zero_sums(c_in)
+            sums[name] = accumulate_in_place(old, x.reshape(-1, c_in), jnp.asarray(keep))
         advance()
     for name in captures:
         keep_moments(name, checked(name, finish(sums.pop(name))))
     seconds = time.perf_counter() - start
-    return WindowRun(len(window.nodes), window.weight_bytes, len(live), count, seconds, tuple(sorted(unmasked)))
+    return WindowRun(len(window.nodes), window.weight_bytes, len(live), runs, seconds, tuple(sorted(unmasked)))
 
 
 def token_mask(shape: tuple[int, ...], keep: np.ndarray | None) -> tuple[np.ndarray, bool]:
@@ -195,7 +217,7 @@ def checked(name: str, moments: Moments) -> Moments:
     return moments
 
 
-def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType]) -> Session:
+def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType]) -> "Session":
     part = window_model(window, model.ir_version, model.opset_imports, list(model.functions.values()))
     for value in part.graph.inputs:
         # Files need not say the types of inner values; the windows before this one do.
@@ -213,5 +235,5 @@ def _input_moments(name: str, batches: Sequence[Batch]) -> Moments:
     for batch in batches:
         x = batch.feeds[name]
         keep, _ = token_mask(x.shape, batch.keep)
-        sums = accumulate(sums, jnp.asarray(x.reshape(-1, x.shape[-1])), jnp.asarray(keep))
+        sums = accumulate_in_place(sums, jnp.asarray(x.reshape(-1, x.shape[-1])), jnp.asarray(keep))
     return checked(name, finish(sums))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.capture import Batch
 from jaxq.progress import Progress, silent
-from jaxq.runtime import Session, run, session, to_jax
+from jaxq.runtime import run, session, to_jax
 
 RUNTIMES = {"level 1": 1, "default": None}
 """Runtime settings that are judged: products in float32, and onnxruntime's default (activations in 8 bits)."""
+
+if TYPE_CHECKING:
+    from jaxq.runtime import Session
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ def evaluate(
         keep = jnp.ones(ids.shape, jnp.float32) if batch.keep is None else jnp.asarray(batch.keep, jnp.float32)
         tokens += int(jnp.sum(keep[:, 1:] * keep[:, :-1]))
         expected = to_jax(run(base, [output], batch.feeds)[output])
+        if expected.shape[:2] != ids.shape or int(ids.max()) >= expected.shape[-1]:
+            shapes = f"{list(expected.shape)} for tokens of shape {list(ids.shape)}"
+            return f"output {output!r} of shape {shapes} holds no logits of every token"
         for name, other in others.items():
             got = to_jax(run(other, [output], batch.feeds)[output])
             sums[name] += np.asarray(compare(expected, got, ids, keep), np.float64)
@@ -107,7 +114,7 @@ def evaluate(
     return Evaluation(tokens, float(np.exp(next(iter(means.values()))[0])), runtimes)
 
 
-def logits_name(model: Session) -> str | None:
+def logits_name(model: "Session") -> str | None:
     """The output named "logits", or the first float one with three dimensions."""
     outputs = model.get_outputs()
     named = [o.name for o in outputs if o.name == "logits"]

@@ -60,23 +60,31 @@ def find_fold(group: Group, quantized: Iterable[Site]) -> Fold | None:
 
 def divide_vectors(graph: ir.Graph, fold: Fold, s: np.ndarray) -> None:
     """Divides the fold's vectors by ``s`` [channels], each as a new initializer: others may read the old one."""
-    for node, index in fold.vectors:
+    for (node, index), vector in zip(fold.vectors, divided_vectors(fold, s), strict=True):
         old = node.inputs[index]
-        assert old is not None and old.const_value is not None
-        vector = old.const_value.numpy()
-        value = new_initializer(graph, f"{old.name}_awq", (vector.astype(np.float32) / s).astype(vector.dtype))
-        node.replace_input_with(index, value)
+        assert old is not None
+        node.replace_input_with(index, new_initializer(graph, f"{old.name}_awq", vector))
         drop_unused(graph, old)
+
+
+def divided_vectors(fold: Fold, s: np.ndarray) -> list[np.ndarray]:
+    """The fold's vectors divided by ``s``, in their own type: infinite where that cannot hold them."""
+    values = [node.inputs[index] for node, index in fold.vectors]
+    vectors = [v.const_value.numpy() for v in values if v is not None and v.const_value is not None]
+    with np.errstate(over="ignore"):
+        return [(v.astype(np.float32) / s).astype(v.dtype) for v in vectors]
 
 
 def insert_division(graph: ir.Graph, group: Group, s: np.ndarray) -> None:
     """Puts ``Mul(x, 1 / s)`` between the group's activation and its readers."""
-    (x,) = group.activations
     nodes = [node for site in group.sites for node in site.nodes]
+    x = nodes[0].inputs[0]  # the group's activation, or what an edit has put in its place
+    assert x is not None
     factor = new_initializer(graph, f"{x.name}_awq_factor", (1 / s.astype(np.float32)).astype(_numpy_type(group)))
     out = ir.Value(name=unique_name(graph, f"{x.name}_awq"), type=x.type, shape=x.shape)
     mul = ir.Node("", "Mul", [x, factor], outputs=[out], name=unique_name(graph, f"{x.name}_awq_Mul"))
-    graph.insert_before(nodes[0], mul)
+    producer = x.producer()
+    graph.insert_after(producer, mul) if producer else graph.insert_before(graph[0], mul)
     for node in nodes:
         node.replace_input_with(0, out)
 

@@ -1,5 +1,6 @@
 """Calibration and evaluation data: from token files, texts or the embedded splits to inputs of a model."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,8 @@ def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> d
     """The first samples of an npz file.
 
     Args:
-        path: File with an array ``key`` of token ids [samples, length], or with arrays named as the model's inputs,
-            samples first.
+        path: File with an array ``key`` of token ids [samples, length] and perhaps an ``attention_mask`` of that shape;
+            or with arrays named as the model's inputs, samples first.
         key: "calib" or "eval".
         samples: How many at most.
         spec: What the model wants.
@@ -80,7 +81,8 @@ def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> d
     """
     arrays = _read_npz(path)
     if key in arrays:
-        return {_TOKENS: arrays[key][:samples]}
+        masked = {_MASK: arrays[_MASK][:samples]} if _MASK in arrays else {}
+        return {_TOKENS: arrays[key][:samples], **masked}
     feeds = {name: array[:samples] for name, array in arrays.items() if name in spec.names}
     if not feeds:
         raise JaxqError(
@@ -110,6 +112,8 @@ def text_samples(text: Path, tokenizer: Path, samples: int, length: int) -> dict
         encoder = Tokenizer.from_file(str(tokenizer))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise JaxqError(f"tokenizer file {str(tokenizer)!r} cannot be read: {error}") from error
+    encoder.no_truncation()  # settings of the file that are not for a whole text
+    encoder.no_padding()
     ids = np.array(encoder.encode(_read_text(text)).ids, np.int64)
     if len(ids) < length:
         raise JaxqError(f"text {str(text)!r} has {len(ids)} tokens: one sample needs {length}; give more text")
@@ -121,7 +125,7 @@ def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: in
     """Inputs of a model, ``batch_size`` samples at a time, checked and completed.
 
     ``attention_mask`` defaults to ones, ``position_ids`` to the count of real tokens before each, ``token_type_ids``
-    to zeros; arrays are cast to the model's types where that loses nothing.
+    to zeros; integers are cast to the model's type where that changes none, floats are rounded to it.
 
     Raises:
         JaxqError: an input is missing or of the wrong kind, a token id is out of range, or a value is not finite.
@@ -144,6 +148,9 @@ def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: in
 def _complete(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, np.ndarray]:
     full = dict(arrays)
     ids = full.get(_TOKENS)
+    mask = full.get(_MASK)
+    if ids is not None and mask is not None and mask.shape != ids.shape:
+        raise JaxqError(f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}: they must agree")
     if ids is not None and ids.ndim == 2:
         full.setdefault(_MASK, np.ones(ids.shape, np.int64))
         full.setdefault("position_ids", np.maximum(np.cumsum(full[_MASK], axis=1) - 1, 0))
@@ -165,7 +172,7 @@ def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarr
         raise JaxqError(f"the data for input {name!r} has type {array.dtype}: the model wants {wanted.dtype}")
     if wanted.rank is not None and array.ndim != wanted.rank:
         raise JaxqError(f"the data for input {name!r} has shape {list(array.shape)}: it needs {wanted.rank} dimensions")
-    if not array.size:
+    if not len(array):
         raise JaxqError(f"the data for input {name!r} is empty: give at least one sample")
     if name == _TOKENS and spec.vocabulary is not None:
         bad = (array < 0) | (array >= spec.vocabulary)
@@ -174,7 +181,10 @@ def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarr
             raise JaxqError(
                 f"token id {int(array[bad][0])} at {where} is out of range: the model knows 0 to {spec.vocabulary - 1}"
             )
-    return array.astype(wanted.dtype)
+    cast = array.astype(wanted.dtype)
+    if array.dtype.kind in "iu" and not np.array_equal(cast, array):
+        raise JaxqError(f"the data for input {name!r} has values beyond the model's type {wanted.dtype}")
+    return cast
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -182,9 +192,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise JaxqError(f"token file {str(path)!r} does not exist: give the path of an .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, BadZipFile, AttributeError, EOFError) as error:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
         raise JaxqError(f"token file {str(path)!r} is not an .npz file that can be read: {error}") from error
+    if flat := [name for name, array in arrays.items() if not array.ndim]:
+        raise JaxqError(f"token file {str(path)!r} has a single number in {flat[0]!r}: arrays with samples are needed")
+    return arrays
 
 
 def _read_text(path: Path) -> str:

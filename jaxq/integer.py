@@ -63,7 +63,7 @@ def find_scales(
         ``zp`` (uint8, the same shape), or None for symmetric codes.
 
     Raises:
-        JaxqError: ``block_size``, ``quantize_axis`` or ``num_bits`` is out of range.
+        JaxqError: ``block_size``, ``quantize_axis`` or ``num_bits`` is out of range, or ``w`` is not of a float type.
 
     Source: max-abs block scales as in NVIDIA ModelOpt's ``quant_utils.find_scales``.
 
@@ -73,6 +73,7 @@ def find_scales(
         ([[1.0], [1.0]], None)
     """
     axis = check_axis(w.ndim, quantize_axis)
+    _check_float(w)
     blocks = split(w.astype(jnp.float32), block_size, axis)
     _, q_max = code_range(num_bits, unsigned=use_zero_point)
     if not use_zero_point:
@@ -108,6 +109,7 @@ def find_full_range_scales(
         [[-1.0], [0.5]]
     """
     axis = check_axis(w.ndim, quantize_axis)
+    _check_float(w)
     blocks = split(w.astype(jnp.float32), block_size, axis)
     q_min, _ = code_range(num_bits, unsigned=False)
     lo, hi = jnp.min(blocks, axis=axis + 1), jnp.max(blocks, axis=axis + 1)
@@ -133,7 +135,7 @@ def rtn(
 
     Args:
         w: Weight ``[c_in, c_out]`` or of any rank, finite.
-        s: Scales as `find_scales` gives them, positive.
+        s: Scales as `find_scales` gives them; not 0.
         block_size: Rows a block, or -1.
         quantize_axis: The axis that is split into blocks.
         zp: Zero points, or None for symmetric codes.
@@ -215,6 +217,11 @@ def quant_tensor(
     """
     s, zp = find_scales(w, block_size, quantize_axis, alpha, use_zero_point, num_bits)
     return rtn(w, s, block_size, quantize_axis, zp, num_bits), s, zp
+
+
+def _check_float(w: Array) -> None:
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        raise JaxqError(f"the weight has type {w.dtype}: give float32, float16 or bfloat16")
 
 
 def _check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: int, axis: int) -> None:

@@ -29,6 +29,8 @@ def load_model(path: Path) -> ir.Model:
         raise JaxqError(f"model file {str(path)!r} cannot be read: permission denied") from error
     except (DecodeError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise JaxqError(f"model file {str(path)!r} is not an ONNX model that can be read") from error
+    if "ai.onnx" in model.opset_imports:  # another name of the standard operators
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
     if not model.graph.num_nodes():
         raise JaxqError(f"model file {str(path)!r} is not an ONNX model with nodes")
     for tensor in _external(model):
@@ -64,6 +66,14 @@ def file_bytes(path: Path) -> int:
 def data_path(path: Path) -> Path:
     """Where a model that jaxq writes keeps external data."""
     return path.with_name(f"{path.name}.data")
+
+
+def _check_written(written: Path, path: Path) -> None:
+    """A full disk can cut external data off without an error."""
+    try:
+        load_model(written)
+    except JaxqError as error:
+        raise JaxqError(f"cannot write {str(path)!r}: the file was cut off; is the disk full?") from error
 
 
 def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
@@ -103,7 +113,7 @@ def save_model(model: ir.Model, path: Path, external_above: int) -> None:
                 if isinstance(value.const_value, ir.ExternalTensor):
                     value.const_value = in_memory(value)
         ir.save(model, folder / path.name, external_data=data_path(path).name if external else None)
-        load_model(folder / path.name)  # a full disk can cut external data off without an error
+        _check_written(folder / path.name, path)
         for part in sorted(folder.iterdir(), reverse=True):  # the data first: the model file is whole once it is there
             part.replace(path.with_name(part.name))
         if not external:

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from jaxq.capture import Batch, WindowRun, capture_moments
 from jaxq.errors import JaxqError
-from jaxq.fold import Fold, divide_vectors, find_fold, insert_division
+from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
 from jaxq.forms import Form, find_form
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
@@ -36,7 +37,7 @@ class Job:
         form: A key of `jaxq.forms.FORMS`.
         exclude: Patterns of weight or node names to leave alone.
         cache: Folder for moments; what is there of the same model and data is used.
-        window_bytes: Weight bytes in memory at a time during calibration.
+        window_bytes: Weight bytes of a window of the calibration; two are in memory at a time.
         external_above: Weights of more bytes than this go to a file of their own.
     """
 
@@ -203,7 +204,9 @@ def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job
 def _find_fold(result: GroupResult, stored: Mapping[Site, StoredWeight]) -> Fold | None:
     fold = find_fold(result.group, stored)
     weights = {site.weight: weight for site, weight in stored.items()}
-    return fold if fold and all(weights[w].can_divide_columns(result.s) for w in fold.weights) else None
+    if fold is None or not all(weights[w].can_divide_columns(result.s) for w in fold.weights):
+        return None
+    return fold if all(np.isfinite(v).all() for v in divided_vectors(fold, result.s)) else None
 
 
 def _divide_activation(graph: ir.Graph, result: GroupResult, fold: Fold | None) -> str:

@@ -13,9 +13,11 @@ from pathlib import Path
 import jax
 
 from jaxq.evaluation import Evaluation
-from jaxq.results import Layer, Outcome
+from jaxq.results import Layer, Outcome, Phase
+from jaxq.runtime import runtime
+from jaxq.version import __version__
 
-_PACKAGES = ("jaxq", "jax", "jaxlib", "numpy", "onnx", "onnx-ir", "onnxscript", "hydra-core")
+_PACKAGES = ("jax", "jaxlib", "numpy", "onnx", "onnx-ir", "onnxscript", "hydra-core")
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,9 @@ class Report:
         outcome: What was done to the model.
         evaluation: Accuracy on held-out text, or why there is none.
         hashes: SHA-256 of model, calibration data, evaluation data and output.
-        seconds: Wall time of each phase, and in total.
-        total_seconds: From the program's start.
+        phases: Wall time and memory of each phase.
+        total_seconds: From the start of the run, imports left out.
+        overrides: What the command line said.
         notes: Sentences that a reader should not miss.
     """
 
@@ -38,8 +41,9 @@ class Report:
     outcome: Outcome
     evaluation: Evaluation | str
     hashes: Mapping[str, str]
-    seconds: Mapping[str, float]
+    phases: tuple[Phase, ...]
     total_seconds: float
+    overrides: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -64,8 +68,9 @@ def report_dict(report: Report) -> dict[str, object]:
     evaluation = report.evaluation
     return {
         "config": report.config,
+        "overrides": report.overrides,
         "method": report.method,
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version(), **_runtime()},
+        "versions": versions(),
         "device": device(),
         "hashes": report.hashes,
         "notes": report.notes,
@@ -78,8 +83,8 @@ def report_dict(report: Report) -> dict[str, object]:
             "quantized_bytes": outcome.pop("quantized_bytes"),
             "weight_bytes": outcome.pop("weight_bytes"),
         },
-        "seconds": {**report.seconds, "total": report.total_seconds},
-        "peak_mb": {phase.name: phase.peak_mb for phase in report.outcome.phases},
+        "seconds": {**{phase.name: phase.seconds for phase in report.phases}, "total": report.total_seconds},
+        "peak_mb": {phase.name: phase.peak_mb for phase in report.phases},
         "calibration": {
             "tokens": outcome.pop("tokens"),
             "moments_found": outcome.pop("moments_found"),
@@ -109,10 +114,10 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _runtime() -> dict[str, str]:
-    from jaxq.runtime import VERSION
-
-    return {"onnxruntime": VERSION}
+def versions() -> dict[str, str]:
+    """Versions of Python, jaxq and what it stands on."""
+    own = {"python": platform.python_version(), "jaxq": __version__, "onnxruntime": runtime().__version__}
+    return own | {name: version(name) for name in _PACKAGES}
 
 
 def _plain(value: object) -> object:

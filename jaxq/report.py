@@ -79,9 +79,10 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     for reason, nbytes in left.most_common():
         names = [d.name for d in outcome.declined if d.reason == reason]
         yield f"left alone: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
-    seconds = ", ".join(f"{name} {s:.1f}" for name, s in report.seconds.items() if s >= 0.05)
+    seconds = {phase.name: phase.seconds for phase in report.phases}
+    shown = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items() if s >= 0.05)
     peak = max(phase.peak_mb for phase in outcome.phases)
-    yield f"seconds: {report.total_seconds:.1f} in all ({seconds}); peak memory before evaluation: {peak:.0f} MB"
+    yield f"seconds: {report.total_seconds:.1f} in all ({shown}); peak memory before evaluation {peak:.0f} MB"
     for note in report.notes:
         yield f"note: {note}"
     yield f"{folder}/{{model.onnx, report.json, layers.csv}}"

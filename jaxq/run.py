@@ -1,9 +1,10 @@
 """``python -m jaxq.run``: one quantization from a Hydra configuration, or a sweep of them with ``-m``."""
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -35,10 +36,11 @@ from jaxq.model_file import hash_model, load_model, save_model
 from jaxq.pipeline import Job, hash_batches, quantize_model
 from jaxq.records import Report, write_failure, write_report
 from jaxq.report import print_report, progress_bars
-from jaxq.results import Clock
+from jaxq.results import Clock, Outcome
 from jaxq.store import hash_files
 
 _TRACEBACK = "JAXQ_TRACEBACK"
+_PROTOBUF_LIMIT = 1900 << 20  # a protobuf file holds less than 2 GiB
 
 register()
 
@@ -57,6 +59,8 @@ def main() -> None:
         sys.exit(_fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; what was finished is kept"))
+    except Exception as error:  # not bad input that jaxq knows of, perhaps its own fault
+        sys.exit(_fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {_TRACEBACK}=1 shows where"))
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -71,11 +75,15 @@ def _hydra_main(raw: DictConfig) -> None:
     except JaxqError as error:
         if os.environ.get(_TRACEBACK) == "1":
             raise
-        write_failure(str(error), plain, folder)
-        code = _fail(str(error))
+        code = _record(str(error), plain, folder)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return  # the other runs of the sweep go on; its table ends with this code
         sys.exit(code)
+    except Exception as error:
+        if os.environ.get(_TRACEBACK) == "1" or HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise
+        _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
+        return
     print_report(report, folder, console)
 
 
@@ -110,11 +118,15 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             exclude=tuple(config.method.exclude),
             cache=cache,
             window_bytes=config.window_mb << 20,
-            external_above=config.external_data_mb << 20,
+            external_above=min(config.external_data_mb << 20, _PROTOBUF_LIMIT),
         )
         outcome = quantize_model(job, calib, progress)
+        failure = None
         with clock.phase("evaluate"):
-            evaluation = evaluate(source, job.target, held_out, progress)
+            try:
+                evaluation = evaluate(source, job.target, held_out, progress)
+            except JaxqError as error:  # the report on what was done is kept all the same
+                failure, evaluation = error, str(error)
     hashes = {
         "model": outcome.model_hash,
         "calibration_data": outcome.data_hash,
@@ -128,12 +140,23 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         outcome=outcome,
         evaluation=evaluation,
         hashes=hashes,
-        seconds={phase.name: phase.seconds for phase in phases},
+        phases=tuple(phases),
+        overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=tuple(f"the exclude pattern {p!r} matches nothing" for p in outcome.unmatched),
+        notes=tuple(_notes(outcome)),
     )
     write_report(report, folder)
+    if failure:
+        raise failure
     return report
+
+
+def _notes(outcome: Outcome) -> Iterator[str]:
+    for pattern in outcome.unmatched:
+        yield f"the exclude pattern {pattern!r} matches nothing"
+    unmasked = sorted({name for window in outcome.windows for name in window.unmasked})
+    if unmasked:
+        yield f"padding counts in {len(unmasked)} activations whose shape shows no tokens: {', '.join(unmasked[:3])}"
 
 
 def _source(config: Config, cache: Path) -> Path:
@@ -191,6 +214,13 @@ def _refuse_unknown(raw: DictConfig) -> None:
     for key in flat_keys(OmegaConf.to_container(raw)):  # +key=value adds keys that nothing reads
         if key not in option_names():
             raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
+
+
+def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:
+    """Says what failed, in the run's folder too if there is one that can be written."""
+    with contextlib.suppress(OSError):
+        write_failure(sentence, plain, folder)
+    return _fail(sentence)
 
 
 def _fail(sentence: str) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import jax
 import jax.dlpack
@@ -11,18 +13,25 @@ import onnx_ir as ir
 
 from jaxq.errors import JaxqError
 
-try:
-    import onnxruntime as ort
-except ImportError as error:
-    raise JaxqError(
-        "onnxruntime is not installed: install jaxq with its extra cpu or cuda12, as in jaxq[cpu]"
-    ) from error
-
-Session = ort.InferenceSession
-VERSION: str = ort.__version__
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession as Session
+    from onnxruntime import OrtValue
 
 
-def session(model: bytes | str | Path, accuracy_level: int | None = None) -> Session:
+def runtime() -> ModuleType:
+    """onnxruntime, imported when it is first needed.
+
+    Raises:
+        JaxqError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise JaxqError("onnxruntime is not installed: install jaxq with its extra cpu, as in .[cpu]") from error
+    return onnxruntime
+
+
+def session(model: bytes | str | Path, accuracy_level: int | None = None) -> "Session":
     """An onnxruntime session on the CPU.
 
     Args:
@@ -33,13 +42,14 @@ def session(model: bytes | str | Path, accuracy_level: int | None = None) -> Ses
     Raises:
         JaxqError: onnxruntime cannot load the model.
     """
+    ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if accuracy_level is not None:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return Session(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise JaxqError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
 
@@ -57,7 +67,7 @@ class ValueType:
         return cls(ir.DataType.from_numpy(array.dtype), array.ndim)
 
 
-def output_types(session: Session) -> dict[str, ValueType]:
+def output_types(session: "Session") -> dict[str, ValueType]:
     """Types of a session's outputs; onnxruntime shows a scalar like a value of unknown rank."""
     return {
         o.name: ValueType(ir.DataType[o.type.removeprefix("tensor(").removesuffix(")").upper()], len(o.shape) or None)
@@ -65,17 +75,20 @@ def output_types(session: Session) -> dict[str, ValueType]:
     }
 
 
-def to_jax(value: ort.OrtValue) -> jax.Array:
+def to_jax(value: "OrtValue") -> jax.Array:
     """The value as an array on jax's default device: without a copy where that is the CPU."""
-    return jax.device_put(jax.dlpack.from_dlpack(value), jax.local_devices()[0])
+    # onnxruntime before 1.26 has no DLPack
+    array = jax.dlpack.from_dlpack(value) if hasattr(value, "__dlpack__") else value.numpy()
+    return jax.device_put(array, jax.local_devices()[0])
 
 
-def run(session: Session, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, ort.OrtValue]:
+def run(session: "Session", outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, "OrtValue"]:
     """Outputs by name, as values that share their memory with jax through DLPack.
 
     Raises:
         JaxqError: onnxruntime cannot run the model on these inputs.
     """
+    ort = runtime()
     values = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(a, order="C")) for name, a in feeds.items()}
     try:
         return dict(zip(outputs, session.run_with_ort_values(list(outputs), values), strict=True))

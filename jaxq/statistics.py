@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
+
+from jaxq.errors import JaxqError
 
 # A symmetric product needs only its upper triangle: four panels do 5/8 of the full work. More save little and compile
 # longer.
@@ -58,21 +59,38 @@ def zero_sums(c_in: int) -> MomentSums:
     return MomentSums(jnp.zeros((c_in, c_in), jnp.float32), jnp.zeros(c_in, jnp.float32), jnp.zeros((), jnp.int32))
 
 
-@partial(jax.jit, donate_argnums=0)
-def accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Array, "tokens"]) -> MomentSums:
+def _accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Array, "tokens"]) -> MomentSums:
     """Sums with a batch of activations added, in float32 at full precision (TF32 would not do for ``h``).
 
     Args:
-        sums: The sums so far; their memory is used again, so they are gone afterwards.
+        sums: The sums so far.
         x: Activations, any float dtype.
         keep: 1 for a real token, 0 for padding; padding may hold anything, NaN included.
+
+    Raises:
+        JaxqError: the shapes do not fit each other.
+
+    Example:
+        >>> sums = accumulate(zero_sums(2), jnp.array([[1.0, -2.0], [9.0, 9.0]]), jnp.array([1.0, 0.0]))
+        >>> finish(sums).h.tolist(), finish(sums).a.tolist()
+        ([[1.0, -2.0], [-2.0, 4.0]], [1.0, 2.0])
     """
+    if x.ndim != 2 or x.shape[1] != sums.xx.shape[0] or keep.shape != x.shape[:1]:
+        raise JaxqError(
+            f"x has shape {list(x.shape)} and keep {list(keep.shape)}: sums over {sums.xx.shape[0]} channels need "
+            f"[tokens, {sums.xx.shape[0]}] and [tokens]"
+        )
     x = jnp.where(keep[:, None] > 0, x, 0).astype(jnp.float32)
     xx = sums.xx
     for start, stop in panels(x.shape[1]):
         part = jnp.dot(x[:, start:stop].T, x[:, start:], precision=Precision.HIGHEST)
         xx = xx.at[start:stop, start:].add(part)
     return MomentSums(xx, sums.x_abs + jnp.sum(jnp.abs(x), axis=0), sums.tokens + jnp.sum(keep > 0, dtype=jnp.int32))
+
+
+accumulate = jax.jit(_accumulate)
+# For loops that need the old sums no more: their memory is used again.
+accumulate_in_place = jax.jit(_accumulate, donate_argnums=0)
 
 
 @jax.jit

@@ -1,7 +1,9 @@
 """Moments on disk, found again by the content of what they were computed from; and the hashes for that."""
 
+import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -61,14 +63,15 @@ class MomentStore:
             JaxqError: the folder cannot be written, or the disk is full.
         """
         path = self._path(name)
-        beside = path.with_suffix(f".{os.getpid()}")
+        beside = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
         tensors = {"h": np.asarray(moments.h), "a": np.asarray(moments.a), "tokens": np.asarray(moments.tokens)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, beside, {"activation": name})
             beside.replace(path)
         except (OSError, SafetensorError) as error:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
             raise JaxqError(
                 f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
             ) from error

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 from onnx import numpy_helper
 
 from jaxq.capture import Batch
@@ -13,6 +14,9 @@ from jaxq.integer import IntegerFormat
 from jaxq.methods import MethodSpec
 from jaxq.pipeline import Job, quantize_model
 from jaxq.results import Outcome
+
+RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
+OPSET_23 = pytest.mark.skipif(RUNTIME < (1, 23), reason="this onnxruntime cannot load opset 23")
 
 
 def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx", *, external: bool = False) -> Path:

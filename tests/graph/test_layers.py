@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # A module imports modules of its own layer and of those above it in this list. Names are those below `jaxq`;
 # a package stands for all that it holds.
 LAYERS: list[set[str]] = [
-    {"blocks", "errors", "progress"},
+    {"blocks", "errors", "progress", "version"},
     {"integer", "packing", "statistics"},
     {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
     {"methods", "groups", "model_file", "store", "results"},
@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"run", "report"},
 ]
 ASIDE: dict[str, set[str]] = {
-    "": {"awq", "errors", "integer", "packing", "statistics"},  # jaxq/__init__.py: the public functions
+    "": {"awq", "errors", "integer", "packing", "statistics", "version"},  # jaxq/__init__.py: the public functions
     "embedded": {"errors"},
 }
 """What modules outside the layers may import; every layer may import ``embedded``."""

@@ -139,7 +139,6 @@ def test_files_that_are_cut_off_are_refused(name, tmp_path):
     )
 
 
-@pytest.mark.xfail(strict=True, reason="onnx_ir's SerdeError, a RuntimeError, comes through")
 @pytest.mark.parametrize("name", ["attention", "conditional", "half"])
 def test_files_with_flipped_bits_load_or_are_refused(name, tmp_path):
     content = MODELS[name]().SerializeToString()
@@ -149,7 +148,7 @@ def test_files_with_flipped_bits_load_or_are_refused(name, tmp_path):
         if (size := len(tensor.raw_data)) > 1000:
             start = content.find(tensor.raw_data)
             places = [i for i in places if not start + 4 < i < start + size - 4]
-    for _ in range(400):
+    for _ in range(150):
         spoiled = bytearray(content)
         flips = [(int(rng.choice(places)), int(rng.integers(1, 256))) for _ in range(rng.integers(1, 4))]
         for place, bits in flips:

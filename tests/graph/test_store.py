@@ -72,12 +72,7 @@ def other_weights(setup: Setup) -> None:
     setup.source = save(with_weights(setup.model, {"up": up}), setup.folder)
 
 
-MASK = pytest.mark.xfail(strict=True, reason="the mask is no part of the data's hash")
-
-
-@pytest.mark.parametrize(
-    "change", [other_data, other_shape, pytest.param(other_mask, marks=MASK), other_weights], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("change", [other_data, other_shape, other_mask, other_weights], ids=lambda f: f.__name__)
 def test_what_belongs_to_something_else_is_not_used(setup, change):
     change(setup)
     second = setup.again()
@@ -102,7 +97,6 @@ def test_missing_moments_alone_are_computed(setup):
     assert len(setup.files()) == 2
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="the KeyError of `MomentStore.get` comes through")
 @pytest.mark.parametrize("damage", [b"", b"not safetensors", None], ids=["empty", "text", "cut off"])
 def test_a_damaged_file_is_computed_again(setup, damage):
     written = (setup.folder / "out.onnx").read_bytes()
@@ -113,11 +107,10 @@ def test_a_damaged_file_is_computed_again(setup, damage):
     assert (setup.folder / "out.onnx").read_bytes() == written
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="an OSError comes through")
 def test_a_cache_that_cannot_be_written_is_named(setup):
     setup.cache = setup.folder / "file"
     setup.cache.write_text("")
-    with pytest.raises(JaxqError, match="file"):
+    with pytest.raises(JaxqError, match=r"cannot write to the cache '.*file.*; give another cache_dir"):
         setup.again()
 
 

@@ -1,5 +1,7 @@
 """What the bytes of a quantized file stand for, worked out without jaxq."""
 
+import re
+
 import numpy as np
 import onnx
 
@@ -14,9 +16,12 @@ _RANGES: dict[int, tuple[int, int]] = {
 
 
 def dequantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Weights [c_in, c_out] by the names they had, in float64; codes are those stored, or a QuantizeLinear's."""
+    """Weights [c_in, c_out] by the names they had, in float64; codes are those stored, or a QuantizeLinear's.
+
+    The copies of a shared weight, one for each node that reads it, have to be the same.
+    """
     tensors = initializers(model)
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for dq in model.graph.node:
         if dq.op_type != "DequantizeLinear":
             continue
@@ -26,7 +31,9 @@ def dequantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:
             (quantizer,) = [n for n in model.graph.node if dq.input[0] in n.output]
             codes = _codes(quantizer, model)
         s, zp = _per_row(dq, tensors, codes.shape[0])
-        found[dq.input[1].removesuffix("_scale")] = (codes - zp) * s
+        name = re.sub(r"_scale(_\d+)?$", "", dq.input[1])
+        w = (codes - zp) * s
+        np.testing.assert_array_equal(w, found.setdefault(name, w))
     return found
 
 

@@ -179,7 +179,6 @@ def test_blocks_of_one_sign_do_not_saturate(case: Case) -> None:
     assert np.abs(dq - case.w).max() < 0.05
 
 
-@pytest.mark.xfail(strict=True, reason="max - min overflows in jaxq too, which then takes the scale 1")
 @pytest.mark.parametrize("case", having("overflow"))
 def test_a_range_beyond_float32(case: Case) -> None:
     assert_within_half_a_step(case)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxq.integer import dq_tensor, quant_tensor
+from jaxq.integer import dq_tensor, find_full_range_scales, quant_tensor, rtn
 
 ROWS, COLUMNS, BLOCK, BLOCKS = 24, 3, 8, 3
 EPS = 2.0**-23
@@ -128,6 +128,18 @@ def test_a_clipped_range_is_kept_to(zero, w, alpha):
     assert (abs(dq - w) <= half)[inside].all()
     ends = np.where(w < low, low, high)
     assert (abs(dq - ends) <= step * (1 + 64 * EPS))[~inside].all()
+
+
+@given(w=WEIGHTS)
+def test_the_full_range_ends_at_the_greatest_weight(w):
+    """It comes back exactly; others move by half a step at most, or by one at the cut-off end."""
+    s = find_full_range_scales(jnp.asarray(w), BLOCK)
+    dq = np.asarray(dq_tensor(rtn(jnp.asarray(w), s, BLOCK), s, BLOCK), np.float64)
+    step = np.repeat(np.asarray(s, np.float64), BLOCK, axis=0)
+    greatest = abs(w) == np.repeat(abs(w).reshape(BLOCKS, BLOCK, COLUMNS).max(axis=1), BLOCK, axis=0)
+    end = greatest & ((w < 0) == (step > 0))
+    np.testing.assert_array_equal(dq[end], w[end])
+    assert (abs(dq - w) <= abs(step) * np.where(w / step > 7, 1, 0.5)).all()
 
 
 @EITHER

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.awq import IDENTITY, ScaleChoice, alpha_grid, awq_scale, search_scales, weight_magnitude
+from jaxq.awq import IDENTITY, ScaleChoice, alpha_grid, awq_scale, sample_columns, search_scales, weight_magnitude
 from jaxq.errors import JaxqError
 from jaxq.integer import IntegerFormat
 from jaxq.statistics import Moments
@@ -14,7 +14,7 @@ FORMATS = [
     pytest.param(IntegerFormat(16), id="int4"),
     pytest.param(IntegerFormat(16, use_zero_point=True), id="uint4"),
     pytest.param(IntegerFormat(-1, 3), id="int3_per_channel"),
-    pytest.param(IntegerFormat(16, scale_dtype="float16"), id="int4_float16"),
+    pytest.param(IntegerFormat(16, full_range=True, scale_dtype="float16"), id="int4_full_range_float16"),
 ]
 ALPHAS = np.array(alpha_grid(0.25), np.float32)
 
@@ -68,7 +68,7 @@ def test_alpha_grid(step, want):
     assert alpha_grid(step) == tuple(want)
 
 
-@pytest.mark.parametrize("step", [0.0, -0.1, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("step", [0.0, 0.0001, -0.1, 1.5, float("nan"), float("inf")])
 def test_bad_alpha_steps_are_refused(step):
     with pytest.raises(JaxqError, match=f"alpha_step is {step}:"):
         alpha_grid(step)
@@ -120,15 +120,48 @@ def test_the_loss_of_siblings_is_their_sum(fmt, round_trip):
         np.testing.assert_allclose(loss, sum(parts), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("columns", "want"), [(1, [0]), (2, [0, 8]), (3, [0, 4, 8]), (5, [0, 2, 4, 6, 8]), (9, list(range(9)))]
+)
+def test_sampled_columns_are_evenly_spaced(columns, want):
+    w = np.arange(18, dtype=np.float32).reshape(2, 9)
+    np.testing.assert_array_equal(np.asarray(sample_columns(jnp.asarray(w), columns)), w[:, want])
+
+
+@pytest.mark.parametrize("columns", [C_OUT, C_OUT + 1, 1000])
+def test_a_sample_of_more_columns_than_there_are_is_all(columns):
+    _, w, moments = data(outliers=20)
+    got, want = (search(w, moments, IntegerFormat(16), count) for count in (columns, 0))
+    np.testing.assert_array_equal(np.asarray(got.losses), np.asarray(want.losses))
+
+
+def test_bad_searches_are_refused():
+    _, w, moments = data()
+    with pytest.raises(JaxqError, match="columns is -1:"):
+        search(w, moments, IntegerFormat(16), columns=-1)
+    with pytest.raises(JaxqError, match=r"w has shape \[20, 6\] and h \[40, 40\]"):
+        search(w[:20], moments, IntegerFormat(16))
+
+
+def test_a_candidate_without_a_number_is_not_taken():
+    """Large weights times AWQ's scales can leave the range of float16."""
+    _, w, moments = data()
+    spread = np.geomspace(1e-5, 1e5, C_IN).astype(np.float32)
+    wide = Moments(moments.h * spread[:, None] * spread[None, :], moments.a * spread, moments.tokens)
+    found = search(1000 * w, wide, IntegerFormat(16, full_range=True, scale_dtype="float16"))
+    assert np.isnan(np.asarray(found.losses)).any()
+    assert float(found.losses[found.best]) == np.nanmin(np.asarray(found.losses))
+
+
 def test_a_sample_of_columns(round_trip):
-    """Half of them, evenly spaced, count in the losses; all count in the scales."""
+    """The first and the last count in the losses; all count in the scales."""
     x, w, moments = data(outliers=20)
-    found = search(w, moments, IntegerFormat(16), columns=3)
+    found = search(w, moments, IntegerFormat(16), columns=2)
     a, w_mean = abs(x).mean(axis=0), reference_magnitude(w, 16)
     for alpha, loss in zip(ALPHAS.tolist(), found.losses.tolist(), strict=True):
         s = reference_scale(a, w_mean, alpha)[:, None]
         error = ((x @ (round_trip(w * s, IntegerFormat(16)) / s - w)) ** 2).sum(axis=0) / TOKENS
-        np.testing.assert_allclose(loss, error[[0, 2, 4]].sum(), rtol=1e-5)
+        np.testing.assert_allclose(loss, error[[0, 5]].sum(), rtol=1e-5)
     np.testing.assert_allclose(np.asarray(found.s), reference_scale(a, w_mean, float(ALPHAS[found.best])), rtol=1e-5)
 
 

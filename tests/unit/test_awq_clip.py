@@ -13,7 +13,7 @@ RATIOS = np.array(ratio_grid(0.5, 0.05), np.float32)
 FORMATS = [
     pytest.param(IntegerFormat(BLOCK), id="int4"),
     pytest.param(IntegerFormat(BLOCK, 3, use_zero_point=True), id="uint3"),
-    pytest.param(IntegerFormat(BLOCK, scale_dtype="float16"), id="int4_float16"),
+    pytest.param(IntegerFormat(BLOCK, full_range=True, scale_dtype="float16"), id="int4_full_range_float16"),
     pytest.param(IntegerFormat(-1), id="int4_per_channel"),
 ]
 
@@ -81,6 +81,7 @@ def test_ratio_grid(least, step, want):
         pytest.param(float("nan"), 0.05, "min_alpha is nan:", id="least_nan"),
         pytest.param(0.5, 0.0, "clip_step is 0.0:", id="step_0"),
         pytest.param(0.5, -0.1, "clip_step is -0.1:", id="step_negative"),
+        pytest.param(0.5, 0.0001, "clip_step is 0.0001:", id="step_too_small"),
         pytest.param(0.5, 2.0, "clip_step is 2.0:", id="step_above_1"),
     ],
 )
@@ -140,6 +141,15 @@ def test_the_guard_is_put_to_the_test(round_trip):
         totals = [((x @ (round_trip(w, fmt, ratio) - w)) ** 2).mean(axis=0) for ratio in (best, 1.0)]
         kinds |= set((totals[0] < totals[1]).tolist())
     assert kinds == {False, True}
+
+
+@pytest.mark.parametrize("fmt", FORMATS[:2])
+def test_a_block_of_zeros_stays_unclipped_beside_clipped_ones(fmt):
+    w = weight(0)
+    w[BLOCK : 2 * BLOCK] = 0
+    chosen = clip(independent_blocks(activations(1, common=0.5), BLOCK), w, fmt)
+    assert (chosen[1] == 1).all()
+    assert (chosen[[0, 2]] < 1).any(axis=0).any()
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

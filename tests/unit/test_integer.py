@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.integer import code_range, dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.integer import code_range, dq_tensor, find_full_range_scales, find_scales, quant_tensor, rtn
 
 EPS = 2.0**-23
 LAYOUTS = {
@@ -85,6 +85,32 @@ def test_scales_codes_and_weights(layout, bits, zero):
     exact = (np.asarray(q, np.float64) - (0 if every_zp is None else every_zp)) * every_s.astype(np.float64)
     np.testing.assert_array_equal(dq, exact.astype(np.float32))
     assert (abs(dq - np.asarray(w)) <= every_s * (0.5 + 2.0**bits * EPS)).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_full_range_scales(layout):
+    """The weight of greatest magnitude gets the least code, by a negative scale if it is positive."""
+    shape, block_size, axis = layout
+    w = weight(shape)
+    s = find_full_range_scales(w, block_size, axis, 0.75, num_bits=3)
+    greatest = [
+        np.take_along_axis(g, abs(g).argmax(axis=0)[None], axis=0)[0] for g in groups(np.asarray(w), block_size, axis)
+    ]
+    np.testing.assert_allclose(np.asarray(s), np.moveaxis(np.stack(greatest), 0, axis) * 0.75 / -4, rtol=EPS)
+
+
+def test_a_range_beyond_float32():
+    w = jnp.array([3e38, -2.9e38, 1e37, 0.0])[:, None]
+    q, s, zp = quant_tensor(w, 4, use_zero_point=True)
+    error = np.asarray(dq_tensor(q, s, 4, zp=zp), np.float64) - np.asarray(w, np.float64)
+    assert (abs(error) <= np.asarray(s, np.float64) * 0.5001).all()
+
+
+def test_full_range_scales_of_special_blocks():
+    w = jnp.array([[0.0, 2.0, -2.0, 1.0], [0.0, -2.0, 1.0, 0.5]])
+    s = find_full_range_scales(w, 2)
+    assert s.tolist() == [[1.0, -0.25, 0.25, -0.125]]
+    assert rtn(w, s, 2).tolist() == [[0, -8, -8, -8], [0, 7, 4, -4]]
 
 
 @pytest.mark.parametrize("zero", [False, True], ids=["symmetric", "zero_point"])
@@ -211,6 +237,9 @@ W, S = jnp.ones((20, 3)), jnp.ones((3, 3))
         pytest.param(lambda: find_scales(W, 0), "block_size is 0:", id="find_scales-block_0"),
         pytest.param(lambda: find_scales(W, -2), "block_size is -2:", id="find_scales-block_-2"),
         pytest.param(lambda: find_scales(W, 8, 2), "quantize_axis is 2:", id="find_scales-axis"),
+        pytest.param(lambda: find_full_range_scales(W, 8, num_bits=1), "num_bits is 1:", id="full_range-1_bit"),
+        pytest.param(lambda: find_full_range_scales(W, 0), "block_size is 0:", id="full_range-block_0"),
+        pytest.param(lambda: find_full_range_scales(W, 8, 2), "quantize_axis is 2:", id="full_range-axis"),
         pytest.param(lambda: quant_tensor(W, 8, num_bits=1), "num_bits is 1:", id="quant_tensor-1_bit"),
         pytest.param(lambda: quant_tensor(W, 0), "block_size is 0:", id="quant_tensor-block_0"),
         pytest.param(lambda: quant_tensor(W, 8, -3), "quantize_axis is -3:", id="quant_tensor-axis"),

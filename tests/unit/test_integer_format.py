@@ -8,26 +8,29 @@ import pytest
 from jaxq.errors import JaxqError
 from jaxq.integer import IntegerFormat, Quantized, quant_tensor
 
+ROWS = 196
 FORMATS = [
     pytest.param(IntegerFormat(8), id="int4"),
     pytest.param(IntegerFormat(8, use_zero_point=True), id="uint4"),
     pytest.param(IntegerFormat(-1, 8), id="int8_per_channel"),
     pytest.param(IntegerFormat(8, scale_dtype="float16"), id="int4_float16"),
+    pytest.param(IntegerFormat(8, full_range=True), id="int4_full_range"),
+    pytest.param(IntegerFormat(8, full_range=True, scale_dtype="float16"), id="int4_full_range_float16"),
     pytest.param(IntegerFormat(8, use_zero_point=True, scale_dtype="bfloat16"), id="uint4_bfloat16"),
 ]
 
 
 @pytest.fixture(scope="module")
 def w() -> jax.Array:
-    return jnp.asarray(np.random.default_rng(4).normal(size=(20, 3)), jnp.float32)
+    return jnp.asarray(np.random.default_rng(4).normal(size=(ROWS, 30)), jnp.float32)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_codes_belong_to_the_stored_scales(w, fmt):
-    """Scales are rounded to their dtype before weights are rounded to them."""
+    """Scales are rounded to their dtype before weights are rounded to them: with so many weights, some would differ."""
     held = fmt.quantize(w)
     assert held.s.dtype == jnp.dtype(fmt.scale_dtype)
-    rows = [0] * 20 if fmt.block_size == -1 else [i // 8 for i in range(20)]
+    rows = [0] * ROWS if fmt.block_size == -1 else [i // 8 for i in range(ROWS)]
     s = np.asarray(held.s, np.float32)[rows]
     zp = 0 if held.zp is None else np.asarray(held.zp, np.float64)[rows]
     low, high = (0, 15) if fmt.use_zero_point else (-(2**fmt.num_bits) // 2, 2**fmt.num_bits // 2 - 1)
@@ -39,6 +42,20 @@ def test_codes_belong_to_the_stored_scales(w, fmt):
     np.testing.assert_array_equal(np.asarray(fmt.round_trip(w)), np.asarray(back))
 
 
+def test_full_range_scales_are_for_symmetric_codes_only(w):
+    fmt = IntegerFormat(8, use_zero_point=True)
+    both = IntegerFormat(8, use_zero_point=True, full_range=True)
+    np.testing.assert_array_equal(np.asarray(both.quantize(w).s), np.asarray(fmt.quantize(w).s))
+    assert (np.asarray(IntegerFormat(8, full_range=True).quantize(w).s) < 0).any()
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+def test_weights_too_small_for_the_scales_type_are_zero(w, full_range):
+    held = IntegerFormat(8, full_range=full_range, scale_dtype="float16").quantize(w * 1e-9)
+    assert (np.asarray(held.s) == 1).all()
+    assert not np.asarray(held.q).any()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_of_any_dtype_are_quantized_in_float32(w, dtype):
     low = w.astype(dtype)
@@ -48,7 +65,7 @@ def test_weights_of_any_dtype_are_quantized_in_float32(w, dtype):
 
 
 def test_a_clip_ratio_per_block(w):
-    ratio = jnp.asarray(np.random.default_rng(5).uniform(0.5, 1, size=(3, 3)), jnp.float32)
+    ratio = jnp.asarray(np.random.default_rng(5).uniform(0.5, 1, size=(25, 30)), jnp.float32)
     held = IntegerFormat(8).quantize(w, ratio)
     q, s, _ = quant_tensor(w, 8, alpha=ratio)
     np.testing.assert_array_equal(np.asarray(held.q), np.asarray(q))

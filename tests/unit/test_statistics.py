@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.statistics import Moments, accumulate, finish, mean_moments, output_error, panels, zero_sums
+from jaxq.errors import JaxqError
+from jaxq.statistics import (
+    Moments,
+    accumulate,
+    accumulate_in_place,
+    finish,
+    mean_moments,
+    output_error,
+    panels,
+    zero_sums,
+)
 
 WIDTHS = pytest.mark.parametrize("c_in", [37, 200], ids=["one_panel", "three_panels"])
 
@@ -40,6 +50,19 @@ def test_batches_add_up_to_all_tokens(c_in):
     moments = finish(sums)
     assert_moments_of(moments, x)
     np.testing.assert_array_equal(np.asarray(moments.h), np.asarray(moments.h).T)
+
+
+def test_in_place_or_not_is_the_same():
+    x, keep = jnp.asarray(activations(32, 37)), jnp.ones(32)
+    sums = accumulate(zero_sums(37), x, keep)
+    again = accumulate(sums, x, keep)
+    for got, want in zip(jax.tree.leaves(accumulate_in_place(sums, x, keep)), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
+
+
+def test_activations_of_another_width_are_refused():
+    with pytest.raises(JaxqError, match=r"x has shape \[32, 20\].* 37 channels"):
+        accumulate(zero_sums(37), jnp.ones((32, 20)), jnp.ones(32))
 
 
 @pytest.mark.parametrize("padding", [0.0, 1e30, np.inf, np.nan], ids=str)

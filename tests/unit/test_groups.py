@@ -1,0 +1,65 @@
+"""jaxq.groups: what is done where a search was misled. Groups of a graph are tested with the graph."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxq.groups import _decide
+from jaxq.integer import IntegerFormat
+from jaxq.methods import METHODS, MethodSpec, measure
+from jaxq.statistics import Moments
+
+C_IN, C_OUT, TOKENS = 40, 6, 50
+SPEC = MethodSpec("awq_lite", IntegerFormat(16), alpha_step=1.0, search_columns=1)
+
+
+def data(misled: bool) -> tuple[jax.Array, Moments]:
+    """Two large channels; if ``misled``, all columns but the first have their largest weights there."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(TOKENS, C_IN)) * rng.uniform(0.2, 2, size=C_IN)
+    x[:, [3, 21]] *= 10
+    w = rng.standard_t(4, size=(C_IN, C_OUT)).astype(np.float32)
+    if misled:
+        w[[3, 21], 1:] *= 10
+    h, a = jnp.asarray(x.T @ x / TOKENS, jnp.float32), jnp.asarray(abs(x).mean(axis=0), jnp.float32)
+    return jnp.asarray(w), Moments(h, a, jnp.array(TOKENS, jnp.int32))
+
+
+def assert_equal(got: object, want: object) -> None:
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("misled", [False, True], ids=["better", "worse"])
+def test_plain_rounding_stands_in_for_a_choice_that_is_worse(misled):
+    """The search looks at the first column only; the comparison is over all of them."""
+    w, moments = data(misled)
+    searched, plain = (METHODS[name].choose(w, moments, SPEC) for name in ("awq_lite", "rtn"))
+    losses = []
+    for choice in (searched, plain):
+        errors = measure(w, choice, moments, SPEC.fmt)
+        assert errors.output is not None
+        losses.append(float(jnp.sum(errors.output)))
+    assert (losses[0] > losses[1]) == misled
+
+    choice, errors = _decide(w, moments, METHODS["awq_lite"], SPEC)
+    assert_equal(choice, plain if misled else searched)
+    assert_equal(errors, measure(w, choice, moments, SPEC.fmt))
+
+
+def test_a_choice_without_a_number_for_its_error_is_not_taken():
+    """Large weights times AWQ's scales can leave the range of float16."""
+    w, moments = data(misled=False)
+    fmt = IntegerFormat(16, scale_dtype="float16")
+    spread = jnp.ones(C_IN).at[0].set(1e4).at[1].set(1e-4)
+    moments = Moments(moments.h * spread[:, None] * spread[None, :], moments.a * spread, moments.tokens)
+    _, errors = _decide(1e4 * w, moments, METHODS["awq_lite"], MethodSpec("awq_lite", fmt))
+    assert errors.output is not None and np.isfinite(np.asarray(errors.output)).all()
+
+
+def test_without_data_the_choice_is_the_methods():
+    w, _ = data(misled=False)
+    choice, errors = _decide(w, None, METHODS["rtn_dq"], SPEC)
+    assert_equal(choice, METHODS["rtn"].choose(w, None, SPEC))
+    assert errors.output is None
