@@ -1,0 +1,119 @@
+"""jaxq's AWQ functions and packing against NVIDIA ModelOpt's recorded numbers: golden/awq.npz and golden/packing.npz.
+
+Where ModelOpt is wrong, the case says why (`reasons`) and the test says what jaxq does instead.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxq.awq import alpha_grid, awq_scale, ratio_grid, search_scales, weight_magnitude
+from jaxq.integer import IntegerFormat, quant_tensor
+from jaxq.packing import pack_int4
+from jaxq.statistics import Moments, accumulate, finish, zero_sums
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """The cases of a file, their places in the flat pools replaced by arrays."""
+    data = np.load(FOLDER / f"{name}.npz")
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict) or "pool" not in value:
+            return value
+        flat = data[value["pool"]][value["offset"] :][: int(np.prod(value["shape"]))]
+        return flat.reshape(value["shape"]).astype(value["dtype"])
+
+    cases = json.loads(str(data["meta"]))["cases"]
+    return [{key: read(value) for key, value in case.items()} for case in cases]
+
+
+AWQ, PACKING = load("awq"), load("packing")
+
+
+def cases(source: list[dict[str, Any]], function: str) -> list[Any]:
+    found = [pytest.param(case, id=case["id"]) for case in source if case.get("function") == function]
+    assert found, f"no case of {function}"
+    return found
+
+
+def moments(x: np.ndarray) -> Moments:
+    return finish(accumulate(zero_sums(x.shape[1]), jnp.asarray(x), jnp.ones(len(x))))
+
+
+@pytest.mark.parametrize("case", cases(AWQ, "get_act_scale"))
+def test_mean_magnitude_of_activations(case):
+    tolerance = 2e-3 if case["x"].dtype == np.float16 else 1e-6  # ModelOpt adds float16 up in float16
+    np.testing.assert_allclose(moments(case["x"]).a, case["act_scale"].astype(np.float32), rtol=tolerance)
+
+
+@pytest.mark.parametrize("case", cases(AWQ, "get_weight_scale"))
+def test_weight_magnitude(case):
+    w, block_size = case["w"], case["parameters"]["block_size"] or -1
+    got = np.asarray(weight_magnitude(jnp.asarray(w), block_size))
+    if "strided_blocks" in case["reasons"]:
+        blocks = np.abs(w).reshape(-1, block_size, w.shape[1]) if len(w) % block_size == 0 else None
+        assert not np.allclose(got, case["weight_scale"], rtol=1e-3)
+        if blocks is not None:  # consecutive rows, the blocks that are quantized
+            amax = blocks.max(axis=1, keepdims=True)
+            expected = (blocks / np.where(amax > 0, amax, 1)).mean(axis=2).ravel()
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
+    elif case["parameters"]["block_size"] is not None:
+        np.testing.assert_allclose(got, case["weight_scale"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", cases(AWQ, "get_scale"))
+def test_scale(case):
+    got = awq_scale(
+        jnp.asarray(case["act_scale"]), jnp.asarray(case["weight_scale"]), float(case["parameters"]["alpha"])
+    )
+    np.testing.assert_allclose(got, case["scale"], rtol=2e-6)
+
+
+@pytest.mark.parametrize("case", cases(AWQ, "run_awq_scale_search_per_node"))
+def test_search_per_node(case):
+    """Losses from second moments are ModelOpt's losses from tokens; codes at its best scale are its codes."""
+    if case["parameters"]["clip"]:
+        pytest.skip("ModelOpt's clip search multiplies scaled weights with unscaled activations")
+    block_size, asymmetric = case["parameters"]["block_size"], case["parameters"]["use_zero_point"]
+    w = jnp.asarray(case["w"])
+    fmt = IntegerFormat(block_size, use_zero_point=asymmetric)
+    if "strided_blocks" not in case["reasons"] and not asymmetric:
+        found = search_scales(w, moments(case["x"]), jnp.array(case["candidates"], jnp.float32), fmt)
+        losses = np.asarray(found.losses) / w.shape[1]  # theirs is a mean over columns too
+        np.testing.assert_allclose(losses, case["losses"], rtol=1e-3)
+        assert case["candidates"][int(found.best)] == pytest.approx(case["best_alpha"])
+        np.testing.assert_allclose(found.s, case["best_scale"], rtol=1e-5)
+    if not asymmetric:
+        q, s, _ = quant_tensor(w * jnp.asarray(case["best_scale"], jnp.float32)[:, None], block_size)
+        np.testing.assert_array_equal(q, case["codes"])
+        np.testing.assert_allclose(s, case["s"], rtol=2e-7)
+
+
+def test_candidates():
+    helpers = next(case for case in AWQ if case["id"] == "helpers")
+    np.testing.assert_allclose(alpha_grid(0.1)[1:], helpers["lite_candidates"], atol=1e-6)
+    np.testing.assert_allclose(sorted(ratio_grid(0.5, 0.05)), helpers["clip_candidates"], atol=1e-6)
+    # ModelOpt accepts awqlite_alpha_step and ignores it; and a tie takes its least ratio, jaxq's takes 1
+    assert len(alpha_grid(0.25)) == 6
+    assert len(helpers["lite_candidates"]) == 11
+    assert np.all(helpers["clip_tie"] == 0.5)
+
+
+@pytest.mark.parametrize("case", cases(PACKING, "pack_float32_to_4bit_optimized"))
+def test_packing(case):
+    low, high = (-8, 7) if case["parameters"]["signed"] else (0, 15)
+    codes = np.rint(np.clip(case["input"].astype(np.float32), low, high)).astype(np.int8)
+    np.testing.assert_array_equal(pack_int4(jnp.asarray(codes)), case["packed"])
+
+
+@pytest.mark.parametrize("case", cases(PACKING, "pack_weights_to_int4"))
+def test_packing_of_weights(case):
+    codes = np.rint(np.clip(case["input"].astype(np.float32), -8, 7)).astype(np.int8)
+    got = np.asarray(pack_int4(jnp.asarray(codes)))
+    np.testing.assert_array_equal(got, np.asarray(case["packed"]).ravel().astype(np.uint8))
