@@ -41,7 +41,7 @@ class ScaleChoice:
 
 
 def alpha_grid(alpha_step: float) -> tuple[float, ...]:
-    """Candidates for alpha: `IDENTITY` first, so that it wins ties, then 0, step, ..., 1.
+    """Candidates for alpha: `IDENTITY` first, so that it wins ties, then 0, step, ... up to 1.
 
     Raises:
         JaxqError: the step is not in [0.001, 1].
@@ -70,7 +70,7 @@ def ratio_grid(min_alpha: float, clip_step: float) -> tuple[float, ...]:
     if not _LEAST_STEP <= clip_step <= 1:
         raise JaxqError(f"clip_step is {clip_step}: give a step from {_LEAST_STEP} to 1")
     count = int((1 - min_alpha) / clip_step + 1e-9)
-    return tuple(round(1 - i * clip_step, 6) for i in range(count + 1))
+    return tuple(round(1.0 - i * clip_step, 6) for i in range(count + 1))
 
 
 @partial(jax.jit, static_argnames="block_size")
@@ -144,7 +144,7 @@ def search_scales(
 
 @partial(jax.jit, static_argnames="columns")
 def sample_columns(w: Float[Array, "c_in c_out"], columns: int) -> Float[Array, "c_in columns"]:
-    """``columns`` evenly spaced columns of ``w``, the first and the last among them."""
+    """``columns`` evenly spaced columns of ``w``, from the first to the last."""
     return w[:, np.linspace(0, w.shape[1] - 1, columns).round().astype(int)]
 
 

@@ -26,7 +26,7 @@ def code_range(num_bits: int, unsigned: bool) -> tuple[int, int]:
     return (0, 2**num_bits - 1) if unsigned else (-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
 
 
-def divide(x: Float[Array, "..."], y: Float[Array, "..."] | float) -> Float[Array, "..."]:
+def divide(x: Float[Array, "..."], y: Float[Array, "..."] | float | int) -> Float[Array, "..."]:
     """``x / y``, correctly rounded.
 
     XLA turns division by a broadcast value into a product with its reciprocal, which is one rounding off and moves
@@ -154,7 +154,9 @@ def rtn(
         [[2], [-8]]
     """
     axis = check_axis(w.ndim, quantize_axis)
-    _check_scales(w.shape, s.shape, block_size, axis)
+    for part in (s, zp):
+        if part is not None:
+            _check_scales(w.shape, part.shape, block_size, axis)
     q_min, q_max = code_range(num_bits, unsigned=zp is not None)
     blocks = split(w.astype(jnp.float32), block_size, axis)
     q = jnp.round(divide(blocks, per_block(s.astype(jnp.float32), axis)))
@@ -192,7 +194,9 @@ def dq_tensor(
         [[1.0], [-4.0]]
     """
     axis = check_axis(w.ndim, quantize_axis)
-    _check_scales(w.shape, s.shape, block_size, axis)
+    for part in (s, zp):
+        if part is not None:
+            _check_scales(w.shape, part.shape, block_size, axis)
     q = split(w.astype(s.dtype), block_size, axis)
     if zp is not None:
         q = q - per_block(zp.astype(s.dtype), axis)
@@ -228,8 +232,8 @@ def _check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: 
     want = (*shape[:axis], count_blocks(shape[axis], block_size), *shape[axis + 1 :])
     if s_shape != want:
         raise JaxqError(
-            f"the scales have shape {list(s_shape)}: a weight of shape {list(shape)} in blocks of {block_size} on "
-            f"axis {axis} needs {list(want)}"
+            f"scales or zero points have shape {list(s_shape)}: a weight of shape {list(shape)} in blocks of {block_size} "
+            f"on axis {axis} needs {list(want)}"
         )
 
 
@@ -262,7 +266,7 @@ class IntegerFormat:
     scale_dtype: str = "float32"
 
     def quantize(
-        self, w: Float[Array, "c_in c_out"], clip_ratio: float | Float[Array, "n_blocks c_out"] = 1.0
+        self, w: Float[Array, "c_in c_out"], clip_ratio: float | Float[Array, ""] | Float[Array, "n_blocks c_out"] = 1.0
     ) -> Quantized:
         """Codes and scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         w = w.astype(jnp.float32)
@@ -279,7 +283,7 @@ class IntegerFormat:
         return dq_tensor(quantized.q, quantized.s.astype(jnp.float32), self.block_size, 0, quantized.zp)
 
     def round_trip(
-        self, w: Float[Array, "c_in c_out"], clip_ratio: float | Float[Array, "n_blocks c_out"] = 1.0
+        self, w: Float[Array, "c_in c_out"], clip_ratio: float | Float[Array, ""] | Float[Array, "n_blocks c_out"] = 1.0
     ) -> Float[Array, "c_in c_out"]:
         """What is left of ``w`` after quantization: ``dequantize(quantize(w))``."""
         return self.dequantize(self.quantize(w, clip_ratio))

@@ -79,7 +79,7 @@ class Errors:
 def round_to_nearest(w: Float[Array, "c_in c_out"], moments: Moments | None, spec: MethodSpec) -> Choice:
     """Block scales from the greatest weight, codes by round to nearest even; ``moments`` are not used."""
     del moments
-    return _choice(w, jnp.ones(w.shape[0]), jnp.array(IDENTITY), None, spec)
+    return _choice(w, jnp.ones(w.shape[0]), jnp.array(IDENTITY, jnp.float32), None, spec)
 
 
 def awq_lite(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:
@@ -91,7 +91,7 @@ def awq_lite(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) 
 
 def awq_clip(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:
     """A clip ratio for each block and column; see `jaxq.awq.search_clip`."""
-    return _choice(w, jnp.ones(w.shape[0]), jnp.array(IDENTITY), moments.h, spec)
+    return _choice(w, jnp.ones(w.shape[0]), jnp.array(IDENTITY, jnp.float32), moments.h, spec)
 
 
 def awq_full(w: Float[Array, "c_in c_out"], moments: Moments, spec: MethodSpec) -> Choice:

@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Integer, UInt8
 
 
 @jax.jit
-def pack_int4(q: Int[Array, "..."]) -> UInt8[Array, "bytes"]:
+def pack_int4(q: Integer[Array, "..."]) -> UInt8[Array, "bytes"]:
     """Bytes of 4-bit codes: byte ``i`` is ``q[2i] & 15 | (q[2i + 1] & 15) << 4`` over the flattened array.
 
     Args:
@@ -28,7 +28,7 @@ def pack_int4(q: Int[Array, "..."]) -> UInt8[Array, "bytes"]:
     return pairs[:, 0] | (pairs[:, 1] << 4)
 
 
-def unpack_int4(packed: UInt8[Array, "bytes"], shape: tuple[int, ...], signed: bool) -> Int[Array, "..."]:
+def unpack_int4(packed: UInt8[Array, "bytes"], shape: tuple[int, ...], signed: bool) -> Integer[Array, "..."]:
     """The inverse of `pack_int4`: int8 codes in [-8, 7] if ``signed``, else uint8 in [0, 15].
 
     Args:

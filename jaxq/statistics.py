@@ -117,7 +117,7 @@ def mean_moments(parts: Sequence[Moments]) -> Moments:
 def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) -> Float[Array, "c_out"]:
     """Mean squared output error of each column: ``diag(D' H D)``; its sum is ``||X D||^2 / tokens``.
 
-    Exact, and without cancellation against the output itself: the error ``D = W' - W`` goes in, not its result.
+    Exact in exact arithmetic, and of the error ``D = W' - W`` itself: no large outputs are subtracted.
     The symmetry of ``h`` saves three eighths of the ``2 c_in^2 c_out`` operations.
 
     Args:
