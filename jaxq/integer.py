@@ -232,8 +232,8 @@ def _check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: 
     want = (*shape[:axis], count_blocks(shape[axis], block_size), *shape[axis + 1 :])
     if s_shape != want:
         raise JaxqError(
-            f"scales or zero points have shape {list(s_shape)}: a weight of shape {list(shape)} in blocks of {block_size} "
-            f"on axis {axis} needs {list(want)}"
+            f"scales or zero points have shape {list(s_shape)}: a weight of shape {list(shape)} "
+            f"in blocks of {block_size} on axis {axis} needs {list(want)}"
         )
 
 
