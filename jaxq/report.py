@@ -113,7 +113,7 @@ class SweepTable(Callback):
 
 _COLUMNS: tuple[str, ...] = (
     "run", "model", "method", "block_size", "perplexity", "perplexity_default", "float_perplexity",
-    "kl", "top1", "file_mb", "bits_per_weight", "seconds", "moments_found", "error",
+    "kl", "top1", "file_mb", "bits_per_weight", "seconds", "moments_found", "overrides", "error",
 )  # fmt: skip
 
 
@@ -129,7 +129,10 @@ def _number(name: str) -> int:
 
 
 def _model_name(model: dict[str, Any]) -> str:
-    return Path(model["path"]).parent.name if model.get("path") else model["name"]
+    if not model.get("path"):
+        return model["name"]
+    path = Path(model["path"])
+    return path.parent.name if path.stem == "model" else path.stem
 
 
 def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
@@ -137,6 +140,7 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     config = report["config"]
     row |= {"run": _number(run), "model": _model_name(config["model"]), "method": config["method"]["name"]}
     row |= {"block_size": config["block_size"], "error": ""}
+    row["overrides"] = " ".join(report.get("overrides", ()))
     if "error" in report:
         return row | {"error": report["error"]}
     accuracy = report["accuracy"]
