@@ -168,7 +168,7 @@ def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
         if _worth_showing(name, rows):
             table.add_column(title, justify="left" if name in ("model", "method", "error") else "right")
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in names if _worth_showing(name, rows)))
+        table.add_row(*(_cell(row[name], _FORMATS.get(name, ".4g")) for name in names if _worth_showing(name, rows)))
     return table
 
 
@@ -177,7 +177,11 @@ def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
     return len(values) > 1 if name == "model" else bool(values - {None, ""})
 
 
-def _cell(value: object) -> str:
+# Short enough for a terminal of 80 columns.
+_FORMATS = {"kl": ".3g", "top1": ".3f", "file_mb": ".3g", "bits_per_weight": ".3g", "seconds": ".3g"}
+
+
+def _cell(value: object, form: str) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return format(value, form)
     return "" if value is None else str(value)

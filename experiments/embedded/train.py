@@ -4,7 +4,7 @@
     python experiments/embedded/train.py --export-only    # ship what the last checkpoint holds
 
 Data: the train split of `jaxq.embedded.text` (0.70 M tokens). 4000 steps of 8 windows of 256 tokens are 12 epochs and
-take about an hour on two CPU cores; the losses, the exact time and the curve are in README.md and result.json beside
+took 1.9 hours on two shared CPU cores; the losses, the exact time and the curve are in README.md and result.json beside
 this file. A batch is a pure function of (seed, step), so a run that was stopped continues as if it had not been. For a
 longer run on a GPU: the same command with --steps.
 """
