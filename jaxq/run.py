@@ -18,9 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from jaxq.capture import Batch
-from jaxq.config import Config, cache_dir, conf_dir, flat_keys, method_spec, option_names, register
+from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, method_spec, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
-from jaxq.embedded import build_model
+from jaxq.embedded import build_model, documents, text_hash
+from jaxq.embedded.text import Split
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
 from jaxq.inputs import (
@@ -132,6 +133,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         "calibration_data": outcome.data_hash,
         "evaluation_data": hash_batches(held_out),
         "output": hash_model(job.target, load_model(job.target)),
+        **_text_hashes(config),
     }
     phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
     report = Report(
@@ -149,6 +151,21 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     if failure:
         raise failure
     return report
+
+
+def _text_hashes(config: Config) -> dict[str, str]:
+    """SHA-256 of the documentation that was read for an embedded run: it differs between Python versions."""
+    if config.model.name != "embedded":
+        return {}
+    parts: dict[str, tuple[DataConfig, Split]] = {
+        "calibration_text": (config.calib, "calib"),
+        "evaluation_text": (config.eval, "eval"),
+    }
+    return {
+        name: text_hash(documents(split))
+        for name, (data, split) in parts.items()
+        if data.samples and not data.tokens and not data.text
+    }
 
 
 def _notes(outcome: Outcome) -> Iterator[str]:

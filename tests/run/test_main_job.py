@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import pytest
 
+from jaxq.embedded import documents, text_hash
+
 SMALL = ("calib.samples=4", "calib.length=64", "eval.samples=4", "eval.length=64")
 
 
@@ -34,7 +36,9 @@ def test_awq_lite_writes_the_model_and_a_full_report(jaxq):
 
     assert 4 < report["size"]["bits_per_weight"] < 4.5
     assert report["size"]["target_bytes"] == (folder / "model.onnx").stat().st_size
-    assert report["hashes"]["output"]
+    assert all(report["hashes"][n] for n in ("model", "calibration_data", "evaluation_data", "output"))
+    assert report["hashes"]["calibration_text"] == text_hash(documents("calib"))
+    assert report["hashes"]["evaluation_text"] == text_hash(documents("eval"))
     assert {"calibrate", "search", "write", "evaluate", "total"} <= set(report["seconds"])
     assert report["versions"]["onnxruntime"] and report["versions"]["jaxq"] and report["device"]["processor"]
     assert report["config"]["block_size"] == 128
