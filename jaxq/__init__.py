@@ -6,7 +6,8 @@ experiment harness. Importing this package loads neither Hydra nor onnxruntime.
 
 from jaxq.awq import alpha_grid, awq_scale, ratio_grid, search_clip, search_scales, weight_magnitude
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat, Quantized, dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.formats import IntegerFormat, Quantized
+from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.packing import pack_int4, unpack_int4
 from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, zero_sums
 from jaxq.version import __version__

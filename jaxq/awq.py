@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.blocks import join, split
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from jaxq.statistics import Moments, output_error
 
 IDENTITY = -1.0

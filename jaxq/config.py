@@ -11,8 +11,9 @@ from omegaconf import MISSING, OmegaConf
 
 from jaxq.awq import alpha_grid, ratio_grid
 from jaxq.errors import JaxqError
+from jaxq.formats import IntegerFormat
 from jaxq.forms import find_form
-from jaxq.integer import IntegerFormat, code_range
+from jaxq.integer import code_range
 from jaxq.methods import MethodSpec, find_method
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.awq import IDENTITY
+from jaxq.formats import IntegerFormat
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Group, Site
-from jaxq.integer import IntegerFormat
 from jaxq.methods import Choice, Errors, Method, MethodSpec, find_method, measure, round_to_nearest
 from jaxq.packing import pack_int4
 from jaxq.results import Layer

@@ -1,6 +1,5 @@
 """Integer weights of 2 to 8 bits with a scale, and optionally a zero point, per block and column."""
 
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -235,55 +234,3 @@ def _check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: 
             f"scales or zero points have shape {list(s_shape)}: a weight of shape {list(shape)} "
             f"in blocks of {block_size} on axis {axis} needs {list(want)}"
         )
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Quantized:
-    """A quantized weight: codes ``q`` [c_in, c_out], scales ``s`` [n_blocks, c_out], zero points ``zp`` or None."""
-
-    q: Num[Array, "c_in c_out"]
-    s: Float[Array, "n_blocks c_out"]
-    zp: Num[Array, "n_blocks c_out"] | None
-
-
-@dataclass(frozen=True)
-class IntegerFormat:
-    """How a weight [c_in, c_out] is held as integers; hashable, so that jitted functions can take it as static.
-
-    Attributes:
-        block_size: Rows a block, or -1 for one block per column.
-        num_bits: 2 to 8.
-        use_zero_point: Unsigned codes with a zero point per block.
-        full_range: Symmetric scales that use the least code too, and may be negative; see `find_full_range_scales`.
-        scale_dtype: Type that the scales are stored in: the activations' own, "float32" or "float16".
-    """
-
-    block_size: int = 128
-    num_bits: int = 4
-    use_zero_point: bool = False
-    full_range: bool = False
-    scale_dtype: str = "float32"
-
-    def quantize(
-        self, w: Float[Array, "c_in c_out"], clip_ratio: float | Float[Array, ""] | Float[Array, "n_blocks c_out"] = 1.0
-    ) -> Quantized:
-        """Codes and scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
-        w = w.astype(jnp.float32)
-        if self.full_range and not self.use_zero_point:
-            s, zp = find_full_range_scales(w, self.block_size, 0, clip_ratio, self.num_bits), None
-        else:
-            s, zp = find_scales(w, self.block_size, 0, clip_ratio, self.use_zero_point, self.num_bits)
-        s = s.astype(self.scale_dtype)
-        s = jnp.where(s == 0, jnp.ones_like(s), s)  # of weights too small for the type
-        return Quantized(rtn(w, s, self.block_size, 0, zp, self.num_bits), s, zp)
-
-    def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
-        """Weights that the codes stand for, in float32."""
-        return dq_tensor(quantized.q, quantized.s.astype(jnp.float32), self.block_size, 0, quantized.zp)
-
-    def round_trip(
-        self, w: Float[Array, "c_in c_out"], clip_ratio: float | Float[Array, ""] | Float[Array, "n_blocks c_out"] = 1.0
-    ) -> Float[Array, "c_in c_out"]:
-        """What is left of ``w`` after quantization: ``dequantize(quantize(w))``."""
-        return self.dequantize(self.quantize(w, clip_ratio))

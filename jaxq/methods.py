@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxq.awq import IDENTITY, alpha_grid, ratio_grid, search_clip, search_scales
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat, Quantized
+from jaxq.formats import IntegerFormat, Quantized
 from jaxq.statistics import Moments, output_error
 
 

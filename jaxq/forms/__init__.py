@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
+from jaxq.formats import IntegerFormat
 from jaxq.forms import dq, qdq
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Site
-from jaxq.integer import IntegerFormat
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.edit import new_initializer
+from jaxq.formats import IntegerFormat
 from jaxq.graph import Site
-from jaxq.integer import IntegerFormat
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from jaxq.capture import Batch
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from jaxq.methods import MethodSpec
 from jaxq.pipeline import Job, quantize_model
 from jaxq.results import Outcome

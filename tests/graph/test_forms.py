@@ -10,7 +10,7 @@ import pytest
 
 from jaxq.capture import Batch
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from tests.graph import models
 from tests.graph.models import FFN, HIDDEN, MODELS, build, node, tokens, vector, weight
 from tests.graph.running import OPSET_23, RUNTIME, initializers, quantize, relative, run, save, with_weights

@@ -11,7 +11,7 @@ import pytest
 
 from jaxq.capture import Batch
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from tests.graph import models
 from tests.graph.models import HIDDEN, MODELS, build, node, tokens, weight
 from tests.graph.running import quantize, relative, run, save

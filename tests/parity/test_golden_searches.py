@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from jaxq.awq import alpha_grid, awq_scale, ratio_grid, search_scales, weight_magnitude
-from jaxq.integer import IntegerFormat, quant_tensor
+from jaxq.formats import IntegerFormat
+from jaxq.integer import quant_tensor
 from jaxq.packing import pack_int4
 from jaxq.statistics import Moments, accumulate, finish, zero_sums
 

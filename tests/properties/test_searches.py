@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxq.awq import ScaleChoice, alpha_grid, ratio_grid, search_clip, search_scales
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from jaxq.statistics import Moments, accumulate, finish, output_error, zero_sums
 
 TOKENS, C_IN, C_OUT = 16, 20, 3

@@ -6,7 +6,7 @@ import pytest
 
 from jaxq.awq import IDENTITY, ScaleChoice, alpha_grid, awq_scale, sample_columns, search_scales, weight_magnitude
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from jaxq.statistics import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50

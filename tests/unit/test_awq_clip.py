@@ -6,7 +6,7 @@ import pytest
 
 from jaxq.awq import diagonal_blocks, ratio_grid, search_clip
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 
 C_IN, C_OUT, TOKENS, BLOCK = 40, 6, 60, 16
 RATIOS = np.array(ratio_grid(0.5, 0.05), np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxq.groups import _decide
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from jaxq.methods import METHODS, MethodSpec, measure
 from jaxq.statistics import Moments
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat, Quantized, quant_tensor
+from jaxq.formats import IntegerFormat, Quantized
+from jaxq.integer import quant_tensor
 
 ROWS = 196
 FORMATS = [

@@ -7,7 +7,7 @@ import pytest
 
 from jaxq.awq import IDENTITY, alpha_grid, awq_scale, ratio_grid, weight_magnitude
 from jaxq.errors import JaxqError
-from jaxq.integer import IntegerFormat
+from jaxq.formats import IntegerFormat
 from jaxq.methods import METHODS, Choice, MethodSpec, find_method, measure
 from jaxq.statistics import Moments
 

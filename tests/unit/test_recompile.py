@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxq.awq import alpha_grid, ratio_grid, search_clip, search_scales, weight_magnitude
-from jaxq.integer import IntegerFormat, Quantized, dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.formats import IntegerFormat, Quantized
+from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.methods import Choice, MethodSpec, awq_full, measure, round_to_nearest
 from jaxq.packing import pack_int4
 from jaxq.statistics import Moments, accumulate, accumulate_in_place, finish, output_error, zero_sums

@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxq
 from jaxq.awq import ratio_grid, search_clip
-from jaxq.integer import IntegerFormat, quant_tensor
+from jaxq.formats import IntegerFormat
+from jaxq.integer import quant_tensor
 from jaxq.statistics import accumulate, finish, output_error, zero_sums
 
 C_IN, C_OUT, TOKENS = 40, 16, 64
