@@ -4,6 +4,7 @@ Source of the method: Lin et al., "AWQ: Activation-aware Weight Quantization" (a
 Siblings (weights that read the same activation) are searched jointly: put them side by side along ``c_out``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.blocks import join, split
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
+from jaxq.formats import WeightFormat
 from jaxq.statistics import Moments, output_error
 
 IDENTITY = -1.0
@@ -109,7 +110,7 @@ def search_scales(
     w: Float[Array, "c_in c_out"],
     moments: Moments,
     alphas: Float[Array, "candidates"],
-    fmt: IntegerFormat,
+    fmt: WeightFormat,
     columns: int = 0,
     batch_size: int = 1,
 ) -> ScaleChoice:
@@ -134,12 +135,37 @@ def search_scales(
         >>> bool(choice.losses[choice.best] < choice.losses[0])    # better than no scaling
         True
     """
+    return search_shared_scales([(w, fmt)], moments, alphas, columns, batch_size)
+
+
+def search_shared_scales(
+    parts: Sequence[tuple[Float[Array, "c_in _"], WeightFormat]],
+    moments: Moments,
+    alphas: Float[Array, "candidates"],
+    columns: int = 0,
+    batch_size: int = 1,
+) -> ScaleChoice:
+    """`search_scales` for siblings of several formats: one scale, the least sum of their output errors.
+
+    Args:
+        parts: Sibling weights side by side, with the format of each lot.
+        moments, alphas, columns, batch_size: As for `search_scales`; ``columns`` of each lot.
+    """
     alphas = jnp.asarray(alphas, jnp.float32)
     if columns < 0:
         raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")
-    _check_moments(w, moments.h)
-    seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
-    return _search_scales(seen, weight_magnitude(w, fmt.block_size), moments, alphas, fmt, batch_size)
+    for w, _ in parts:
+        _check_moments(w, moments.h)
+    widths = [w.shape[1] for w, _ in parts]
+    means = [weight_magnitude(w, fmt.block_size) for w, fmt in parts]
+    w_mean = sum(mean * (width / sum(widths)) for mean, width in zip(means, widths, strict=True))
+    losses = jnp.zeros(len(alphas))
+    for w, fmt in parts:
+        seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
+        found = _scale_losses(seen, w_mean, moments, alphas, fmt, batch_size)
+        losses += found * (w.shape[1] / seen.shape[1]) if len(parts) > 1 else found
+    best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
+    return ScaleChoice(awq_scale(moments.a, w_mean, alphas[best]), best, losses)
 
 
 @partial(jax.jit, static_argnames="columns")
@@ -150,23 +176,21 @@ def sample_columns(w: Float[Array, "c_in c_out"], columns: int) -> Float[Array, 
 
 # Apart from the whole weight's shape: groups with as many input channels share what is compiled.
 @partial(jax.jit, static_argnames=("fmt", "batch_size"))
-def _search_scales(
+def _scale_losses(
     w: Float[Array, "c_in columns"],
     w_mean: Float[Array, "c_in"],
     moments: Moments,
     alphas: Float[Array, "candidates"],
-    fmt: IntegerFormat,
+    fmt: WeightFormat,
     batch_size: int,
-) -> ScaleChoice:
+) -> Float[Array, "candidates"]:
     w = w.astype(jnp.float32)
 
     def loss(alpha: Float[Array, ""]) -> Float[Array, ""]:
         s = awq_scale(moments.a, w_mean, alpha)[:, None]
         return jnp.sum(output_error(fmt.round_trip(w * s) / s - w, moments.h))
 
-    losses = jax.lax.map(loss, alphas, batch_size=batch_size)
-    best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-    return ScaleChoice(awq_scale(moments.a, w_mean, alphas[best]), best, losses)
+    return jax.lax.map(loss, alphas, batch_size=batch_size)
 
 
 @partial(jax.jit, static_argnames="block_size")
@@ -181,7 +205,7 @@ def search_clip(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],
     ratios: Float[Array, "candidates"],
-    fmt: IntegerFormat,
+    fmt: WeightFormat,
 ) -> Float[Array, "n_blocks c_out"]:
     """AWQ-clip: for each block and column the clip ratio with the least block error ``d' H_bb d``.
 

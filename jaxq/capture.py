@@ -67,8 +67,8 @@ def capture_moments(
     wanted: Sequence[ir.Value],
     batches: Sequence[Batch],
     keep_moments: Callable[[str, Moments], None],
-    *,
     max_bytes: int = 64 << 20,
+    providers: Sequence[str] = ("cpu",),
     progress: Progress = silent,
 ) -> list[WindowRun]:
     """One forward pass of the model; hands over the moments of each wanted activation as soon as it has them.
@@ -79,6 +79,7 @@ def capture_moments(
         batches: Calibration data, at least one batch.
         keep_moments: Called once for each activation, with its name and moments.
         max_bytes: Weight bytes a window.
+        providers: Where onnxruntime may run it; see `jaxq.runtime.session`.
         progress: Told of each batch of each window.
 
     Raises:
@@ -93,21 +94,23 @@ def capture_moments(
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         spool = _Spool(Path(folder), batches)
         advance = progress("calibrate", len(batches) * len(windows))
-        for i, (window, runner) in enumerate(_load_ahead(model, windows, batches[0])):
+        for i, (window, runner) in enumerate(_load_ahead(model, windows, batches[0], providers)):
             runs.append(_run_window(window, runner, spool, keep_moments, advance))
             spool.keep_only({str(v.name) for later in windows[i + 1 :] for v in later.inputs})
     return runs
 
 
-def _load_ahead(model: ir.Model, windows: Sequence[Window], batch: Batch) -> Iterator[tuple[Window, "Session"]]:
+def _load_ahead(
+    model: ir.Model, windows: Sequence[Window], batch: Batch, providers: Sequence[str]
+) -> Iterator[tuple[Window, "Session"]]:
     """Each window with its session; the next one loads while the caller runs this one."""
     types = {name: ValueType.of(array) for name, array in batch.feeds.items()}
     with ThreadPoolExecutor(1) as pool:
-        ahead = [pool.submit(_load, model, window, types) for window in windows[:1]]
+        ahead = [pool.submit(_load, model, window, types, providers) for window in windows[:1]]
         for i, window in enumerate(windows):
             runner = ahead.pop().result()
             types |= output_types(runner)
-            ahead += [pool.submit(_load, model, later, dict(types)) for later in windows[i + 1 : i + 2]]
+            ahead += [pool.submit(_load, model, later, dict(types), providers) for later in windows[i + 1 : i + 2]]
             yield window, runner
             del runner
 
@@ -217,7 +220,7 @@ def checked(name: str, moments: Moments) -> Moments:
     return moments
 
 
-def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType]) -> "Session":
+def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType], providers: Sequence[str]) -> "Session":
     part = window_model(window, model.ir_version, model.opset_imports, list(model.functions.values()))
     for value in part.graph.inputs:
         # Files need not say the types of inner values; the windows before this one do.
@@ -227,7 +230,7 @@ def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType]) -> "S
     for value in part.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = in_memory(value)
-    return session(ir.to_proto(part).SerializeToString())
+    return session(ir.to_proto(part).SerializeToString(), providers=providers)
 
 
 def _input_moments(name: str, batches: Sequence[Batch]) -> Moments:

@@ -11,10 +11,11 @@ from omegaconf import MISSING, OmegaConf
 
 from jaxq.awq import alpha_grid, ratio_grid
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
+from jaxq.formats import make_format
 from jaxq.forms import find_form
-from jaxq.integer import code_range
+from jaxq.job import Gather, Job, Rule, check_job
 from jaxq.methods import MethodSpec, find_method
+from jaxq.model_file import PROTOBUF_LIMIT
 
 
 @dataclass
@@ -30,16 +31,45 @@ class MethodConfig:
     """A method and its knobs; see `jaxq.methods.MethodSpec`."""
 
     name: str = MISSING
-    default_block_size: int = MISSING
-    form: str = MISSING
-    num_bits: int = MISSING
-    use_zero_point: bool = MISSING
-    full_range: bool = MISSING
+    full_range: bool | None = None
     alpha_step: float = MISSING
     search_columns: int = MISSING
     min_alpha: float = MISSING
     clip_step: float = MISSING
     exclude: list[str] = MISSING
+
+
+@dataclass
+class DtypeConfig:
+    """How weights are held; see `jaxq.formats.make_format`."""
+
+    name: str = MISSING
+    default_block_size: int = MISSING
+
+
+@dataclass
+class FormConfig:
+    """How the file says it; see `jaxq.forms`."""
+
+    name: str = MISSING
+    accuracy_level: int = MISSING
+
+
+@dataclass
+class MixedConfig:
+    """Weights in 8 bits."""
+
+    int8: list[str] = MISSING
+    block_size: int = MISSING
+
+
+@dataclass
+class GatherConfig:
+    """Tables of Gather; see `jaxq.job.Gather`."""
+
+    axis: int | None = None
+    dtype: str = MISSING
+    block_size: int = MISSING
 
 
 @dataclass
@@ -60,10 +90,13 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    dtype: DtypeConfig = field(default_factory=DtypeConfig)
+    form: FormConfig = field(default_factory=FormConfig)
+    mixed: MixedConfig = field(default_factory=MixedConfig)
+    gather: GatherConfig = field(default_factory=GatherConfig)
     calib: DataConfig = field(default_factory=DataConfig)
     eval: DataConfig = field(default_factory=DataConfig)
     block_size: int = MISSING
-    form: str = MISSING
     cache_dir: str | None = None
     window_mb: int = MISSING
     external_data_mb: int = MISSING
@@ -106,23 +139,48 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     """The method of a run, checked: ``auto`` is AWQ-lite with calibration data and plain rounding without.
 
     Raises:
-        JaxqError: a value is out of range, or the form cannot hold the format.
+        JaxqError: a value is out of range.
     """
     knobs = config.method
     name = knobs.name
-    full_range = knobs.full_range
     if name == "auto":
         name = "awq_lite" if has_data else "rtn_dq"
-        full_range = full_range and has_data  # as conf/method/rtn_dq.yaml has it
-    find_method(name)
-    code_range(knobs.num_bits, knobs.use_zero_point)
+    searches = find_method(name).needs_data
     alpha_grid(knobs.alpha_step)
     ratio_grid(knobs.min_alpha, knobs.clip_step)
     if knobs.search_columns < 0:
         raise JaxqError(f"search_columns is {knobs.search_columns}: give a number of columns, or 0 for all")
-    fmt = IntegerFormat(config.block_size, knobs.num_bits, knobs.use_zero_point, full_range)
-    find_form(config.form, fmt)
+    full_range = knobs.full_range
+    if full_range is None:
+        full_range = searches and find_form(config.form.name).negative_scales
+    fmt = make_format(config.dtype.name, config.block_size, full_range)
+    return MethodSpec(name, fmt, knobs.alpha_step, knobs.min_alpha, knobs.clip_step, knobs.search_columns)
+
+
+def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
+    """What a run is to do, checked.
+
+    Raises:
+        JaxqError: a value is out of range, no form can hold what is asked for, or the method lacks data.
+    """
     for key in ("window_mb", "external_data_mb"):
         if getattr(config, key) < (key == "window_mb"):
             raise JaxqError(f"{key} is {getattr(config, key)}: give a positive number of megabytes")
-    return MethodSpec(name, fmt, knobs.alpha_step, knobs.min_alpha, knobs.clip_step, knobs.search_columns)
+    mixed, gather = config.mixed, config.gather
+    rules = (Rule(tuple(mixed.int8), make_format("int8", mixed.block_size)),) if mixed.int8 else ()
+    table = make_format(gather.dtype, gather.block_size)
+    job = Job(
+        source=source,
+        target=target,
+        method=method_spec(config, has_data),
+        form=config.form.name,
+        exclude=tuple(config.method.exclude),
+        cache=cache_dir(config),
+        window_bytes=config.window_mb << 20,
+        external_above=min(config.external_data_mb << 20, PROTOBUF_LIMIT),
+        rules=rules,
+        gather=None if gather.axis is None else Gather(gather.axis, table),
+        accuracy_level=config.form.accuracy_level,
+    )
+    check_job(job, has_data)
+    return job

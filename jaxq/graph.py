@@ -20,9 +20,11 @@ class Site:
 
     Attributes:
         weight: The initializer, stored [c_in, c_out], or [c_out, c_in] if ``transposed``.
-        nodes: MatMul or Gemm nodes with the weight as their second input.
-        c_in, c_out: Rows of the weight in ``y = x W``, and its columns.
-        transposed: The nodes are Gemm with ``transB=1``.
+        nodes: MatMul or Gemm nodes with the weight as their second input, or Gather nodes with it as their table.
+        c_in, c_out: Rows of the weight in ``y = x W``, and its columns. Of a table: the axis that is blocked, and the
+            other one.
+        transposed: The nodes are Gemm with ``transB=1``, or the table is blocked along its rows (axis 1).
+        gathered: The weight is a table of Gather.
     """
 
     weight: ir.Value
@@ -30,6 +32,7 @@ class Site:
     c_in: int
     c_out: int
     transposed: bool
+    gathered: bool = False
 
     @property
     def name(self) -> str:
@@ -38,8 +41,8 @@ class Site:
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
-        """The values ``x`` that the nodes multiply, without repetition; one, unless the weight is shared."""
-        values = [node.inputs[0] for node in self.nodes]
+        """The values ``x`` that the nodes multiply, each once: one, several of a shared weight, none of a table."""
+        values = [None if self.gathered else node.inputs[0] for node in self.nodes]
         return tuple(dict.fromkeys(v for v in values if v is not None))
 
     def array(self) -> np.ndarray:
@@ -66,15 +69,15 @@ class Declined:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Sites that read the same activation, in graph order; or one site that reads several (a shared weight)."""
+    """Sites that read the same activation, in graph order; or one site that reads several (a shared weight) or none."""
 
     sites: tuple[Site, ...]
     activations: tuple[ir.Value, ...]
 
     @property
     def name(self) -> str:
-        """The first activation's name."""
-        return str(self.activations[0].name)
+        """The first activation's name; the weight's where there is none."""
+        return str(self.activations[0].name) if self.activations else self.sites[0].name
 
 
 def prepare(model: ir.Model) -> None:
@@ -98,20 +101,24 @@ def prepare(model: ir.Model) -> None:
             raise JaxqError(f"the model's graph is not valid: {type(step).__name__} says {error}") from error
 
 
-def find_sites(graph: ir.Graph, exclude: Sequence[str] = ()) -> tuple[list[Site], list[Declined]]:
+def find_sites(
+    graph: ir.Graph, exclude: Sequence[str] = (), gather_axis: int | None = None
+) -> tuple[list[Site], list[Declined]]:
     """The weights that can be quantized, in graph order, and all other float weights with the reason.
 
     Args:
         graph: Main graph of a model that went through `prepare`.
         exclude: Patterns as in a shell (``*lm_head*``), compared with weight and node names.
+        gather_axis: The axis, 0 or 1, along which tables of Gather are blocked; None leaves them alone.
     """
     order = {node: i for i, node in enumerate(graph)}
     sites: list[Site] = []
     declined: list[Declined] = []
     for weight in _float_weights(graph):
-        reason = _why_not(weight, graph) or _excluded(weight, exclude)
+        table = gather_axis is not None and all(node.op_type == "Gather" for node, _ in weight.uses())
+        reason = _why_not(weight, graph, table) or _excluded(weight, exclude)
         if reason is None:
-            sites.append(_site(weight))
+            sites.append(_table(weight, gather_axis == 1) if table else _site(weight))
         else:
             declined.append(_declined(weight, reason))
     for subgraph in graph.subgraphs():
@@ -127,11 +134,11 @@ def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
 
 
 def sibling_groups(sites: Sequence[Site]) -> list[Group]:
-    """Sites grouped by the activation that they read, in graph order."""
+    """Sites grouped by the activation that they read, in graph order; a table is a group of its own."""
     groups: dict[tuple[ir.Value, ...], list[Site]] = {}
     for site in sites:
-        groups.setdefault(site.activations, []).append(site)
-    return [Group(tuple(members), activations) for activations, members in groups.items()]
+        groups.setdefault(site.activations or (site.weight,), []).append(site)
+    return [Group(tuple(members), members[0].activations) for members in groups.values()]
 
 
 def read_weight(weight: ir.Value) -> np.ndarray:
@@ -165,7 +172,7 @@ def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
             yield value
 
 
-def _why_not(weight: ir.Value, graph: ir.Graph) -> str | None:
+def _why_not(weight: ir.Value, graph: ir.Graph, table: bool) -> str | None:
     assert weight.const_value is not None
     rank = len(weight.const_value.shape)
     uses = weight.uses()
@@ -178,18 +185,34 @@ def _why_not(weight: ir.Value, graph: ir.Graph) -> str | None:
     for node, index in uses:
         if node.graph is not graph:
             return "it is read inside a subgraph (If, Loop or Scan)"
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm") or index != 1:
-            return f"read by {node.op_type} as input {index}: the second input of MatMul and Gemm can be quantized"
-        if node.op_type == "Gemm" and (reason := _why_not_gemm(node)):
+        if reason := _why_not_gather(node, index) if table else _why_not_product(node, index):
             return reason
-        if node.inputs[0] is None or node.inputs[0].const_value is not None:
-            return "it multiplies a constant, not an activation"
     if rank != 2:
         return f"a stack of matrices of rank {rank}: a matrix can be quantized"
     if len({bool(attribute(node, "transB", 0)) for node, _ in uses}) > 1:
         return "shared by Gemm nodes with and without transB"
     if weight.dtype not in _QUANTIZED_TYPES:
         return f"its type is {weight.dtype}: float32 and float16 can be quantized"
+    return None
+
+
+def _why_not_product(node: ir.Node, index: int) -> str | None:
+    if node.op_type == "Gather" and index == 0:
+        return "a table that Gather reads: quantized where gather.axis is given"
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm") or index != 1:
+        return f"read by {node.op_type} as input {index}: the second input of MatMul and Gemm can be quantized"
+    if node.op_type == "Gemm" and (reason := _why_not_gemm(node)):
+        return reason
+    if node.inputs[0] is None or node.inputs[0].const_value is not None:
+        return "it multiplies a constant, not an activation"
+    return None
+
+
+def _why_not_gather(node: ir.Node, index: int) -> str | None:
+    if index != 0:
+        return f"read by Gather as input {index}"
+    if axis := attribute(node, "axis", 0):
+        return f"read by a Gather with axis={axis:g}: tables whose rows are gathered can be quantized"
     return None
 
 
@@ -200,9 +223,14 @@ def _why_not_gemm(node: ir.Node) -> str | None:
     return None
 
 
+def matches(weight: ir.Value, pattern: str) -> bool:
+    """Whether the weight's name or one of its nodes' fits a shell pattern."""
+    return any(fnmatchcase(name, pattern) for name in _names(weight))
+
+
 def _excluded(weight: ir.Value, exclude: Sequence[str]) -> str | None:
     for pattern in exclude:
-        if any(fnmatchcase(name, pattern) for name in _names(weight)):
+        if matches(weight, pattern):
             return f"excluded by the pattern {pattern!r}"
     return None
 
@@ -218,6 +246,13 @@ def _site(weight: ir.Value) -> Site:
     transposed = bool(attribute(nodes[0], "transB", 0))
     rows, columns = (int(d) for d in weight.const_value.shape.numpy())
     return Site(weight, nodes, columns if transposed else rows, rows if transposed else columns, transposed)
+
+
+def _table(weight: ir.Value, along_rows: bool) -> Site:
+    assert weight.const_value is not None
+    rows, columns = (int(d) for d in weight.const_value.shape.numpy())
+    c_in, c_out = (columns, rows) if along_rows else (rows, columns)
+    return Site(weight, tuple(node for node, _ in weight.uses()), c_in, c_out, along_rows, gathered=True)
 
 
 def _declined(weight: ir.Value, reason: str) -> Declined:

@@ -1,5 +1,6 @@
 """Quantize the sibling weights of one activation together, and take the result apart again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -7,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.awq import IDENTITY
-from jaxq.formats import IntegerFormat
+from jaxq.formats import WeightFormat
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Group, Site
-from jaxq.methods import Choice, Errors, Method, MethodSpec, find_method, measure, round_to_nearest
+from jaxq.methods import ROUND_TO_NEAREST, Choice, Errors, Method, MethodSpec, Part, choose, find_method, measure
 from jaxq.packing import pack_int4
 from jaxq.results import Layer
 from jaxq.statistics import Moments
@@ -36,55 +37,82 @@ class GroupResult:
     tokens: int
 
 
-def quantize_group(group: Group, moments: Moments | None, spec: MethodSpec) -> GroupResult:
-    """Runs the method on the group's weights side by side.
+def quantize_group(
+    group: Group, formats: Sequence[WeightFormat], moments: Moments | None, spec: MethodSpec
+) -> GroupResult:
+    """Runs the method on the group's weights, those of one format side by side.
 
     Args:
-        group: Sites that read one activation, or one site that reads several.
+        group: Sites that read one activation, or one site that reads several or none.
+        formats: The format of each site.
         moments: Moments of the activation, if there are any.
-        spec: The method; where several activations are read, one that scales none stands in for it.
+        spec: The method; where several activations are read, one that scales none stands in for it, and where none is
+            read, round to nearest.
     """
     method = find_method(spec.name)
-    if method.unscaled and len(group.activations) > 1:
-        method = find_method(method.unscaled)
-    arrays = [site.array() for site in group.sites]
-    spec = replace(spec, fmt=replace(spec.fmt, scale_dtype=str(arrays[0].dtype)))
+    if len(group.activations) > 1:
+        method = replace(method, scales=False)
+    if not group.activations:
+        method, moments = ROUND_TO_NEAREST, None
+    lots = _lots(group.sites, formats)
+    parts = [_part(lot, fmt) for fmt, lot in lots.items()]
+    choices, errors = _decide(parts, moments, method, spec)
+    stored: dict[Site, tuple[StoredWeight, Layer]] = {}
+    for (_, fmt), lot, choice, error in zip(parts, lots.values(), choices, errors, strict=True):
+        stop = 0
+        for site in lot:
+            start, stop = stop, stop + site.c_out
+            weight = _stored(choice, site, slice(start, stop), fmt)
+            stored[site] = weight, _layer(group, site, weight, choice, error, slice(start, stop))
+    weights, layers = zip(*(stored[site] for site in group.sites), strict=True)
+    scaled = float(choices[0].alpha) != IDENTITY
+    tokens = int(moments.tokens) if moments else 0
+    return GroupResult(group, weights, layers, np.asarray(choices[0].s), scaled, tokens)
+
+
+def _lots(sites: Sequence[Site], formats: Sequence[WeightFormat]) -> dict[WeightFormat, list[Site]]:
+    lots: dict[WeightFormat, list[Site]] = {}
+    for site, fmt in zip(sites, formats, strict=True):
+        lots.setdefault(fmt, []).append(site)
+    return lots
+
+
+def _part(sites: Sequence[Site], fmt: WeightFormat) -> Part:
+    arrays = [site.array() for site in sites]
     w = jnp.asarray(np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0])
-    choice, errors = _decide(w, moments, method, spec)
-    stops = np.cumsum([site.c_out for site in group.sites])
-    columns = [slice(int(stop) - site.c_out, int(stop)) for site, stop in zip(group.sites, stops, strict=True)]
-    weights = tuple(_stored(choice, site, cut, spec.fmt) for site, cut in zip(group.sites, columns, strict=True))
-    layers = tuple(
-        _layer(group, site, weight, choice, errors, cut)
-        for site, weight, cut in zip(group.sites, weights, columns, strict=True)
-    )
-    scaled = float(choice.alpha) != IDENTITY
-    return GroupResult(group, weights, layers, np.asarray(choice.s), scaled, int(moments.tokens) if moments else 0)
+    return w, fmt.with_scale_dtype(str(w.dtype))
 
 
-def _decide(w: jax.Array, moments: Moments | None, method: Method, spec: MethodSpec) -> tuple[Choice, Errors]:
-    """The method's choice and its errors; plain rounding's in their place if its output error is smaller.
+def _decide(
+    parts: Sequence[Part], moments: Moments | None, method: Method, spec: MethodSpec
+) -> tuple[list[Choice], list[Errors]]:
+    """The method's choices and their errors; plain rounding's in their place if its output error is smaller.
 
     Searches look at a sample of columns or at blocks one by one; this comparison is over all columns and tokens.
     """
-    choice = method.choose(w, moments, spec)
-    errors = measure(w, choice, moments, spec.fmt)
-    if errors.output is None or errors.output_rtn is None or _sum(errors.output) <= _sum(errors.output_rtn):
-        return choice, errors
-    choice = round_to_nearest(w, None, spec)
-    return choice, measure(w, choice, moments, spec.fmt)
+    choices = choose(method, parts, moments, spec)
+    errors = [measure(w, choice, moments, fmt) for (w, fmt), choice in zip(parts, choices, strict=True)]
+    if moments is None or sum(_sum(e.output) for e in errors) <= sum(_sum(e.output_rtn) for e in errors):
+        return choices, errors
+    choices = choose(ROUND_TO_NEAREST, parts, None, spec)
+    return choices, [measure(w, choice, moments, fmt) for (w, fmt), choice in zip(parts, choices, strict=True)]
 
 
-def _sum(per_column: jax.Array) -> float:
+def _sum(per_column: jax.Array | None) -> float:
     return float(np.asarray(per_column).sum(dtype=np.float64))
 
 
-def _stored(choice: Choice, site: Site, columns: slice, fmt: IntegerFormat) -> StoredWeight:
+def _stored(choice: Choice, site: Site, columns: slice, fmt: WeightFormat) -> StoredWeight:
     quantized = choice.quantized
     codes = quantized.q[:, columns]
-    packed = np.asarray(pack_int4(codes) if fmt.num_bits <= 4 else codes)
-    zp = None if quantized.zp is None else np.asarray(quantized.zp[:, columns])
-    return StoredWeight(packed, np.asarray(quantized.s[:, columns]), zp, (site.c_in, site.c_out), fmt)
+    return StoredWeight(
+        codes=np.asarray(pack_int4(codes) if fmt.code_bits == 4 else codes),
+        s=np.asarray(quantized.s[:, columns]),
+        zp=None if quantized.zp is None else np.asarray(quantized.zp[:, columns]),
+        s2=None if quantized.s2 is None else np.asarray(quantized.s2),
+        shape=(site.c_in, site.c_out),
+        fmt=fmt,
+    )
 
 
 def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, errors: Errors, columns: slice) -> Layer:
@@ -100,7 +128,7 @@ def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, error
         activation=group.name,
         c_in=site.c_in,
         c_out=site.c_out,
-        num_bits=weight.fmt.num_bits,
+        dtype=weight.fmt.dtype,
         block_size=weight.fmt.block_size,
         nbytes=weight.nbytes * len(site.nodes),
         loss=loss,

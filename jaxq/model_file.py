@@ -14,6 +14,9 @@ from jaxq.graph import in_memory
 from jaxq.lazy_load import load_lazily
 from jaxq.store import hash_files
 
+PROTOBUF_LIMIT = 1900 << 20
+"""Bytes of weights that a file can hold by itself: protobuf stops at 2 GiB."""
+
 
 def load_model(path: Path) -> ir.Model:
     """The model of an ONNX file; external data stays on disk, memory-mapped.

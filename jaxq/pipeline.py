@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +11,12 @@ import onnx_ir as ir
 from jaxq.capture import Batch, WindowRun, capture_moments
 from jaxq.errors import JaxqError
 from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
-from jaxq.forms import Form, find_form
+from jaxq.formats import IntegerFormat
+from jaxq.forms import Form
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
 from jaxq.groups import GroupResult, quantize_group
-from jaxq.methods import MethodSpec, find_method
+from jaxq.job import Job, check_job, useless_patterns
 from jaxq.model_file import data_files, data_path, file_bytes, hash_model, load_model, raise_opset, save_model
 from jaxq.progress import Progress, silent
 from jaxq.results import Clock, Layer, Outcome
@@ -24,31 +25,6 @@ from jaxq.store import MomentStore, hash_arrays
 
 # Groups searched at a time: one compiles or reads while the other computes.
 _WORKERS = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to do to a model.
-
-    Attributes:
-        source: The ONNX file.
-        target: Where the quantized one goes.
-        method: The method and the format.
-        form: A key of `jaxq.forms.FORMS`.
-        exclude: Patterns of weight or node names to leave alone.
-        cache: Folder for moments; what is there of the same model and data is used.
-        window_bytes: Weight bytes of a window of the calibration; two are in memory at a time.
-        external_above: Weights of more bytes than this go to a file of their own.
-    """
-
-    source: Path
-    target: Path
-    method: MethodSpec
-    form: str
-    exclude: tuple[str, ...]
-    cache: Path
-    window_bytes: int = 64 << 20
-    external_above: int = 1 << 30
 
 
 def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress = silent) -> Outcome:
@@ -65,7 +41,7 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
     Raises:
         JaxqError: the input is bad; nothing is written then.
     """
-    form = _check(job, batches)
+    form = check_job(job, bool(batches))
     clock = Clock()
     with clock.phase("load"):
         model = load_model(job.source)
@@ -75,8 +51,9 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
         source_bytes = sum(p.stat().st_size for p in sources)
         raise_opset(model, form.opset, form.ir_version)
         prepare(model)
-        useless = unmatched(model.graph, job.exclude)
-        sites, declined = find_sites(model.graph, job.exclude)
+        gather_axis = None if job.gather is None else job.gather.positive_axis
+        sites, declined = find_sites(model.graph, job.exclude, gather_axis)
+        useless = [*unmatched(model.graph, job.exclude), *useless_patterns(job, sites)]
         if not sites:
             raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
         groups = sibling_groups(sites)
@@ -84,9 +61,9 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash)
     with clock.phase("calibrate"):
-        found, windows = _calibrate(model, groups, batches, store, job.window_bytes, progress)
+        found, windows = _calibrate(model, groups, batches, store, job, progress)
     with clock.phase("search"):
-        results = _search(groups, store if batches else None, job.method, progress)
+        results = _search(groups, store if batches else None, job, progress)
     with clock.phase("write"):
         layers = _write(model, results, form, job)
     return Outcome(
@@ -105,19 +82,6 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
         bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.c_in * x.c_out for x in layers),
         phases=tuple(clock.phases),
     )
-
-
-def _check(job: Job, batches: Sequence[Batch]) -> Form:
-    method = find_method(job.method.name)
-    form = find_form(job.form, job.method.fmt)
-    if method.unscaled and not form.scaled:
-        raise JaxqError(f"form {job.form} keeps the float weights, but {job.method.name} scales them: take form=dq")
-    if method.needs_data and not batches:
-        raise JaxqError(
-            f"method {job.method.name} needs calibration data and there is none: give calib.tokens=<npz file>, or "
-            "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
-        )
-    return form
 
 
 def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
@@ -153,7 +117,7 @@ def _calibrate(
     groups: Sequence[Group],
     batches: Sequence[Batch],
     store: MomentStore,
-    window_bytes: int,
+    job: Job,
     progress: Progress,
 ) -> tuple[int, list[WindowRun]]:
     """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
@@ -161,17 +125,16 @@ def _calibrate(
         return 0, []
     wanted = list(dict.fromkeys(value for group in groups for value in group.activations))
     missing = [value for value in wanted if str(value.name) not in store]
-    windows = capture_moments(model, missing, batches, store.put, max_bytes=window_bytes, progress=progress)
+    windows = capture_moments(model, missing, batches, store.put, job.window_bytes, job.providers, progress)
     return len(wanted) - len(missing), windows
 
 
-def _search(
-    groups: Sequence[Group], store: MomentStore | None, spec: MethodSpec, progress: Progress
-) -> list[GroupResult]:
+def _search(groups: Sequence[Group], store: MomentStore | None, job: Job, progress: Progress) -> list[GroupResult]:
     advance = progress("search", len(groups))
 
     def quantize(group: Group) -> GroupResult:
-        result = quantize_group(group, _moments(group, store), spec)
+        formats = [job.format_of(site) for site in group.sites]
+        result = quantize_group(group, formats, _moments(group, store), job.method)
         advance()
         return result
 
@@ -180,7 +143,7 @@ def _search(
 
 
 def _moments(group: Group, store: MomentStore | None) -> Moments | None:
-    if store is None:
+    if store is None or not group.activations:
         return None
     return mean_moments([store.get(str(value.name)) for value in group.activations])
 
@@ -190,15 +153,22 @@ def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job
     stored = {site: w for result in results for site, w in zip(result.group.sites, result.weights, strict=True)}
     folds = {result: _find_fold(result, stored) for result in results if result.scaled}
     divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
+    if form.domain:
+        model.opset_imports.setdefault(form.domain, 1)
     layers = []
     for result in results:
         where = _divide_activation(model.graph, result, folds[result]) if result.scaled else ""
         for site, weight, layer in zip(result.group.sites, result.weights, result.layers, strict=True):
             divisor = divisors.get(site.weight)
             form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
-            layers.append(replace(layer, fold=where))
+            halved = weight.codes.nbytes // 2 * len(site.nodes) if form.two_bits and _has_two_bits(weight) else 0
+            layers.append(replace(layer, fold=where, nbytes=layer.nbytes - halved))
     save_model(model, job.target, job.external_above)
     return tuple(layers)
+
+
+def _has_two_bits(weight: StoredWeight) -> bool:
+    return isinstance(weight.fmt, IntegerFormat) and weight.fmt.num_bits == 2
 
 
 def _find_fold(result: GroupResult, stored: Mapping[Site, StoredWeight]) -> Fold | None:

@@ -48,13 +48,17 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
 
 def _title(report: Report) -> Iterator[str]:
     outcome = report.outcome
-    fmt = outcome.layers[0]
-    rows = "one block per channel" if fmt.block_size == -1 else f"blocks of {fmt.block_size}"
-    yield f"{report.method}, {fmt.num_bits} bits, {rows}"
+    kinds = Counter((layer.dtype, layer.block_size) for layer in outcome.layers)
+    yield f"{report.method}, " + ", ".join(_kind(*kind, count, len(kinds)) for kind, count in kinds.most_common())
     before, after = outcome.source_bytes / 1e6, outcome.target_bytes / 1e6
     yield f"file: {before:.2f} MB -> {after:.2f} MB ({after / before:.0%})"
     share = f"{outcome.quantized_bytes / outcome.weight_bytes:.1%}"
     yield f"quantized: {len(outcome.layers)} weights, {share} of weight bytes, {outcome.bits_per_weight:.3f} bits each"
+
+
+def _kind(dtype: str, block_size: int, count: int, kinds: int) -> str:
+    rows = "one block per channel" if block_size == -1 else f"blocks of {block_size}"
+    return f"{dtype} in {rows}" + (f" ({count} weights)" if kinds > 1 else "")
 
 
 def _accuracy(evaluation: Evaluation) -> Table:

@@ -16,9 +16,9 @@ class Layer:
 
     Attributes:
         name, nodes: The weight and the nodes that multiply by it.
-        activation: What they multiply.
+        activation: What they multiply; of a table of Gather its own name.
         c_in, c_out: Its shape.
-        num_bits, block_size: Its format.
+        dtype, block_size: Its format.
         nbytes: Bytes in the file, scales included.
         loss: Mean over calibration tokens of the squared output error, summed over columns; None without data.
         loss_rtn: The same for plain round to nearest in the same format.
@@ -36,7 +36,7 @@ class Layer:
     activation: str
     c_in: int
     c_out: int
-    num_bits: int
+    dtype: str
     block_size: int
     nbytes: int
     loss: float | None

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from jaxq.capture import Batch
-from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, method_spec, option_names, register
+from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
 from jaxq.embedded import build_model, documents, text_hash
 from jaxq.embedded.text import Split
@@ -34,14 +34,13 @@ from jaxq.inputs import (
     token_file_samples,
 )
 from jaxq.model_file import hash_model, load_model, save_model
-from jaxq.pipeline import Job, hash_batches, quantize_model
+from jaxq.pipeline import hash_batches, quantize_model
 from jaxq.records import Report, write_failure, write_report
 from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock, Outcome
 from jaxq.store import hash_files
 
 _TRACEBACK = "JAXQ_TRACEBACK"
-_PROTOBUF_LIMIT = 1900 << 20  # a protobuf file holds less than 2 GiB
 
 register()
 
@@ -106,21 +105,12 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     clock = Clock()
     with progress_bars(console) as progress:
         with clock.phase("data"):
+            make_job(config, Path(), Path(), _has_data(config))  # refuses what cannot be done, before any work
             source = _source(config, cache)
             inputs = read_input_spec(load_model(source))
             calib = _samples(config, "calib", inputs)
             held_out = _samples(config, "eval", inputs)
-            spec = method_spec(config, bool(calib))
-        job = Job(
-            source=source,
-            target=folder / "model.onnx",
-            method=spec,
-            form=config.form,
-            exclude=tuple(config.method.exclude),
-            cache=cache,
-            window_bytes=config.window_mb << 20,
-            external_above=min(config.external_data_mb << 20, _PROTOBUF_LIMIT),
-        )
+            job = make_job(config, source, folder / "model.onnx", bool(calib))
         outcome = quantize_model(job, calib, progress)
         failure = None
         with clock.phase("evaluate"):
@@ -138,7 +128,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
     report = Report(
         config=plain,
-        method=spec.name,
+        method=job.method.name,
         outcome=outcome,
         evaluation=evaluation,
         hashes=hashes,
@@ -188,6 +178,11 @@ def _source(config: Config, cache: Path) -> Path:
     if not path.is_file():
         save_model(build_model(), path, external_above=1 << 30)
     return path
+
+
+def _has_data(config: Config) -> bool:
+    calib = config.calib
+    return calib.samples > 0 and bool(calib.tokens or calib.text or config.model.name == "embedded")
 
 
 def _samples(config: Config, part: str, spec: InputSpec) -> list[Batch]:

@@ -31,16 +31,23 @@ def runtime() -> ModuleType:
     return onnxruntime
 
 
-def session(model: bytes | str | Path, accuracy_level: int | None = None) -> "Session":
-    """An onnxruntime session on the CPU.
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "trt": "TensorrtExecutionProvider"}
+
+
+def session(
+    model: bytes | str | Path, accuracy_level: int | None = None, providers: Sequence[str] = ("cpu",)
+) -> "Session":
+    """An onnxruntime session.
 
     Args:
         model: Serialized model, or the path of a file.
         accuracy_level: How exactly products with 4-bit weights are computed: 1 in float32, 4 with activations rounded
             to 8 bits; None leaves onnxruntime's default, which is 4.
+        providers: Where it may run, the first one first: "cpu", "cuda:0" (the number is the device), "trt". Those that
+            this onnxruntime lacks are passed over.
 
     Raises:
-        JaxqError: onnxruntime cannot load the model.
+        JaxqError: onnxruntime cannot load the model, or has none of the providers.
     """
     ort = runtime()
     options = ort.SessionOptions()
@@ -49,9 +56,32 @@ def session(model: bytes | str | Path, accuracy_level: int | None = None) -> "Se
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, providers=find_providers(providers))
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise JaxqError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+
+
+def find_providers(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """onnxruntime's names and options of the providers that it has.
+
+    Raises:
+        JaxqError: a name is unknown, or onnxruntime has none of them.
+
+    Example:
+        >>> find_providers(["cpu"])
+        [('CPUExecutionProvider', {})]
+    """
+    available = runtime().get_available_providers()
+    found = []
+    for name in names:
+        kind, _, number = name.partition(":")
+        if kind not in _PROVIDERS or (number and not number.isdigit()):
+            raise JaxqError(f"provider is {name!r}: choose of cpu, cuda:<device> and trt")
+        if _PROVIDERS[kind] in available:
+            found.append((_PROVIDERS[kind], {"device_id": number} if number and kind != "cpu" else {}))
+    if not found:
+        raise JaxqError(f"onnxruntime has none of the providers {', '.join(names)}: it has {', '.join(available)}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """ONNX forms of quantized weights: one file a form, each with `write(graph, site, weight)`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
-from jaxq.forms import dq, qdq
+from jaxq.formats import DTYPES, IntegerFormat, WeightFormat
+from jaxq.forms import column_major, dq, matmulnbits, mx_standard, nvfp4_standard, portable, qdq, trt
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Site
 
@@ -18,47 +19,133 @@ class Form:
 
     Attributes:
         write: Puts a weight into the graph in place of a site's float one.
-        block_sizes: Those that runtimes compute without expanding the weight at every run; -1 is per channel.
-        opset: The least opset that can say it.
+        holds: Block sizes that it holds of each dtype; of those that it could say, the ones that runtimes compute
+            without expanding the weight at every run. -1 is per channel.
+        opset: The least opset that can say it; 0 for any.
         ir_version: The least version of the file format.
-        num_bits: Those that it can hold.
-        scaled: It can hold weights that were scaled.
+        gather_axes: Axes along which it can hold blocked tables of Gather.
+        scaled: It can hold weights that were scaled or clipped.
+        negative_scales: Its runtimes take scales below zero.
+        runs: onnxruntime runs it on a CPU.
+        two_bits: It holds codes of 2 bits in 2 bits; the others take 4 for them.
+        domain: The domain of its operators that are not ONNX's own, or "".
     """
 
     write: Callable[[ir.Graph, Site, StoredWeight], None]
-    block_sizes: tuple[int, ...]
-    opset: int
-    ir_version: int
-    num_bits: tuple[int, ...]
+    holds: Mapping[str, tuple[int, ...]]
+    opset: int = 21
+    ir_version: int = 10
+    gather_axes: tuple[int, ...] = ()
     scaled: bool = True
+    negative_scales: bool = True
+    runs: bool = True
+    two_bits: bool = False
+    domain: str = ""
 
 
-_BLOCK_SIZES = (-1, 16, 32, 64, 128, 256)
+_BLOCKED = (16, 32, 64, 128, 256)
+_BLOCK_SIZES = (-1, *_BLOCKED)
+_INTEGERS = tuple(name for name in DTYPES if "int" in name)
+_MX = {"mxfp8": (32,), "mxfp4": (32,)}
 
 FORMS = {
-    "dq": Form(dq.write, _BLOCK_SIZES, opset=21, ir_version=10, num_bits=(2, 3, 4, 5, 6, 7, 8)),
-    "qdq": Form(qdq.write, _BLOCK_SIZES, opset=21, ir_version=10, num_bits=(4, 8), scaled=False),
+    "dq": Form(dq.write, dict.fromkeys(_INTEGERS, _BLOCK_SIZES), gather_axes=(0, 1)),
+    "qdq": Form(
+        qdq.write, dict.fromkeys(("int4", "uint4", "int8", "uint8"), _BLOCK_SIZES), gather_axes=(0, 1), scaled=False
+    ),
+    "column_major": Form(column_major.write, dict.fromkeys(_INTEGERS, _BLOCK_SIZES), gather_axes=(0, 1)),
+    "matmulnbits": Form(
+        partial(matmulnbits.write, accuracy_level=4),
+        dict.fromkeys(_INTEGERS, _BLOCKED),
+        opset=13,
+        ir_version=7,
+        gather_axes=(1,),
+        two_bits=True,
+        domain=matmulnbits.DOMAIN,
+    ),
+    "nvfp4_standard": Form(nvfp4_standard.write, {"nvfp4": (16,)}, opset=23, ir_version=11, runs=False),
+    "mx_standard": Form(mx_standard.write, _MX, opset=24, ir_version=12, runs=False),
+    "portable": Form(portable.write, {"nvfp4": (16,), **_MX}),
+    "trt": Form(
+        trt.write,
+        {"int4": _BLOCK_SIZES, "int8": (-1,), "mxfp8": (32,)},
+        gather_axes=(0, 1),
+        negative_scales=False,
+        runs=False,
+        domain=trt.DOMAIN,
+    ),
+    "trt_qdq": Form(
+        trt.write_qdq,
+        {"int4": _BLOCK_SIZES, "int8": (-1,)},
+        gather_axes=(0, 1),
+        scaled=False,
+        negative_scales=False,
+        runs=False,
+        domain=trt.DOMAIN,
+    ),
 }
-"""Forms by name: ``dq`` holds the codes, ``qdq`` the float weight with a QuantizeLinear node."""
+"""Forms by name; ``qdq`` and ``trt_qdq`` hold the float weight with a QuantizeLinear node, the others the codes."""
 
 
-def find_form(name: str, fmt: IntegerFormat) -> Form:
-    """The form of that name, if it can hold the format.
+def find_form(name: str, accuracy_level: int = 4) -> Form:
+    """The form of that name.
+
+    Args:
+        name: A key of `FORMS`.
+        accuracy_level: What ``matmulnbits`` tells onnxruntime of the products: 0 to 4; other forms have none.
 
     Raises:
-        JaxqError: there is none, or it cannot.
+        JaxqError: there is no such form, or no such level.
     """
     if name not in FORMS:
         raise JaxqError(f"form is {name!r}: choose one of {', '.join(FORMS)}")
+    if not 0 <= accuracy_level <= 4:
+        raise JaxqError(f"accuracy_level is {accuracy_level}: give 0 to 4; 1 computes in float32, 4 in 8 bits")
+    if name == "matmulnbits":
+        return replace(FORMS[name], write=partial(matmulnbits.write, accuracy_level=accuracy_level))
+    return FORMS[name]
+
+
+def check_holds(name: str, fmt: WeightFormat) -> None:
+    """Refuses a format that a form cannot hold.
+
+    Raises:
+        JaxqError: it cannot; the sentence says what it holds, and which forms hold the format.
+    """
     form = FORMS[name]
-    if fmt.block_size not in form.block_sizes:
-        sizes = ", ".join(str(b) for b in form.block_sizes if b > 0)
+    sizes = form.holds.get(fmt.dtype, ())
+    if fmt.block_size not in sizes:
+        blocks = ", ".join(str(b) for b in sizes if b > 0)
+        per_channel = ", or -1 for one block per channel" if -1 in sizes else ""
+        if sizes and isinstance(fmt, IntegerFormat):
+            raise JaxqError(
+                f"block_size is {fmt.block_size}: the form {name!r} holds {fmt.dtype} "
+                + (f"in blocks of {blocks}{per_channel}" if blocks else "with -1, one block per channel")
+                + "; choose one of these"
+            )
+        others = [n for n, other in FORMS.items() if fmt.block_size in other.holds.get(fmt.dtype, ())]
         raise JaxqError(
-            f"block_size is {fmt.block_size}: onnxruntime computes the form {name!r} well with blocks of {sizes}, "
-            "or -1 for one block per channel; choose one of these"
+            f"the form {name!r} cannot hold {fmt.dtype}: it holds {', '.join(form.holds)}; "
+            f"{fmt.dtype} goes with form={' or '.join(others)}"
         )
-    if fmt.num_bits not in form.num_bits:
+    if isinstance(fmt, IntegerFormat) and fmt.full_range and not form.negative_scales:
         raise JaxqError(
-            f"num_bits is {fmt.num_bits}: the form {name!r} holds {', '.join(map(str, form.num_bits))} bits"
+            f"the form {name!r} takes positive scales only: leave method.full_range out, or set it to false"
         )
-    return form
+
+
+def check_gather(name: str, fmt: WeightFormat, axis: int, positive_axis: int) -> None:
+    """Refuses tables of Gather that a form cannot hold.
+
+    Args:
+        name: A key of `FORMS`.
+        fmt: Their format.
+        axis: The blocked axis as the user gave it.
+        positive_axis: The same, 0 or 1.
+    """
+    if positive_axis not in FORMS[name].gather_axes:
+        others = [n for n, form in FORMS.items() if positive_axis in form.gather_axes]
+        raise JaxqError(
+            f"the form {name!r} cannot hold tables of Gather blocked along axis {axis}: form={' or '.join(others)} can"
+        )
+    check_holds(name, fmt)

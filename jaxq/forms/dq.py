@@ -2,15 +2,15 @@
 
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer
-from jaxq.forms.weight import StoredWeight, add_parameters, code_tensor, dequantize_for
+from jaxq.edit import drop_unused
+from jaxq.forms.nodes import dequantize, place
+from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts ``weight`` in place of the site's float weight; a copy for each node: onnxruntime fuses no shared one."""
+    turned = site.gathered and site.transposed
     for node in site.nodes:
-        codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, f"{site.name}_quantized"))
-        parameters, attrs = add_parameters(graph, site, weight)
-        dequantize_for(graph, site, node, [codes, *parameters], attrs)
+        place(graph, site, node, dequantize(graph, site, node, weight, turned), turned)
     drop_unused(graph, site.weight)

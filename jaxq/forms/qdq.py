@@ -6,19 +6,42 @@ The file stays as large as it was; its results are those of the codes.
 import onnx_ir as ir
 
 from jaxq.edit import drop_unused, new_initializer
-from jaxq.forms.weight import StoredWeight, add_parameters, dequantize_for
+from jaxq.forms.nodes import add_node, add_parameters, blocked_attributes, float_type, place, shape_of
+from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Site
 
 
-def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
-    """Puts QuantizeLinear and DequantizeLinear between the site's float weight and its nodes."""
-    source = new_initializer(graph, f"{site.name}_transposed", site.array()) if site.transposed else site.weight
-    parameters, attrs = add_parameters(graph, site, weight)
-    how = attrs if weight.zp is not None else [*attrs, ir.AttrInt64("output_dtype", int(weight.dtype))]
+def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", domain: str = "") -> None:
+    """Puts the two nodes, with ``prefix`` before their names, between the site's float weight and its nodes."""
+    turned = site.gathered and site.transposed
+    source = site.weight
+    if site.transposed and not turned:
+        source = new_initializer(graph, f"{site.name}_transposed", site.array())
+    parameters = add_parameters(graph, site, weight, turned)
+    how, shape = blocked_attributes(weight, turned), shape_of(site, turned)
+    to = [] if weight.zp is not None or domain else [ir.AttrInt64("output_dtype", int(weight.dtype))]
     for node in site.nodes:
-        codes = ir.Value(name=f"{node.name}_weight_quantized", type=ir.TensorType(weight.dtype))
-        codes.shape = ir.Shape([site.c_in, site.c_out])
-        name = f"{node.name}_QuantizeLinear"
-        graph.insert_before(node, ir.Node("", "QuantizeLinear", [source, *parameters], how, outputs=[codes], name=name))
-        dequantize_for(graph, site, node, [codes, *parameters], attrs)
+        codes = add_node(
+            graph,
+            node,
+            f"{prefix}QuantizeLinear",
+            [source, *parameters],
+            [*how, *to],
+            name=f"{node.name}_weight_quantized",
+            dtype=weight.dtype,
+            shape=shape,
+            domain=domain,
+        )
+        back = add_node(
+            graph,
+            node,
+            f"{prefix}DequantizeLinear",
+            [codes, *parameters],
+            how,
+            name=f"{node.name}_weight",
+            dtype=float_type(site),
+            shape=shape,
+            domain=domain,
+        )
+        place(graph, site, node, back, turned)
     drop_unused(graph, site.weight)

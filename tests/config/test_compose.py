@@ -1,11 +1,16 @@
 """Every configuration that conf/ can express composes into the schema."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from jaxq.config import Config, conf_dir, flat_keys, method_spec, option_names, register
+from jaxq.config import Config, conf_dir, flat_keys, make_job, method_spec, option_names, register
+from jaxq.errors import JaxqError
+from jaxq.formats import DTYPES, IntegerFormat
 from jaxq.forms import FORMS
+from jaxq.job import Job
 from jaxq.methods import METHODS
 
 register()
@@ -20,30 +25,83 @@ def _compose(*overrides: str) -> Config:
         return compose("config", list(overrides))  # pyright: ignore[reportReturnType]
 
 
+def job(config: Config, has_data: bool) -> Job:
+    return make_job(config, Path("source.onnx"), Path("target.onnx"), has_data)
+
+
 @pytest.mark.parametrize("model", _options("model"))
 @pytest.mark.parametrize("method", _options("method"))
 def test_every_model_with_every_method(model, method):
     config = _compose(f"model={model}", f"method={method}")
-    assert config.method.name == method
-    assert config.block_size == 128
-    assert config.form == ("qdq" if method == "rtn" else "dq")
+    assert config.method.name == ("rtn_dq" if method == "nvfp4" else method)
+    assert config.dtype.name == ("nvfp4" if method == "nvfp4" else "int4")
+    assert config.block_size == (16 if method == "nvfp4" else 128)
+    assert config.form.name == {"rtn": "qdq", "nvfp4": "portable"}.get(method, "dq")
     assert list(config.method.exclude) == ["*lm_head*"]
 
 
-def test_the_method_group_has_every_method_and_auto():
-    assert set(_options("method")) == {*METHODS, "auto"}
+def test_the_groups_have_every_name_and_no_other():
+    assert set(_options("method")) == {*METHODS, "auto", "nvfp4"}
+    assert set(_options("dtype")) == set(DTYPES)
+    assert set(_options("form")) == set(FORMS)
 
 
-@pytest.mark.parametrize("form", sorted(FORMS))
-@pytest.mark.parametrize("block_size", [-1, 16, 32, 64, 128, 256])
-def test_every_form_takes_every_fused_block_size(form, block_size):
-    spec = method_spec(_compose("method=rtn_dq", f"form={form}", f"block_size={block_size}"), has_data=False)
-    assert spec.fmt.block_size == block_size
+HELD = [(form, dtype, block) for form in FORMS for dtype, sizes in FORMS[form].holds.items() for block in sizes]
 
 
-def test_the_block_size_follows_the_method_unless_given():
-    assert _compose("method.default_block_size=32").block_size == 32
-    assert _compose("method.default_block_size=32", "block_size=64").block_size == 64
+@pytest.mark.parametrize(("form", "dtype", "block_size"), HELD)
+def test_every_form_takes_what_it_holds(form, dtype, block_size):
+    config = _compose("method=rtn_dq", f"form={form}", f"dtype={dtype}", f"block_size={block_size}")
+    fmt = job(config, has_data=False).method.fmt
+    assert (fmt.dtype, fmt.block_size) == (dtype, block_size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_has_a_form_and_a_block_size_of_its_own(dtype):
+    assert job(_compose(f"dtype={dtype}"), has_data=True).method.fmt.dtype == dtype
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_no_form_holds_is_refused_with_what_it_holds(form, dtype):
+    if dtype in FORMS[form].holds:
+        return
+    with pytest.raises(JaxqError, match=rf"^the form '{form}' cannot hold {dtype}: it holds .*{dtype} goes with form="):
+        job(_compose("method=rtn_dq", f"form={form}", f"dtype={dtype}"), has_data=False)
+
+
+def test_the_command_line_wins_over_what_a_group_brings():
+    assert _compose("dtype=nvfp4").form.name == "portable"
+    assert _compose("dtype=nvfp4", "form=nvfp4_standard").form.name == "nvfp4_standard"
+    assert _compose("method=nvfp4", "dtype=mxfp8").block_size == 32
+    assert _compose("block_size=64").block_size == 64
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=awq_lite"], True),
+        (["method=rtn_dq"], False),
+        (["method=awq_lite", "form=trt"], False),
+        (["method=rtn_dq", "method.full_range=true"], True),
+        (["method=awq_lite", "method.full_range=false"], False),
+        (["method=awq_lite", "dtype=uint4"], False),
+    ],
+)
+def test_full_range_scales_are_for_searches_and_forms_that_take_them(overrides, expected):
+    fmt = method_spec(_compose(*overrides), has_data=True).fmt
+    assert isinstance(fmt, IntegerFormat) and fmt.full_range == expected
+
+
+def test_mixed_formats_and_tables():
+    made = job(_compose("mixed.int8=[*v_proj*]", "gather.axis=-1", "gather.dtype=int8"), has_data=True)
+    (rule,) = made.rules
+    assert rule.patterns == ("*v_proj*",)
+    assert (rule.fmt.dtype, rule.fmt.block_size) == ("int8", -1)
+    assert made.gather is not None
+    assert (made.gather.positive_axis, made.gather.fmt.dtype, made.gather.fmt.block_size) == (1, "int8", 32)
+    plain = job(_compose(), has_data=True)
+    assert (plain.rules, plain.gather) == ((), None)
 
 
 @pytest.mark.parametrize(("has_data", "name"), [(True, "awq_lite"), (False, "rtn_dq")])

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.groups import _decide
 from jaxq.formats import IntegerFormat
-from jaxq.methods import METHODS, MethodSpec, measure
+from jaxq.groups import _decide
+from jaxq.methods import METHODS, MethodSpec, choose, measure
 from jaxq.statistics import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
@@ -35,7 +35,8 @@ def assert_equal(got: object, want: object) -> None:
 def test_plain_rounding_stands_in_for_a_choice_that_is_worse(misled):
     """The search looks at the first column only; the comparison is over all of them."""
     w, moments = data(misled)
-    searched, plain = (METHODS[name].choose(w, moments, SPEC) for name in ("awq_lite", "rtn"))
+    parts = [(w, SPEC.fmt)]
+    searched, plain = (choose(METHODS[name], parts, moments, SPEC)[0] for name in ("awq_lite", "rtn"))
     losses = []
     for choice in (searched, plain):
         errors = measure(w, choice, moments, SPEC.fmt)
@@ -43,7 +44,7 @@ def test_plain_rounding_stands_in_for_a_choice_that_is_worse(misled):
         losses.append(float(jnp.sum(errors.output)))
     assert (losses[0] > losses[1]) == misled
 
-    choice, errors = _decide(w, moments, METHODS["awq_lite"], SPEC)
+    (choice,), (errors,) = _decide(parts, moments, METHODS["awq_lite"], SPEC)
     assert_equal(choice, plain if misled else searched)
     assert_equal(errors, measure(w, choice, moments, SPEC.fmt))
 
@@ -54,12 +55,12 @@ def test_a_choice_without_a_number_for_its_error_is_not_taken():
     fmt = IntegerFormat(16, scale_dtype="float16")
     spread = jnp.ones(C_IN).at[0].set(1e4).at[1].set(1e-4)
     moments = Moments(moments.h * spread[:, None] * spread[None, :], moments.a * spread, moments.tokens)
-    _, errors = _decide(1e4 * w, moments, METHODS["awq_lite"], MethodSpec("awq_lite", fmt))
+    _, (errors,) = _decide([(1e4 * w, fmt)], moments, METHODS["awq_lite"], MethodSpec("awq_lite", fmt))
     assert errors.output is not None and np.isfinite(np.asarray(errors.output)).all()
 
 
 def test_without_data_the_choice_is_the_methods():
     w, _ = data(misled=False)
-    choice, errors = _decide(w, None, METHODS["rtn_dq"], SPEC)
-    assert_equal(choice, METHODS["rtn"].choose(w, None, SPEC))
+    choices, (errors,) = _decide([(w, SPEC.fmt)], None, METHODS["rtn_dq"], SPEC)
+    assert_equal(choices, choose(METHODS["rtn"], [(w, SPEC.fmt)], None, SPEC))
     assert errors.output is None

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxq import methods
 from jaxq.awq import IDENTITY, alpha_grid, awq_scale, ratio_grid, weight_magnitude
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
-from jaxq.methods import METHODS, Choice, MethodSpec, find_method, measure
+from jaxq.formats import IntegerFormat, Nvfp4Format
+from jaxq.methods import METHODS, Choice, MethodSpec, Part, find_method, measure
 from jaxq.statistics import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
@@ -32,7 +33,12 @@ def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Moments]:
 
 
 def choose(name: str, w: np.ndarray, moments: Moments, fmt: IntegerFormat) -> Choice:
-    return METHODS[name].choose(jnp.asarray(w), moments, MethodSpec(name, fmt, alpha_step=0.25, clip_step=0.1))
+    return choose_parts(name, [(jnp.asarray(w), fmt)], moments)[0]
+
+
+def choose_parts(name: str, parts: list[Part], moments: Moments | None) -> list[Choice]:
+    spec = MethodSpec(name, parts[0][1], alpha_step=0.25, clip_step=0.1)
+    return methods.choose(METHODS[name], parts, moments, spec)
 
 
 def restored(choice: Choice, fmt: IntegerFormat) -> np.ndarray:
@@ -109,7 +115,7 @@ def test_a_larger_search_never_does_worse(fmt, seed):
 def test_round_to_nearest_needs_no_data(round_trip):
     _, w, moments = data()
     fmt = FORMATS["int4"]
-    blind = METHODS["rtn"].choose(jnp.asarray(w), None, MethodSpec("rtn", fmt))
+    (blind,) = choose_parts("rtn", [(jnp.asarray(w), fmt)], None)
     np.testing.assert_allclose(restored(blind, fmt), round_trip(w, fmt), rtol=1e-6)
     for got, want in zip(jax.tree.leaves(blind), jax.tree.leaves(choose("rtn", w, moments, fmt)), strict=True):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(want))
@@ -140,14 +146,43 @@ def test_zeros_give_numbers(name, zero):
 
 
 def test_the_two_rtn_methods_choose_alike():
-    assert METHODS["rtn"].choose is METHODS["rtn_dq"].choose
+    assert METHODS["rtn"] is METHODS["rtn_dq"]
     assert {name for name, method in METHODS.items() if not method.needs_data} == {"rtn", "rtn_dq"}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_find_method(name):
     assert find_method(name) is METHODS[name]
-    assert METHODS[name].unscaled in ("", *METHODS)
+
+
+def test_a_search_without_data_is_refused():
+    _, w, _ = data()
+    with pytest.raises(JaxqError, match=r"^method 'awq_clip' searches on calibration data, and there is none"):
+        choose_parts("awq_clip", [(jnp.asarray(w), FORMATS["int4"])], None)
+
+
+PAIRS = {"int8": IntegerFormat(-1, 8), "nvfp4": Nvfp4Format(), "int4": IntegerFormat(16)}
+
+
+@pytest.mark.parametrize("name", ["awq_lite", "awq_full"])
+@pytest.mark.parametrize("second", PAIRS.values(), ids=PAIRS)
+def test_siblings_of_two_formats_share_the_best_scale(second, name):
+    """The scale has the least sum of both parts' errors; of equal formats it is that of both side by side."""
+    x, w, moments = data()
+    parts: list[Part] = [(jnp.asarray(w[:, :4]), IntegerFormat(16)), (jnp.asarray(w[:, 4:]), second)]
+    got = choose_parts(name, parts, moments)
+    np.testing.assert_array_equal(np.asarray(got[0].s), np.asarray(got[1].s))
+    mean = (4 * weight_magnitude(parts[0][0], 16) + 2 * weight_magnitude(parts[1][0], second.block_size)) / 6
+    losses = {}
+    for alpha in alpha_grid(0.25):
+        s = np.asarray(awq_scale(moments.a, mean, alpha), np.float64)[:, None]
+        errors = [np.asarray(fmt.round_trip(part * jnp.asarray(s, jnp.float32))) / s - part for part, fmt in parts]
+        losses[alpha] = sum(float(((x @ e) ** 2).sum()) for e in errors)
+    assert losses[float(got[0].alpha)] <= min(losses.values()) * (1 + 1e-4)
+    if second == IntegerFormat(16):
+        (whole,) = choose_parts(name, [(jnp.asarray(w), second)], moments)
+        assert float(whole.alpha) == float(got[0].alpha)
+        np.testing.assert_allclose(np.asarray(whole.s), np.asarray(got[0].s), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["awq", "", "AWQ_LITE"])

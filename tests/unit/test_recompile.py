@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxq.awq import alpha_grid, ratio_grid, search_clip, search_scales, weight_magnitude
-from jaxq.formats import IntegerFormat, Quantized
+from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, WeightFormat
 from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
-from jaxq.methods import Choice, MethodSpec, awq_full, measure, round_to_nearest
+from jaxq.methods import METHODS, ROUND_TO_NEAREST, Choice, MethodSpec, choose, measure
 from jaxq.packing import pack_int4
 from jaxq.statistics import Moments, accumulate, accumulate_in_place, finish, output_error, zero_sums
 
@@ -24,6 +24,10 @@ def floats(seed: int, *shape: int) -> jax.Array:
 
 def moments(seed: int) -> Moments:
     return Moments(floats(seed, C_IN, C_IN), floats(seed, C_IN), jnp.array(seed, jnp.int32))
+
+
+def parts(seed: int, *formats: WeightFormat) -> list[tuple[jax.Array, WeightFormat]]:
+    return [(floats(seed, C_IN, C_OUT), fmt) for fmt in formats or (IntegerFormat(16, full_range=True),)]
 
 
 def choice(seed: int) -> Choice:
@@ -60,8 +64,12 @@ CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
         search_clip,
         *(floats(i, C_IN, C_OUT), floats(i, C_IN, C_IN), jnp.array(ratio_grid(0.5, 0.05)) / i, IntegerFormat(16)),
     ),
-    "round_to_nearest": lambda i: (round_to_nearest, floats(i, C_IN, C_OUT), None, spec("rtn")),
-    "awq_full": lambda i: (awq_full, floats(i, C_IN, C_OUT), moments(i), spec("awq_full")),
+    "round_to_nearest": lambda i: (choose, ROUND_TO_NEAREST, parts(i), None, spec("rtn")),
+    "awq_full": lambda i: (choose, METHODS["awq_full"], parts(i), moments(i), spec("awq_full")),
+    "awq_full of two formats": lambda i: (
+        choose,
+        *(METHODS["awq_full"], parts(i, Nvfp4Format(), MxFormat("mxfp8")), moments(i), spec("awq_full")),
+    ),
     "measure": lambda i: (measure, floats(i, C_IN, C_OUT), choice(i), moments(i), IntegerFormat(16, full_range=True)),
 }
 

@@ -1,0 +1,121 @@
+"""Nodes that stand for a quantized weight, and how they take the float weight's place."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from jaxq.edit import new_initializer
+from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, zero_point_tensor
+from jaxq.graph import Site
+
+
+def add_node(
+    graph: ir.Graph,
+    before: ir.Node,
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Sequence[ir.Attr] = (),
+    *,
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    domain: str = "",
+) -> ir.Value:
+    """Puts a node in front of another; returns its output, whose name is the node's with the operator cut off."""
+    out = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
+    node = ir.Node(domain, op, inputs, attributes, outputs=[out], name=f"{name}_{op}")
+    graph.insert_before(before, node)
+    return out
+
+
+def constant(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
+    """A vector of int64, such as a shape, one for all nodes that want the same."""
+    return shared(graph, name, np.array(values, np.int64))
+
+
+def shared(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """An initializer that is made once for all weights; nothing else has such a name."""
+    name = f"jaxq/{name}"
+    return graph.initializers[name] if name in graph.initializers else new_initializer(graph, name, array)
+
+
+def float_type(site: Site) -> ir.DataType:
+    """The type of the site's float weight, and of the activations."""
+    return site.weight.dtype or ir.DataType.FLOAT
+
+
+def blocked_attributes(weight: StoredWeight, turned: bool) -> list[ir.Attr]:
+    """Axis and block size of the (De)QuantizeLinear nodes of codes [c_in, c_out], or [c_out, c_in] if ``turned``."""
+    if weight.fmt.block_size == -1:
+        return [ir.AttrInt64("axis", 0 if turned else 1)]
+    return [ir.AttrInt64("axis", 1 if turned else 0), ir.AttrInt64("block_size", weight.fmt.block_size)]
+
+
+def shape_of(site: Site, turned: bool) -> tuple[int, int]:
+    """The weight's shape as it is laid out."""
+    return (site.c_out, site.c_in) if turned else (site.c_in, site.c_out)
+
+
+def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight, turned: bool = False) -> list[ir.Value]:
+    """Initializers with scales and, where there are some, zero points."""
+    values = [new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned))]
+    if weight.zp is not None:
+        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned)))
+    return values
+
+
+def dequantize(
+    graph: ir.Graph,
+    site: Site,
+    node: ir.Node,
+    weight: StoredWeight,
+    turned: bool,
+    op: str = "DequantizeLinear",
+    domain: str = "",
+) -> ir.Value:
+    """Codes, scales and the node that makes floats of them, in front of one of the site's nodes."""
+    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned))
+    inputs = [codes, *add_parameters(graph, site, weight, turned)]
+    how = blocked_attributes(weight, turned)
+    shape = shape_of(site, turned)
+    name = f"{node.name}_weight"
+    return add_node(graph, node, op, inputs, how, name=name, dtype=float_type(site), shape=shape, domain=domain)
+
+
+def place(graph: ir.Graph, site: Site, node: ir.Node, weight: ir.Value, turned: bool) -> None:
+    """Lets one of the site's nodes read ``weight`` [c_in, c_out], or [c_out, c_in] if ``turned``.
+
+    Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not.
+    """
+    if node.op_type == "Gather":
+        assert turned == site.transposed
+        node.replace_input_with(0, weight)
+    elif site.transposed and not turned:
+        _gemm_to_matmul(graph, node, weight)
+    elif site.transposed or not turned:
+        node.replace_input_with(1, weight)
+    else:
+        name, shape = f"{weight.name}_transposed", shape_of(site, False)
+        perm = ir.AttrInt64s("perm", [1, 0])
+        back = add_node(graph, node, "Transpose", [weight], [perm], name=name, dtype=float_type(site), shape=shape)
+        node.replace_input_with(1, back)
+
+
+def as_float(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+    """``value``, cast to a float type."""
+    to = ir.AttrInt64("to", int(dtype))
+    return add_node(graph, node, "Cast", [value], [to], name=f"{value.name}_float", dtype=dtype, shape=shape)
+
+
+def _gemm_to_matmul(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
+    """Gemm(transB=1) as MatMul and Add: onnxruntime never fuses a transposed weight."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    old = node.outputs[0]
+    matmul = ir.Node("", "MatMul", [node.inputs[0], weight], name=f"{node.name}_MatMul")
+    new = [matmul]
+    if bias is not None:
+        matmul.outputs[0].name = f"{old.name}_product"
+        new.append(ir.Node("", "Add", [matmul.outputs[0], bias], name=f"{node.name}_Add"))
+    graph.insert_before(node, new)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [], [old], [new[-1].outputs[0]])

@@ -1,0 +1,112 @@
+"""NVFP4, MXFP4 and MXFP8 in operators that every onnxruntime has on a CPU; the bytes are those of the standard forms.
+
+Four-bit codes stay packed: a table of 256 pairs makes floats of each byte. onnxruntime folds all of it into the float
+weight when it loads the file.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from jaxq.edit import drop_unused, new_initializer
+from jaxq.forms.nodes import add_node, as_float, constant, float_type, place, shape_of, shared
+from jaxq.forms.weight import StoredWeight, code_tensor, pack, scale_tensor, tensor
+from jaxq.graph import Site
+
+_E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+_FLOAT = ir.DataType.FLOAT
+
+
+def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
+    """Puts the nodes that make the float weight [c_out, c_in] in front of each of the site's nodes."""
+    for node in site.nodes:
+        shape = shape_of(site, turned=True)
+        make = _from_pairs if weight.fmt.code_bits == 4 else _from_e4m3
+        w = make(graph, site, node, weight)
+        if float_type(site) != _FLOAT:
+            w = as_float(graph, node, w, float_type(site), shape)
+        place(graph, site, node, w, turned=True)
+    drop_unused(graph, site.weight)
+
+
+def _from_e4m3(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """DequantizeLinear of E4M3 codes, with a float32 scale made of the exponents."""
+    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned=True))
+    scale = _powers(graph, site, node, weight, weight.s.T.shape)
+    how = [ir.AttrInt64("axis", 1), ir.AttrInt64("block_size", weight.fmt.block_size)]
+    name, shape = f"{node.name}_weight", shape_of(site, turned=True)
+    return add_node(graph, node, "DequantizeLinear", [codes, scale], how, name=name, dtype=_FLOAT, shape=shape)
+
+
+def _from_pairs(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    rows, columns = shape_of(site, turned=True)
+    n_blocks, block = weight.s.shape[0], weight.fmt.block_size
+    values = _values(graph, site, node, weight)
+    padded = n_blocks * block
+    if padded != columns:
+        values = _reshape(graph, node, values, (rows, columns))
+        pads = constant(graph, f"pads_{padded - columns}", [0, 0, 0, padded - columns])
+        name = f"{node.name}_weight_padded"
+        values = add_node(graph, node, "Pad", [values, pads], name=name, dtype=_FLOAT, shape=(rows, padded))
+    values = _reshape(graph, node, values, (rows, n_blocks, block))
+    if weight.s2 is not None:
+        scale = _nvfp4_scale(graph, site, node, weight)
+    else:
+        scale = _powers(graph, site, node, weight, (rows, n_blocks, 1))
+    name = f"{node.name}_weight_scaled"
+    w = add_node(graph, node, "Mul", [values, scale], name=name, dtype=_FLOAT, shape=(rows, n_blocks, block))
+    w = _reshape(graph, node, w, (rows, padded))
+    if padded == columns:
+        return w
+    ends = [constant(graph, f"vector_{i}", [i]) for i in (0, columns, 1)]
+    name = f"{node.name}_weight_cut"
+    return add_node(graph, node, "Slice", [w, *ends[:2], ends[2]], name=name, dtype=_FLOAT, shape=(rows, columns))
+
+
+def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """What the bytes of the codes [c_out, c_in] stand for, in a row."""
+    packed = pack(weight.unpacked().T)
+    codes = new_initializer(graph, f"{site.name}_quantized", tensor(packed))
+    to = ir.AttrInt64("to", int(ir.DataType.INT32))
+    name, size = f"{node.name}_weight_bytes", packed.size
+    indices = add_node(graph, node, "Cast", [codes], [to], name=name, dtype=ir.DataType.INT32, shape=(size,))
+    signed = np.concatenate([_E2M1, -_E2M1])
+    pairs = np.stack([np.tile(signed, 16), np.repeat(signed, 16)], axis=1)
+    table = shared(graph, "e2m1_pairs", pairs)
+    name = f"{node.name}_weight_pairs"
+    values = add_node(graph, node, "Gather", [table, indices], name=name, dtype=_FLOAT, shape=(size, 2))
+    count = weight.shape[0] * weight.shape[1]
+    if count == 2 * size:
+        return values
+    values = _reshape(graph, node, values, (2 * size,))
+    ends = [constant(graph, f"vector_{i}", [i]) for i in (0, count)]
+    name = f"{node.name}_weight_values"
+    return add_node(graph, node, "Slice", [values, *ends], name=name, dtype=_FLOAT, shape=(count,))
+
+
+def _nvfp4_scale(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """Block scales times the weight's, [c_out, n_blocks, 1]."""
+    assert weight.s2 is not None
+    s = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True))
+    s2 = new_initializer(graph, f"{site.name}_scale_2", tensor(weight.s2.reshape(1)))
+    shape = weight.s.T.shape
+    floats = as_float(graph, node, s, _FLOAT, shape)
+    floats.name = f"{node.name}_weight_block_scale"
+    product = add_node(graph, node, "Mul", [floats, s2], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
+    return _reshape(graph, node, product, (*shape, 1))
+
+
+def _powers(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight, shape: tuple[int, ...]) -> ir.Value:
+    """``2^(exponent - 127)`` of the exponents [c_out, n_blocks] in uint8."""
+    s = new_initializer(graph, f"{site.name}_scale", tensor(np.ascontiguousarray(weight.s.T).reshape(shape)))
+    floats = as_float(graph, node, s, _FLOAT, shape)
+    floats.name = f"{node.name}_weight_exponent"
+    bias, two = shared(graph, "e8m0_bias", np.float32(127).reshape(1)), shared(graph, "two", np.float32(2).reshape(1))
+    name = f"{node.name}_weight_power"
+    power = add_node(graph, node, "Sub", [floats, bias], name=name, dtype=_FLOAT, shape=shape)
+    return add_node(graph, node, "Pow", [two, power], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
+
+
+def _reshape(graph: ir.Graph, node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    to = constant(graph, f"shape_{'_'.join(map(str, shape))}", shape)
+    name = f"{node.name}_weight_{'x'.join(map(str, shape))}"
+    return add_node(graph, node, "Reshape", [value, to], name=name, dtype=_FLOAT, shape=shape)

@@ -1,0 +1,121 @@
+"""What to do to a model, and whether it can be done at all: checked before any work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxq.errors import JaxqError
+from jaxq.formats import WeightFormat
+from jaxq.forms import FORMS, Form, check_gather, check_holds, find_form
+from jaxq.graph import Site, matches
+from jaxq.methods import MethodSpec, find_method
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Another format for some weights.
+
+    Attributes:
+        patterns: Shell patterns of weight or node names.
+        fmt: Their format.
+    """
+
+    patterns: tuple[str, ...]
+    fmt: WeightFormat
+
+
+@dataclass(frozen=True)
+class Gather:
+    """How tables of Gather, such as embeddings, are held; they are rounded to nearest.
+
+    Attributes:
+        axis: The axis that is split into blocks: 1 or -1 along rows, 0 down columns.
+        fmt: Their format.
+    """
+
+    axis: int
+    fmt: WeightFormat
+
+    @property
+    def positive_axis(self) -> int:
+        """0 or 1.
+
+        Raises:
+            JaxqError: a table has no such axis.
+        """
+        if self.axis not in (-2, -1, 0, 1):
+            raise JaxqError(f"gather.axis is {self.axis}: a table has the axes 0, 1 and -1")
+        return self.axis % 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do to a model.
+
+    Attributes:
+        source: The ONNX file.
+        target: Where the quantized one goes.
+        method: The method and the format.
+        form: A key of `jaxq.forms.FORMS`.
+        exclude: Patterns of weight or node names to leave alone.
+        cache: Folder for moments; what is there of the same model and data is used.
+        window_bytes: Weight bytes of a window of the calibration; two are in memory at a time.
+        external_above: Weights of more bytes than this go to a file of their own.
+        rules: Formats of some weights; the first rule that fits counts.
+        gather: How tables of Gather are held; None leaves them alone.
+        accuracy_level: What the form ``matmulnbits`` tells onnxruntime; see `jaxq.forms.find_form`.
+        providers: Where onnxruntime runs the calibration: "cpu", "cuda:0", "trt"; those that it lacks are passed over.
+    """
+
+    source: Path
+    target: Path
+    method: MethodSpec
+    form: str
+    exclude: tuple[str, ...]
+    cache: Path
+    window_bytes: int = 64 << 20
+    external_above: int = 1 << 30
+    rules: tuple[Rule, ...] = ()
+    gather: Gather | None = None
+    accuracy_level: int = 4
+    providers: tuple[str, ...] = ("cpu",)
+
+    def format_of(self, site: Site) -> WeightFormat:
+        """How a site's weight is held."""
+        if site.gathered:
+            assert self.gather is not None
+            return self.gather.fmt
+        fitting = (rule.fmt for rule in self.rules if any(matches(site.weight, p) for p in rule.patterns))
+        return next(fitting, self.method.fmt)
+
+
+def check_job(job: Job, has_data: bool) -> Form:
+    """The job's form, if it can be done.
+
+    Raises:
+        JaxqError: no form can hold what is asked for, or the method lacks data.
+    """
+    method = find_method(job.method.name)
+    form = find_form(job.form, job.accuracy_level)
+    for fmt in (job.method.fmt, *(rule.fmt for rule in job.rules)):
+        check_holds(job.form, fmt)
+    if job.gather is not None:
+        check_gather(job.form, job.gather.fmt, job.gather.axis, job.gather.positive_axis)
+    if method.scales and not form.scaled:
+        codes = [name for name, other in FORMS.items() if other.scaled and job.method.fmt.dtype in other.holds]
+        raise JaxqError(
+            f"form {job.form} keeps the float weights, but {job.method.name} scales them: "
+            f"take form={' or '.join(codes)}"
+        )
+    if method.needs_data and not has_data:
+        raise JaxqError(
+            f"method {job.method.name} needs calibration data and there is none: give calib.tokens=<npz file>, or "
+            "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
+        )
+    return form
+
+
+def useless_patterns(job: Job, sites: Sequence[Site]) -> list[str]:
+    """Patterns of rules that fit no weight that is quantized: misspelt, perhaps."""
+    patterns = [p for rule in job.rules for p in rule.patterns]
+    return [p for p in patterns if not any(matches(site.weight, p) for site in sites)]
