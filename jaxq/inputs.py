@@ -145,6 +145,19 @@ def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: in
     ]
 
 
+def to_batch(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
+    """One input of a model, checked and completed as `to_batches` does.
+
+    Raises:
+        JaxqError: an input is missing, unknown or of the wrong kind, or a value is out of range.
+    """
+    full = _complete(arrays, spec)
+    if unknown := sorted(set(arrays) - {*spec.names, _MASK}):
+        raise JaxqError(f"the data has {', '.join(unknown)}, and the model's inputs are {', '.join(spec.names)}")
+    feeds = {i.name: _checked(i, full[i.name], spec) for i in spec.inputs}
+    return Batch(feeds, full.get(_MASK) if _TOKENS in full else None)
+
+
 def _complete(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, np.ndarray]:
     full = dict(arrays)
     ids = full.get(_TOKENS)
@@ -172,7 +185,7 @@ def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarr
         raise JaxqError(f"the data for input {name!r} has type {array.dtype}: the model wants {wanted.dtype}")
     if wanted.rank is not None and array.ndim != wanted.rank:
         raise JaxqError(f"the data for input {name!r} has shape {list(array.shape)}: it needs {wanted.rank} dimensions")
-    if not len(array):
+    if array.ndim and not len(array):
         raise JaxqError(f"the data for input {name!r} is empty: give at least one sample")
     if name == _TOKENS and spec.vocabulary is not None:
         bad = (array < 0) | (array >= spec.vocabulary)

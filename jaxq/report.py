@@ -116,7 +116,7 @@ class SweepTable(Callback):
 
 
 _COLUMNS: tuple[str, ...] = (
-    "run", "model", "method", "block_size", "perplexity", "perplexity_default", "float_perplexity",
+    "run", "model", "method", "dtype", "block_size", "form", "perplexity", "perplexity_default", "float_perplexity",
     "kl", "top1", "file_mb", "bits_per_weight", "seconds", "moments_found", "overrides", "error",
 )  # fmt: skip
 
@@ -143,15 +143,16 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     row: dict[str, object] = {name: None for name in _COLUMNS}
     config = report["config"]
     row |= {"run": _number(run), "model": _model_name(config["model"]), "method": config["method"]["name"]}
-    row |= {"block_size": config["block_size"], "error": ""}
+    row |= {"dtype": config["dtype"]["name"], "block_size": config["block_size"], "form": config["form"]["name"]}
+    row["error"] = ""
     row["overrides"] = " ".join(report.get("overrides", ()))
     if "error" in report:
         return row | {"error": report["error"]}
     accuracy = report["accuracy"]
     if "runtimes" in accuracy:
-        exact, default = accuracy["runtimes"]["level 1"], accuracy["runtimes"]["default"]
+        exact, default = accuracy["runtimes"]["level 1"], accuracy["runtimes"].get("default", {})
         row |= {"perplexity": exact["perplexity"], "kl": exact["kl"], "top1": exact["top1"]}
-        row |= {"perplexity_default": default["perplexity"], "float_perplexity": accuracy["reference"]}
+        row |= {"perplexity_default": default.get("perplexity"), "float_perplexity": accuracy["reference"]}
     return row | {
         "method": report["method"],
         "file_mb": report["size"]["target_bytes"] / 1e6,
@@ -164,13 +165,14 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
 def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
     table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = {
-        "run": "#", "model": "model", "method": "method", "block_size": "block", "perplexity": "ppl",
+        "run": "#", "model": "model", "method": "method", "dtype": "dtype", "block_size": "block", "form": "form",
+        "perplexity": "ppl",
         "perplexity_default": "default", "float_perplexity": "float", "kl": "KL", "top1": "top-1",
         "file_mb": "MB", "bits_per_weight": "bits", "seconds": "s", "error": "error",
     }  # fmt: skip
     for name, title in names.items():
         if _worth_showing(name, rows):
-            table.add_column(title, justify="left" if name in ("model", "method", "error") else "right")
+            table.add_column(title, justify="left" if name in _WORDS else "right")
     for row in rows:
         table.add_row(*(_cell(row[name], _FORMATS.get(name, ".4g")) for name in names if _worth_showing(name, rows)))
     return table
@@ -178,8 +180,10 @@ def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
 
 def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
     values = {row[name] for row in rows}
-    return len(values) > 1 if name == "model" else bool(values - {None, ""})
+    return len(values) > 1 if name in ("model", "dtype", "form") else bool(values - {None, ""})
 
+
+_WORDS = ("model", "method", "dtype", "form", "error")
 
 # Short enough for a terminal of 80 columns.
 _FORMATS = {"kl": ".3g", "top1": ".3f", "file_mb": ".3g", "bits_per_weight": ".3g", "seconds": ".3g"}

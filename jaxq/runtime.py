@@ -31,7 +31,12 @@ def runtime() -> ModuleType:
     return onnxruntime
 
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "trt": "TensorrtExecutionProvider"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "trt": "TensorrtExecutionProvider",
+    "dml": "DmlExecutionProvider",
+}
 
 
 def session(
@@ -76,7 +81,7 @@ def find_providers(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     for name in names:
         kind, _, number = name.partition(":")
         if kind not in _PROVIDERS or (number and not number.isdigit()):
-            raise JaxqError(f"provider is {name!r}: choose of cpu, cuda:<device> and trt")
+            raise JaxqError(f"provider is {name!r}: choose of cpu, cuda:<device>, trt and dml:<device>")
         if _PROVIDERS[kind] in available:
             found.append((_PROVIDERS[kind], {"device_id": number} if number and kind != "cpu" else {}))
     if not found:

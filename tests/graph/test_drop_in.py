@@ -1,0 +1,249 @@
+"""jaxq.drop_in: ModelOpt's entry points on models in memory and on disk."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import CalibrationDataReader
+
+from jaxq.drop_in import quantize, quantize_rtn
+from jaxq.errors import JaxqError
+from tests.graph import models
+from tests.graph.models import HIDDEN, MODELS, build, node, tokens, value, weight
+from tests.graph.running import initializers, relative, run, save
+
+DATA = [{"x": tokens(2, 8, HIDDEN, seed=i)} for i in range(3)]
+METHODS = [f"{name}{end}" for name in ("rtn", "rtn_dq", "awq_lite", "awq_clip", "awq_full") for end in ("", "_trt")]
+
+
+def attention() -> onnx.ModelProto:
+    """Attention with a last layer of the name that is excluded by default."""
+    model = models.attention()
+    model.graph.node[-1].name = "/lm_head/MatMul"
+    return model
+
+
+def operators(model: onnx.ModelProto) -> set[str]:
+    return {each.op_type for each in model.graph.node}
+
+
+def dtypes(model: onnx.ModelProto) -> dict[str, int]:
+    """Types of the codes by the weight's name."""
+    end = "_quantized"
+    return {t.name.removesuffix(end): t.data_type for t in model.graph.initializer if t.name.endswith(end)}
+
+
+class Reader(CalibrationDataReader):
+    """onnxruntime's own kind of calibration data."""
+
+    def __init__(self) -> None:
+        self.rest = iter(DATA)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.rest, None)
+
+
+class OnlyGetNext:
+    def __init__(self) -> None:
+        self.rest = iter(DATA)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.rest, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(method):
+    source = attention()
+    before = source.SerializeToString()
+    got = quantize(source, method, DATA, block_size=16)
+    assert source.SerializeToString() == before
+    onnx.checker.check_model(got, full_check=True)
+    trt = method.endswith("_trt")
+    float_weights = method.startswith("rtn") and "dq" not in method
+    prefix = "TRT_INT4" if trt else ""
+    assert f"{prefix}DequantizeLinear" in operators(got)
+    assert (f"{prefix}QuantizeLinear" in operators(got)) == float_weights
+    assert set(dtypes(got).values()) == (set() if float_weights else {onnx.TensorProto.INT4})
+    assert "lm_head" in initializers(got)  # excluded, so still float
+    scales = [a for name, a in initializers(got).items() if name.endswith("_scale")]
+    assert len(scales) == 4
+    assert all((s > 0).all() for s in scales)
+    if not trt:
+        assert relative(run(got, DATA[0])[0], run(source, DATA[0])[0]) < 0.2
+
+
+READERS: dict[str, Callable[[], Any]] = {
+    "list": lambda: DATA,
+    "iterator": lambda: iter(DATA),
+    "onnxruntime's": Reader,
+    "get_next alone": OnlyGetNext,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_of_every_kind_give_the_same(reader):
+    got = quantize(attention(), "awq_lite", READERS[reader](), block_size=16)
+    assert got == quantize(attention(), "awq_lite", DATA, block_size=16)
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_and_a_model_in_memory_give_the_same(kind, external, tmp_path):
+    path = save(attention(), tmp_path, external=external)
+    got = quantize(kind(path), "awq_full", DATA, block_size=32)
+    assert initializers(got).keys() == initializers(quantize(attention(), "awq_full", DATA, block_size=32)).keys()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", *["model.onnx.weights"] * external]
+    for tensor in got.graph.initializer:
+        assert tensor.data_location == onnx.TensorProto.DEFAULT
+
+
+def test_the_defaults_are_the_pages():
+    """Method awq_clip, blocks of 128, symmetric."""
+    got = quantize(attention(), calibration_data_reader=DATA)
+    (scale,) = [a for name, a in initializers(got).items() if name == "q_scale"]
+    assert scale.shape == (1, HIDDEN)
+    assert set(dtypes(got)) == set("qkvo")
+    assert "Mul" not in operators(got)
+
+
+def test_zero_points_and_per_channel():
+    got = quantize(attention(), "awq_lite", DATA, use_zero_point=True, block_size=-1)
+    assert set(dtypes(got).values()) == {onnx.TensorProto.UINT4}
+    assert initializers(got)["q_zero_point"].shape == (HIDDEN,)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        pytest.param(None, set(), id="none"),
+        pytest.param([], set(), id="empty"),
+        pytest.param(["/lm_head"], {"lm_head"}, id="the default"),
+        pytest.param([r"/[qk]_out/MatMul$", "/nothing"], {"q", "k"}, id="regular expression"),
+        pytest.param(["MatMul"], set(), id="names begin with it"),
+        pytest.param("/lm_head", {"lm_head"}, id="one string"),
+    ],
+)
+def test_nodes_to_exclude(patterns, left):
+    got = quantize(attention(), "rtn_dq", nodes_to_exclude=patterns)
+    assert set(dtypes(got)) == {*"qkvo", "lm_head"} - left
+
+
+@pytest.mark.parametrize(
+    ("given", "eight"),
+    [
+        pytest.param({"layers_8bit": "v_out"}, {"v"}, id="a name"),
+        pytest.param({"layers_8bit": "/v_out/MatMul, /q_out"}, {"v", "q"}, id="names apart by commas"),
+        pytest.param({"layers_8bit": ["o_out"]}, {"o"}, id="a list"),
+        pytest.param({"precision_info": {"k": 8, "q": 4}}, {"k"}, id="bits by weight"),
+    ],
+)
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_some_layers_in_8_bits(given, eight, zero_points):
+    got = quantize(attention(), "awq_lite", DATA, use_zero_point=zero_points, block_size=16, **given)
+    wide, narrow = (
+        (onnx.TensorProto.UINT8, onnx.TensorProto.UINT4)
+        if zero_points
+        else (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
+    )
+    assert dtypes(got) == {name: wide if name in eight else narrow for name in "qkvo"}
+    scales = {name: initializers(got)[f"{name}_scale"].ndim for name in "qkvo"}
+    assert scales == {name: 1 if name in eight else 2 for name in "qkvo"}
+    assert relative(run(got, DATA[0])[0], run(attention(), DATA[0])[0]) < 0.2
+
+
+def test_column_major_and_tables():
+    got = quantize(MODELS["embedding"](), "rtn_dq", block_size=16, use_column_major=True)
+    assert "Transpose" in operators(got)
+    nodes = [node("Gather", "table ids", "e"), node("MatMul", "e w", "y")]
+    weights = {"table": weight(32, HIDDEN), "w": weight(HIDDEN, HIDDEN)}
+    proto = build(nodes, weights, {"y": ("b", "s", HIDDEN)}, [value("ids", ("b", "s"), onnx.TensorProto.INT64)])
+    ids = {"ids": np.arange(12).reshape(2, 6)}
+    for axis, shape in ((0, (2, HIDDEN)), (1, (32, 4)), (-1, (32, 4))):
+        got = quantize(proto, "rtn_dq", gather_quantize_axis=axis, gather_block_size=16)
+        assert initializers(got)["table_scale"].shape == shape
+        assert relative(run(got, ids)[0], run(proto, ids)[0]) < 0.2
+
+
+def test_knobs_reach_the_search():
+    """A grid with nothing but no scaling, 0 and 1; ratios from 0.95 on."""
+    coarse = quantize(attention(), "awq_lite", DATA, block_size=16, awqlite_alpha_step=1.0)
+    assert coarse != quantize(attention(), "awq_lite", DATA, block_size=16)
+    narrow = quantize(attention(), "awq_clip", DATA, block_size=16, awqclip_alpha_min=0.95, awqclip_bsz_col=8)
+    plain = initializers(quantize(attention(), "rtn_dq", block_size=16))["q_scale"]
+    ratio = initializers(narrow)["q_scale"] / plain
+    assert ratio.min() > 0.949
+    wide = quantize(attention(), "awq_clip", DATA, block_size=16, awqclip_alpha_step=0.5)
+    ratio = np.unique((initializers(wide)["q_scale"] / plain).round(5))
+    assert set(ratio.tolist()) <= {0.5, 1.0}
+
+
+def bad(*arguments: Any, **named: Any) -> Callable[[], onnx.ModelProto]:
+    return lambda: quantize(*arguments, **named)
+
+
+def nothing() -> Iterator[dict[str, np.ndarray]]:
+    yield from ()
+
+
+X = DATA[0]["x"]
+REFUSED = {
+    "method": (bad(attention(), "awq"), "calibration_method is 'awq': choose one of rtn, rtn_dq, "),
+    "parameter": (bad(attention(), "rtn", awq_alpha=1), "quantize has no parameter 'awq_alpha': it takes awqlite_"),
+    "no data": (bad(attention()), "'awq_clip' needs calibration data: give calibration_data_reader="),
+    "empty data": (bad(attention(), "awq_lite", nothing()), "calibration_data_reader gives nothing"),
+    "no reader": (bad(attention(), "awq_lite", 3), "calibration_data_reader is of type int: give an iterable"),
+    "no dictionary": (bad(attention(), "awq_lite", [X]), "item 0 of calibration_data_reader is of type ndarray"),
+    "missing input": (bad(attention(), "awq_lite", [{}]), "the model's inputs are x, and the data has none for x"),
+    "unknown input": (bad(attention(), "awq_lite", [{"x": X, "z": X}]), "the data has z, and the model's inputs are x"),
+    "shape": (bad(attention(), "awq_lite", [{"x": X[0]}]), "needs 3 dimensions"),
+    "block size": (bad(attention(), "rtn_dq", block_size=48), "block_size is 48"),
+    "columns": (bad(attention(), "rtn_dq", awqclip_bsz_col=0), "awqclip_bsz_col is 0"),
+    "alpha step": (bad(attention(), "awq_lite", DATA, awqlite_alpha_step=2), "alpha_step is 2"),
+    "no number": (bad(attention(), "awq_lite", DATA, awqclip_alpha_min="a"), "awqclip_alpha_min is 'a': give a number"),
+    "table axis": (bad(attention(), "rtn_dq", gather_quantize_axis=2), "gather.axis is 2"),
+    "column-major rtn": (bad(attention(), "rtn", use_column_major=True), "use_column_major goes with rtn_dq"),
+    "zero points in TensorRT": (bad(attention(), "rtn_dq_trt", use_zero_point=True), "'trt' cannot hold uint4"),
+    "layers": (bad(attention(), "rtn_dq", layers_8bit="z"), "layers_8bit is 'z': no node has such a name"),
+    "expression": (bad(attention(), "rtn_dq", nodes_to_exclude=["("]), "'(', which is no regular expression"),
+    "provider": (bad(attention(), "awq_lite", DATA, ["npu"]), "provider is 'npu': choose of cpu"),
+    "path": (bad("nowhere.onnx", "rtn_dq"), "model file 'nowhere.onnx' does not exist"),
+    "no model": (bad(3, "rtn_dq"), "onnx_path is of type int"),
+    "bits": (bad(attention(), "rtn_dq", precision_info={"q": 9}), "dtype is 'int9'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_named(case):
+    call, sentence = REFUSED[case]
+    with pytest.raises(JaxqError) as error:
+        call()
+    assert sentence in str(error.value)
+
+
+def test_a_model_without_its_external_data_is_refused(tmp_path):
+    model = onnx.load(save(attention(), tmp_path, external=True), load_external_data=False)
+    with pytest.raises(JaxqError, match="lies in a file beside the model, which a ModelProto does not know"):
+        quantize(model, "rtn_dq")
+
+
+@pytest.mark.parametrize("dq_only", [False, True])
+@pytest.mark.parametrize("kind", [onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16])
+def test_quantize_rtn(kind, dq_only):
+    dtype = np.float32 if kind == onnx.TensorProto.FLOAT else np.float16
+    source = models.typed(dtype, kind)
+    got = quantize_rtn(source, kind, 32, dq_only)
+    s = initializers(got)["w_scale"]
+    assert s.dtype == dtype
+    w = initializers(source)["w"].astype(np.float32)
+    np.testing.assert_allclose(s, abs(w).reshape(2, 32, -1).max(axis=1) / 7, rtol=1e-3)
+    assert ("QuantizeLinear" in operators(got)) != dq_only
+    x = {"x": DATA[0]["x"].astype(dtype)}
+    assert relative(run(got, x)[0], run(source, x)[0]) < 0.2
+
+
+def test_quantize_rtn_refuses_another_type():
+    with pytest.raises(JaxqError, match="gemm_io_type is FLOAT16, and the model's weights have type FLOAT"):
+        quantize_rtn(models.mlp(), onnx.TensorProto.FLOAT16, 32)
