@@ -37,7 +37,7 @@ def progress_bars(console: Console) -> Iterator[ProgressCallback]:
 def print_report(report: Report, folder: Path, console: Console) -> None:
     """The summary of one run."""
     for line in _title(report):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if isinstance(report.evaluation, Evaluation):
         console.print(_accuracy(report.evaluation))
     else:
