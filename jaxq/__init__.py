@@ -4,9 +4,18 @@ The functions here work on arrays; `jaxq.pipeline.quantize_model` works on files
 experiment harness. Importing this package loads neither Hydra nor onnxruntime.
 """
 
-from jaxq.awq import alpha_grid, awq_scale, ratio_grid, search_clip, search_scales, weight_magnitude
+from jaxq.awq import (
+    alpha_grid,
+    awq_scale,
+    ratio_grid,
+    search_clip,
+    search_scales,
+    search_shared_scales,
+    weight_magnitude,
+)
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, Quantized
+from jaxq.float4 import decode_e2m1, encode_e2m1
+from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, make_format
 from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.packing import pack_int4, unpack_int4
 from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, zero_sums
@@ -17,14 +26,19 @@ __all__ = [
     "JaxqError",
     "MomentSums",
     "Moments",
+    "MxFormat",
+    "Nvfp4Format",
     "Quantized",
     "__version__",
     "accumulate",
     "alpha_grid",
     "awq_scale",
+    "decode_e2m1",
     "dq_tensor",
+    "encode_e2m1",
     "find_scales",
     "finish",
+    "make_format",
     "output_error",
     "pack_int4",
     "quant_tensor",
@@ -32,6 +46,7 @@ __all__ = [
     "rtn",
     "search_clip",
     "search_scales",
+    "search_shared_scales",
     "unpack_int4",
     "weight_magnitude",
     "zero_sums",

@@ -1,5 +1,6 @@
 """What quantization cost in accuracy: the quantized file against the float one, both run by onnxruntime."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx_ir as ir
 from jaxtyping import Array, Float, Int
 
 from jaxq.capture import Batch
+from jaxq.forms import FORMS
+from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
 from jaxq.progress import Progress, silent
+from jaxq.readback import float_model
 from jaxq.runtime import run, session, to_jax
 
 RUNTIMES = {"level 1": 1, "default": None}
@@ -73,7 +78,7 @@ def compare(
 
 
 def evaluate(
-    reference: Path, quantized: Path, batches: Sequence[Batch], progress: Progress = silent
+    reference: Path, quantized: Path, batches: Sequence[Batch], progress: Progress = silent, form: str = "dq"
 ) -> Evaluation | str:
     """Perplexity, KL and top-1 agreement of a language model, or a sentence that says why there are none.
 
@@ -82,6 +87,8 @@ def evaluate(
         quantized: Its quantized copy.
         batches: Held-out text; inputs with ``input_ids``.
         progress: Told of each batch.
+        form: The quantized file's form. One that onnxruntime cannot run on a CPU is judged at level 1 alone, on the
+            float model with the weights that the file's bytes stand for.
     """
     if not batches:
         return "no held-out text was given"
@@ -91,7 +98,8 @@ def evaluate(
     output = logits_name(base)
     if output is None:
         return "the model has no output of shape [batch, sequence, vocabulary]"
-    others = {name: session(quantized, level) for name, level in RUNTIMES.items()}
+    with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
+        others = _sessions(quantized, form, Path(folder))
     sums = {name: np.zeros(4) for name in others}
     tokens = 0
     advance = progress("evaluate", len(batches))
@@ -112,6 +120,22 @@ def evaluate(
     means = {name: total / tokens for name, total in sums.items()}
     runtimes = {n: Accuracy(float(np.exp(m[1])), float(m[2]), float(m[3])) for n, m in means.items()}
     return Evaluation(tokens, float(np.exp(next(iter(means.values()))[0])), runtimes)
+
+
+def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
+    """A session for each runtime setting; files that stand in for the quantized one lie in the folder."""
+    found = FORMS[form]
+    if found.runs and form != "matmulnbits":
+        return {name: session(quantized, level) for name, level in RUNTIMES.items()}
+    model = load_model(quantized)
+    if not found.runs:
+        float_model(model)
+    for node in model.graph:
+        if node.op_type == "MatMulNBits":  # the level that is stored in the node counts, not the session's
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+    save_model(model, folder / "exact.onnx", PROTOBUF_LIMIT)
+    exact = {"level 1": session(folder / "exact.onnx", 1)}
+    return exact | {"default": session(quantized)} if found.runs else exact
 
 
 def logits_name(model: "Session") -> str | None:

@@ -105,6 +105,8 @@ class SweepTable(Callback):
         folder = Path(config.hydra.sweep.dir)
         rows = sweep_rows(folder)
         console = Console()
+        if not console.is_terminal:
+            console = Console(width=_FILE_WIDTH)  # nothing is cut off in a file
         console.print(_sweep_table(rows))
         with (folder / "summary.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS)
@@ -183,6 +185,7 @@ def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
     return len(values) > 1 if name in ("model", "dtype", "form") else bool(values - {None, ""})
 
 
+_FILE_WIDTH = 160
 _WORDS = ("model", "method", "dtype", "form", "error")
 
 # Short enough for a terminal of 80 columns.

@@ -24,6 +24,7 @@ from jaxq.embedded import build_model, documents, text_hash
 from jaxq.embedded.text import Split
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
+from jaxq.forms import FORMS
 from jaxq.inputs import (
     InputSpec,
     embedded_samples,
@@ -33,6 +34,7 @@ from jaxq.inputs import (
     to_batches,
     token_file_samples,
 )
+from jaxq.job import Job
 from jaxq.model_file import hash_model, load_model, save_model
 from jaxq.pipeline import hash_batches, quantize_model
 from jaxq.records import Report, write_failure, write_report
@@ -115,7 +117,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         failure = None
         with clock.phase("evaluate"):
             try:
-                evaluation = evaluate(source, job.target, held_out, progress)
+                evaluation = evaluate(source, job.target, held_out, progress, job.form)
             except JaxqError as error:  # the report on what was done is kept all the same
                 failure, evaluation = error, str(error)
     hashes = {
@@ -135,7 +137,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         phases=tuple(phases),
         overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=tuple(_notes(outcome)),
+        notes=tuple(_notes(outcome, job)),
     )
     write_report(report, folder)
     if failure:
@@ -158,9 +160,11 @@ def _text_hashes(config: Config) -> dict[str, str]:
     }
 
 
-def _notes(outcome: Outcome) -> Iterator[str]:
+def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
+    if not FORMS[job.form].runs:
+        yield f"onnxruntime runs no {job.form} on a CPU: accuracy is that of the weights that its bytes stand for"
     for pattern in outcome.unmatched:
-        yield f"the exclude pattern {pattern!r} matches nothing"
+        yield f"the pattern {pattern!r} fits no weight"
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})
     if unmasked:
         yield f"padding counts in {len(unmasked)} activations whose shape shows no tokens: {', '.join(unmasked[:3])}"

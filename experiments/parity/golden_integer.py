@@ -69,9 +69,15 @@ def parameters() -> dict[str, list[Parameters]]:
         for block, axis, zp, bits in product((16, 32, 128, -1), (0, 1), (False, True), (4, 8))
     ]
     some = [Parameters(block, axis, 1.0, zp) for block, axis, zp in product((16, -1), (0, 1), (False, True))]
+    all_bits = [Parameters(16, use_zero_point=zp, num_bits=b) for zp, b in product((False, True), (2, 3, 5, 6, 7))]
     both = [Parameters(32, use_zero_point=zp) for zp in (False, True)]
     return {
-        "normal_64x6": [*everything, *(Parameters(16, alpha=a) for a in (0.5, 0.85)), Parameters(16, 0, 0.5, True)],
+        "normal_64x6": [
+            *everything,
+            *all_bits,
+            *(Parameters(16, alpha=a) for a in (0.5, 0.85)),
+            Parameters(16, 0, 0.5, True),
+        ],
         "ragged_70x5": some,
         "odd_33x3": some,
         "column_48x1": some,

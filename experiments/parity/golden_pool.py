@@ -3,13 +3,14 @@
 from importlib.metadata import version
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Reference = dict[str, Any]
 
 
 class Pool:
-    """Collects arrays: floats as float32 (float16 fits exactly), integers as int16.
+    """Collects arrays: floats as float32 (float16 and bfloat16 fit exactly), integers as int16.
 
     `add` returns ``{"pool", "offset", "shape", "dtype"}``; one npz entry per array would cost more than the arrays.
     """
@@ -20,7 +21,7 @@ class Pool:
 
     def add(self, array: np.ndarray) -> Reference:
         array = np.asarray(array)
-        name = "floats" if array.dtype.kind == "f" else "codes"
+        name = "floats" if array.dtype.kind == "f" or array.dtype == ml_dtypes.bfloat16 else "codes"
         held = array.astype(np.float32 if name == "floats" else np.int16)
         if not np.array_equal(held.astype(array.dtype), array, equal_nan=name == "floats"):
             raise ValueError(f"an array of {array.dtype} does not fit the pool {name!r}: {array!r}")

@@ -2,8 +2,9 @@
 
     python experiments/parity/make_golden.py        # a Python with nvidia-modelopt[onnx]; a few seconds, CPU only
 
-Writes tests/parity/golden/integer.npz, packing.npz and awq.npz (format: `Pool`). Each case names the reasons why jaxq
-gives something else on purpose; REASONS says what they mean, tests/parity/test_golden.py what jaxq does instead.
+Writes integer.npz, packing.npz, awq.npz and pages.npz into tests/parity/golden (format: `Pool`). Each case names the
+reasons why jaxq gives something else on purpose; REASONS says what they mean, the tests in tests/parity what jaxq does
+instead.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import numpy as np
 from golden_awq import awq_cases
 from golden_integer import integer_cases
 from golden_packing import packing_cases
+from golden_pages import page_cases
 from golden_pool import Pool, producer
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "parity" / "golden"
@@ -30,6 +32,9 @@ REASONS = {
     "strided_blocks": "blocks are taken from every (c_in / block_size)-th row instead of consecutive rows",
     "ties_away": "the C++ packer rounds ties away from zero, the Python one to even",
     "step_ignored": "awqlite_alpha_step is accepted, but the candidates stay 0, 0.1, ..., 1",
+    "strided_amax": "get_amax on axis 0 takes every (d0 / block_size)-th row of a column instead of consecutive rows",
+    "log2_rounds": "log2 in float32 of a number just above 448 * 2^k rounds to k: the exponent is one too small",
+    "scale_dtype": "scales of a bfloat16 weight are float32",
     "unscaled_activations": "awq_full multiplies the scaled weight with unscaled activations in its clip search",
 }
 
@@ -46,7 +51,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=GOLDEN)
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
-    for name, make in {"integer": integer_cases, "packing": packing_cases, "awq": awq_cases}.items():
+    files = {"integer": integer_cases, "packing": packing_cases, "awq": awq_cases, "pages": page_cases}
+    for name, make in files.items():
         pool = Pool()
         write(output / f"{name}.npz", pool, make(pool))
 

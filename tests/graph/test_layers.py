@@ -14,20 +14,22 @@ ROOT = Path(__file__).parents[2]
 # a package stands for all that it holds.
 LAYERS: list[set[str]] = [
     {"blocks", "errors", "progress", "version"},
-    {"integer", "packing", "statistics"},
+    {"integer", "float4", "mx", "packing", "statistics"},
+    {"formats", "quant_utils"},
     {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
-    {"methods", "groups", "model_file", "store", "results"},
-    {"pipeline"},
-    {"evaluation", "inputs", "config", "config_errors", "records"},
+    {"methods", "groups", "job", "model_file", "store", "results", "packs", "readback"},
+    {"pipeline", "inspect"},
+    {"evaluation", "inputs", "config", "config_errors", "records", "drop_in", "int4"},
     {"run", "report"},
 ]
 ASIDE: dict[str, set[str]] = {
-    "": {"awq", "errors", "integer", "packing", "statistics", "version"},  # jaxq/__init__.py: the public functions
+    # jaxq/__init__.py: the public functions
+    "": {"awq", "errors", "float4", "formats", "integer", "mx", "packing", "statistics", "version"},
     "embedded": {"errors"},
 }
 """What modules outside the layers may import; every layer may import ``embedded``."""
 
-MATHS = {"blocks", "integer", "packing", "statistics", "awq", "methods"}
+MATHS = {"blocks", "integer", "float4", "mx", "formats", "packing", "statistics", "awq", "methods", "quant_utils"}
 MATHS_NEVER = {
     "onnx",
     "onnx_ir",
@@ -42,7 +44,7 @@ MATHS_NEVER = {
     "tempfile",
 }
 HARNESS = {"config", "config_errors", "run", "report"}
-ONLY_IN = {"onnxruntime": {"runtime"}, "hydra": HARNESS, "omegaconf": HARNESS, "rich": {"run", "report"}}
+ONLY_IN = {"onnxruntime": {"runtime"}, "hydra": HARNESS, "omegaconf": HARNESS, "rich": {"run", "report", "inspect"}}
 NOT_ON_IMPORT = ("hydra", "onnxruntime", "onnx_ir", "onnx", "onnxscript", "rich", "tokenizers")
 
 
