@@ -14,15 +14,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Num
 
 from jaxq import awq, quant_utils
-from jaxq.drop_in import quantize, quantize_rtn
 from jaxq.errors import JaxqError
-from jaxq.packs import (
-    AWQClipHelper,
-    AWQLiteHelper,
-    channel_magnitude,
+from jaxq.modelopt.helpers import AWQClipHelper, AWQLiteHelper, channel_magnitude, mean_magnitude
+from jaxq.modelopt.models import quantize, quantize_rtn
+from jaxq.modelopt.packs import (
     get_act_to_weight_map_and_act_to_wa_pack_map,
     get_x_w_mean_for_subgraph,
-    mean_magnitude,
     run_awq_scale_search_per_node,
     run_awq_scale_search_per_subgraph,
 )

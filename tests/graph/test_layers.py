@@ -17,9 +17,9 @@ LAYERS: list[set[str]] = [
     {"integer", "float4", "mx", "packing", "statistics"},
     {"formats", "quant_utils"},
     {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
-    {"methods", "groups", "job", "model_file", "store", "results", "packs", "readback"},
+    {"methods", "groups", "job", "model_file", "store", "results", "readback"},
     {"pipeline", "inspect"},
-    {"evaluation", "inputs", "config", "config_errors", "records", "drop_in", "int4"},
+    {"evaluation", "inputs", "config", "config_errors", "records", "modelopt", "int4"},
     {"run", "report"},
 ]
 ASIDE: dict[str, set[str]] = {

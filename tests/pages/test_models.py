@@ -1,4 +1,4 @@
-"""jaxq.drop_in: ModelOpt's entry points on models in memory and on disk."""
+"""jaxq.modelopt.models: ModelOpt's entry points on models in memory and on disk."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnxruntime.quantization import CalibrationDataReader
 
-from jaxq.drop_in import quantize, quantize_rtn
 from jaxq.errors import JaxqError
+from jaxq.modelopt.models import quantize, quantize_rtn
 from tests.graph import models
 from tests.graph.models import HIDDEN, MODELS, build, node, tokens, value, weight
 from tests.graph.running import initializers, relative, run, save
