@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from jaxq.blocks import check_axis, join, per_block, split
+from jaxq.blocks import check_axis, max_magnitude, split, spread
 from jaxq.integer import divide
 
 NVFP4_BLOCK = 16
@@ -28,7 +28,10 @@ def encode_e2m1(x: Float[Array, "..."]) -> UInt8[Array, "..."]:
         >>> encode_e2m1(jnp.array([0.25, 0.75, -2.5, 100.0])).tolist()
         [0, 2, 12, 7]
     """
-    a = jnp.abs(x.astype(jnp.float32))
+    # Cut off first, so that `x` is read in one place: else XLA does not fuse the division that made it with what
+    # follows, and keeps a copy of the weight (4096x4096 on CPU: 24 ms instead of 66, with `divide_by_scales`).
+    x = jnp.clip(x.astype(jnp.float32), -E2M1_MAX, E2M1_MAX)
+    a = jnp.abs(x)
     # A midpoint belongs to the even one of the two codes around it.
     above = (a > 0.25, a >= 0.75, a > 1.25, a >= 1.75, a > 2.5, a >= 3.5, a > 5.0)
     magnitude = sum((step.astype(jnp.uint8) for step in above[1:]), above[0].astype(jnp.uint8))
@@ -62,7 +65,8 @@ def tensor_scale(w: Float[Array, "..."]) -> Float[Array, ""]:
         >>> tensor_scale(jnp.array([[2688.0, 1.0]])).item()
         1.0
     """
-    s2 = divide(jnp.max(jnp.abs(w.astype(jnp.float32)), initial=0.0), E2M1_MAX * E4M3_MAX)
+    amax = jnp.maximum(jnp.max(w, initial=0), -jnp.min(w, initial=0)).astype(jnp.float32)  # see `max_magnitude`
+    s2 = divide(amax, E2M1_MAX * E4M3_MAX)
     return jnp.where(s2 > 0, s2, jnp.ones_like(s2))
 
 
@@ -90,8 +94,8 @@ def block_ratios(
         [[2.0]]
     """
     axis = check_axis(w.ndim, axis)
-    amax = jnp.max(jnp.abs(split(w.astype(jnp.float32), block_size, axis)), axis=axis + 1)
-    ratio = divide(amax * clip_ratio, E2M1_MAX * s2)
+    amax = max_magnitude(split(w, block_size, axis), axis + 1)
+    ratio = divide(amax.astype(jnp.float32) * clip_ratio, E2M1_MAX * s2)
     return jnp.where(ratio > 0, ratio, jnp.ones_like(ratio))
 
 
@@ -125,5 +129,6 @@ def divide_by_scales(
         [[3.0], [-6.0]]
     """
     axis = check_axis(w.ndim, axis)
-    blocks = split(w.astype(jnp.float32), block_size, axis)
-    return join(divide(blocks, per_block(s * s2, axis)), w.shape[axis], axis)
+    # Division by 1 changes nothing, but XLA repeats no division for every weight of a block, as it does all that makes
+    # `s` otherwise (rounding to E4M3 too: 4096x4096 on CPU, 17 ms more).
+    return divide(w.astype(jnp.float32), spread(divide(s * s2, 1), w.shape[axis], block_size, axis))

@@ -6,12 +6,13 @@ Every format has ``dtype`` (its name), ``block_size``, ``code_bits`` (bits of a 
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, Shaped
 
-from jaxq.blocks import join, per_block, split
+from jaxq.blocks import max_magnitude, split, spread
 from jaxq.errors import JaxqError
 from jaxq.float4 import (
     E2M1_MAX,
@@ -24,7 +25,7 @@ from jaxq.float4 import (
     round_e4m3,
     tensor_scale,
 )
-from jaxq.integer import code_range, dq_tensor, find_full_range_scales, find_scales, rtn
+from jaxq.integer import code_range, divide, dq_tensor, find_full_range_scales, find_scales, rtn
 from jaxq.mx import E8M0_BIAS, MX_BLOCK, scale_down, scale_up, shared_exponent
 
 ClipRatio = float | Float[Array, ""] | Float[Array, "n_blocks c_out"]
@@ -80,6 +81,7 @@ class IntegerFormat:
         """The same with scales of this type."""
         return replace(self, scale_dtype=dtype)
 
+    @partial(jax.jit, static_argnums=0)
     def quantize(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Quantized:
         """Codes and scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         w = w.astype(jnp.float32)
@@ -91,6 +93,7 @@ class IntegerFormat:
         s = jnp.where(s == 0, jnp.ones_like(s), s)  # of weights too small for the type
         return Quantized(rtn(w, s, self.block_size, 0, zp, self.num_bits), s, zp)
 
+    @partial(jax.jit, static_argnums=0)
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32."""
         return dq_tensor(quantized.q, quantized.s.astype(jnp.float32), self.block_size, 0, quantized.zp)
@@ -122,17 +125,19 @@ class Nvfp4Format:
         del dtype
         return self
 
+    @partial(jax.jit, static_argnums=0)
     def quantize(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Quantized:
         """Codes and scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         s2 = tensor_scale(w)
         s = round_e4m3(block_ratios(w, s2, clip_ratio=clip_ratio))
         return Quantized(encode_e2m1(divide_by_scales(w, s.astype(jnp.float32), s2)), s, s2=s2)
 
+    @partial(jax.jit, static_argnums=0)
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32: ``E2M1(q) * (s * s2)``."""
         assert quantized.s2 is not None
-        blocks = split(decode_e2m1(quantized.q), NVFP4_BLOCK)
-        return join(blocks * per_block(quantized.s.astype(jnp.float32) * quantized.s2), quantized.q.shape[0])
+        s = divide(quantized.s.astype(jnp.float32) * quantized.s2, 1)  # else XLA scales anew for every weight
+        return decode_e2m1(quantized.q) * spread(s, quantized.q.shape[0], NVFP4_BLOCK)
 
     def round_trip(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Float[Array, "c_in c_out"]:
         """What is left of ``w`` after quantization."""
@@ -168,15 +173,17 @@ class MxFormat:
         del dtype
         return self
 
+    @partial(jax.jit, static_argnums=0)
     def quantize(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Quantized:
         """Codes and exponents of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         top = E4M3_MAX if self.dtype == "mxfp8" else E2M1_MAX
-        amax = jnp.max(jnp.abs(split(w.astype(jnp.float32), MX_BLOCK)), axis=1)
+        amax = max_magnitude(split(w.astype(jnp.float32), MX_BLOCK), 1)
         e = shared_exponent(amax * clip_ratio, top)
         x = jnp.clip(scale_down(w, e), -top, top)
         q = x.astype(jnp.float8_e4m3fn) if self.dtype == "mxfp8" else encode_e2m1(x)
         return Quantized(q, (e + E8M0_BIAS).astype(jnp.uint8))
 
+    @partial(jax.jit, static_argnums=0)
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32."""
         q = quantized.q.astype(jnp.float32) if self.dtype == "mxfp8" else decode_e2m1(quantized.q)

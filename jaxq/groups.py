@@ -130,7 +130,7 @@ def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, error
         c_out=site.c_out,
         dtype=weight.fmt.dtype,
         block_size=weight.fmt.block_size,
-        nbytes=weight.nbytes * len(site.nodes),
+        nbytes=weight.nbytes,
         loss=loss,
         loss_rtn=loss_rtn,
         relative_output_error=float(np.sqrt(loss / output_energy)) if loss is not None and output_energy else None,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from jaxq.blocks import check_axis, count_blocks, join, per_block, split
+from jaxq.blocks import check_axis, count_blocks, max_magnitude, split, spread
 from jaxq.errors import JaxqError
 
 
@@ -73,13 +73,13 @@ def find_scales(
     """
     axis = check_axis(w.ndim, quantize_axis)
     _check_float(w)
-    blocks = split(w.astype(jnp.float32), block_size, axis)
+    blocks = split(w, block_size, axis)
     _, q_max = code_range(num_bits, unsigned=use_zero_point)
     if not use_zero_point:
-        amax = jnp.max(jnp.abs(blocks), axis=axis + 1)
+        amax = max_magnitude(blocks, axis + 1).astype(jnp.float32)
         return _positive(divide(amax * alpha, q_max), w.dtype), None
-    lo = jnp.minimum(jnp.min(blocks, axis=axis + 1), 0) * alpha
-    hi = jnp.maximum(jnp.max(blocks, axis=axis + 1), 0) * alpha
+    lo, hi = _range(blocks, axis + 1)
+    lo, hi = jnp.minimum(lo, 0) * alpha, jnp.maximum(hi, 0) * alpha
     width = hi - lo  # beyond float32 for weights of opposite sign near its end: then in two steps
     s = jnp.where(jnp.isfinite(width), divide(width, q_max), divide(hi, q_max) - divide(lo, q_max))
     s = _positive(s, w.dtype)
@@ -109,11 +109,15 @@ def find_full_range_scales(
     """
     axis = check_axis(w.ndim, quantize_axis)
     _check_float(w)
-    blocks = split(w.astype(jnp.float32), block_size, axis)
     q_min, _ = code_range(num_bits, unsigned=False)
-    lo, hi = jnp.min(blocks, axis=axis + 1), jnp.max(blocks, axis=axis + 1)
+    lo, hi = _range(split(w, block_size, axis), axis + 1)
     s = (jnp.where(hi >= -lo, hi, lo) * alpha / q_min).astype(w.dtype)  # a power of two: the division is exact
     return jnp.where(s == 0, jnp.ones_like(s), s)
+
+
+def _range(blocks: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """Least and greatest weight, in float32; exact in any type, so the weights themselves need no cast and no copy."""
+    return jnp.min(blocks, axis=axis).astype(jnp.float32), jnp.max(blocks, axis=axis).astype(jnp.float32)
 
 
 def _positive(s: Float[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
@@ -157,12 +161,11 @@ def rtn(
         if part is not None:
             _check_scales(w.shape, part.shape, block_size, axis)
     q_min, q_max = code_range(num_bits, unsigned=zp is not None)
-    blocks = split(w.astype(jnp.float32), block_size, axis)
-    q = jnp.round(divide(blocks, per_block(s.astype(jnp.float32), axis)))
+    rows = w.shape[axis]
+    q = jnp.round(divide(w.astype(jnp.float32), spread(s.astype(jnp.float32), rows, block_size, axis)))
     if zp is not None:
-        q = q + per_block(zp.astype(jnp.float32), axis)
-    q = jnp.clip(q, q_min, q_max).astype(jnp.int8 if zp is None else jnp.uint8)
-    return join(q, w.shape[axis], axis)
+        q = q + spread(zp.astype(jnp.float32), rows, block_size, axis)
+    return jnp.clip(q, q_min, q_max).astype(jnp.int8 if zp is None else jnp.uint8)
 
 
 @partial(jax.jit, static_argnames=("block_size", "quantize_axis"))
@@ -196,10 +199,10 @@ def dq_tensor(
     for part in (s, zp):
         if part is not None:
             _check_scales(w.shape, part.shape, block_size, axis)
-    q = split(w.astype(s.dtype), block_size, axis)
+    q, rows = w.astype(s.dtype), w.shape[axis]
     if zp is not None:
-        q = q - per_block(zp.astype(s.dtype), axis)
-    return join(q * per_block(s, axis), w.shape[axis], axis)
+        q = q - spread(zp.astype(s.dtype), rows, block_size, axis)
+    return q * spread(s, rows, block_size, axis)
 
 
 @partial(jax.jit, static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"))

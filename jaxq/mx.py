@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jaxq.blocks import check_axis, join, per_block, split
+from jaxq.blocks import check_axis, spread
 
 MX_BLOCK = 32
 E8M0_BIAS = 127
@@ -59,8 +59,7 @@ def scale_down(
         [[1.5], [4.0]]
     """
     axis = check_axis(w.ndim, axis)
-    blocks = split(w.astype(jnp.float32), block_size, axis)
-    return join(blocks * per_block(power_of_two(-e), axis), w.shape[axis], axis)
+    return w.astype(jnp.float32) * spread(power_of_two(-e), w.shape[axis], block_size, axis)
 
 
 @partial(jax.jit, static_argnames=("block_size", "axis"))
@@ -72,7 +71,6 @@ def scale_up(
     In two steps, since ``2^-127`` is no normal number.
     """
     axis = check_axis(q.ndim, axis)
-    blocks = split(q.astype(jnp.float32), block_size, axis)
     half = e // 2
-    first, second = power_of_two(half), power_of_two(e - half)
-    return join(blocks * per_block(first, axis) * per_block(second, axis), q.shape[axis], axis)
+    first, second = (spread(power_of_two(part), q.shape[axis], block_size, axis) for part in (half, e - half))
+    return q.astype(jnp.float32) * first * second

@@ -1,6 +1,6 @@
 """From an ONNX file to its quantized copy: sites, moments, method, form, file. No printing, no Hydra."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,8 @@ import onnx_ir as ir
 from jaxq.capture import Batch, WindowRun, capture_moments
 from jaxq.errors import JaxqError
 from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
-from jaxq.formats import IntegerFormat
 from jaxq.forms import Form
+from jaxq.forms.nodes import is_shared
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
 from jaxq.groups import GroupResult, quantize_group
@@ -160,15 +160,18 @@ def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job
         where = _divide_activation(model.graph, result, folds[result]) if result.scaled else ""
         for site, weight, layer in zip(result.group.sites, result.weights, result.layers, strict=True):
             divisor = divisors.get(site.weight)
+            before = set(model.graph.initializers)
             form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
-            halved = weight.codes.nbytes // 2 * len(site.nodes) if form.two_bits and _has_two_bits(weight) else 0
-            layers.append(replace(layer, fold=where, nbytes=layer.nbytes - halved))
+            held = _new_bytes(model.graph, before) if form.scaled else weight.nbytes
+            layers.append(replace(layer, fold=where, nbytes=held))
     save_model(model, job.target, job.external_above)
     return tuple(layers)
 
 
-def _has_two_bits(weight: StoredWeight) -> bool:
-    return isinstance(weight.fmt, IntegerFormat) and weight.fmt.num_bits == 2
+def _new_bytes(graph: ir.Graph, before: Collection[str]) -> int:
+    """Bytes of a weight that was written: all initializers that are new, but for those that weights share."""
+    new = (v.const_value for name, v in graph.initializers.items() if name not in before and not is_shared(name))
+    return sum(tensor.nbytes for tensor in new if tensor is not None)
 
 
 def _find_fold(result: GroupResult, stored: Mapping[Site, StoredWeight]) -> Fold | None:

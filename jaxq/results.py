@@ -19,7 +19,8 @@ class Layer:
         activation: What they multiply; of a table of Gather its own name.
         c_in, c_out: Its shape.
         dtype, block_size: Its format.
-        nbytes: Bytes in the file, scales included.
+        nbytes: Bytes in the file, scales included, of all copies; of forms that keep the float weight, those that its
+            codes and scales would take.
         loss: Mean over calibration tokens of the squared output error, summed over columns; None without data.
         loss_rtn: The same for plain round to nearest in the same format.
         relative_output_error: ``sqrt(loss / output energy)``.

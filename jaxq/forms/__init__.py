@@ -1,6 +1,6 @@
 """ONNX forms of quantized weights: one file a form, each with `write(graph, site, weight)`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,10 +24,9 @@ class Form:
         opset: The least opset that can say it; 0 for any.
         ir_version: The least version of the file format.
         gather_axes: Axes along which it can hold blocked tables of Gather.
-        scaled: It can hold weights that were scaled or clipped.
+        scaled: It holds the codes, so that they can be of scaled or clipped weights; else the float weight.
         negative_scales: Its runtimes take scales below zero.
         runs: onnxruntime runs it on a CPU.
-        two_bits: It holds codes of 2 bits in 2 bits; the others take 4 for them.
         domain: The domain of its operators that are not ONNX's own, or "".
     """
 
@@ -39,7 +38,6 @@ class Form:
     scaled: bool = True
     negative_scales: bool = True
     runs: bool = True
-    two_bits: bool = False
     domain: str = ""
 
 
@@ -60,7 +58,6 @@ FORMS = {
         opset=13,
         ir_version=7,
         gather_axes=(1,),
-        two_bits=True,
         domain=matmulnbits.DOMAIN,
     ),
     "nvfp4_standard": Form(nvfp4_standard.write, {"nvfp4": (16,)}, opset=23, ir_version=11, runs=False),
@@ -106,27 +103,34 @@ def find_form(name: str, accuracy_level: int = 4) -> Form:
     return FORMS[name]
 
 
-def check_holds(name: str, fmt: WeightFormat) -> None:
+def check_holds(name: str, fmt: WeightFormat, among: Sequence[str] = tuple(FORMS), what: str = "") -> None:
     """Refuses a format that a form cannot hold.
+
+    Args:
+        name: A key of `FORMS`.
+        fmt: The format.
+        among: Forms that can be recommended.
+        what: What is held, where it is not a weight of MatMul or Gemm.
 
     Raises:
         JaxqError: it cannot; the sentence says what it holds, and which forms hold the format.
     """
     form = FORMS[name]
     sizes = form.holds.get(fmt.dtype, ())
+    if not sizes:
+        others = [n for n in among if fmt.dtype in FORMS[n].holds]
+        others = [n for n in others if fmt.block_size in FORMS[n].holds[fmt.dtype]] or others
+        forms = (
+            f"{fmt.dtype} goes with form={' or '.join(others)}" if others else f"no form holds {what} in {fmt.dtype}"
+        )
+        raise JaxqError(f"the form {name!r} cannot hold {fmt.dtype}: it holds {', '.join(form.holds)}; {forms}")
     if fmt.block_size not in sizes:
         blocks = ", ".join(str(b) for b in sizes if b > 0)
         per_channel = ", or -1 for one block per channel" if -1 in sizes else ""
-        if sizes and isinstance(fmt, IntegerFormat):
-            raise JaxqError(
-                f"block_size is {fmt.block_size}: the form {name!r} holds {fmt.dtype} "
-                + (f"in blocks of {blocks}{per_channel}" if blocks else "with -1, one block per channel")
-                + "; choose one of these"
-            )
-        others = [n for n, other in FORMS.items() if fmt.block_size in other.holds.get(fmt.dtype, ())]
         raise JaxqError(
-            f"the form {name!r} cannot hold {fmt.dtype}: it holds {', '.join(form.holds)}; "
-            f"{fmt.dtype} goes with form={' or '.join(others)}"
+            f"block_size is {fmt.block_size}: the form {name!r} holds {fmt.dtype} "
+            + (f"in blocks of {blocks}{per_channel}" if blocks else "with -1, one block per channel")
+            + "; choose one of these"
         )
     if isinstance(fmt, IntegerFormat) and fmt.full_range and not form.negative_scales:
         raise JaxqError(
@@ -143,9 +147,9 @@ def check_gather(name: str, fmt: WeightFormat, axis: int, positive_axis: int) ->
         axis: The blocked axis as the user gave it.
         positive_axis: The same, 0 or 1.
     """
-    if positive_axis not in FORMS[name].gather_axes:
-        others = [n for n, form in FORMS.items() if positive_axis in form.gather_axes]
+    others = [n for n, form in FORMS.items() if positive_axis in form.gather_axes]
+    if name not in others:
         raise JaxqError(
             f"the form {name!r} cannot hold tables of Gather blocked along axis {axis}: form={' or '.join(others)} can"
         )
-    check_holds(name, fmt)
+    check_holds(name, fmt, others, "tables of Gather")

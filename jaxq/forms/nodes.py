@@ -9,6 +9,8 @@ from jaxq.edit import new_initializer
 from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, zero_point_tensor
 from jaxq.graph import Site
 
+_SHARED = "jaxq/"
+
 
 def add_node(
     graph: ir.Graph,
@@ -36,8 +38,13 @@ def constant(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
 
 def shared(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """An initializer that is made once for all weights; nothing else has such a name."""
-    name = f"jaxq/{name}"
+    name = f"{_SHARED}{name}"
     return graph.initializers[name] if name in graph.initializers else new_initializer(graph, name, array)
+
+
+def is_shared(name: str) -> bool:
+    """Whether an initializer of that name is one that `shared` made."""
+    return name.startswith(_SHARED)
 
 
 def float_type(site: Site) -> ir.DataType:

@@ -20,27 +20,18 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts the nodes that make the float weight [c_out, c_in] in front of each of the site's nodes."""
     for node in site.nodes:
         shape = shape_of(site, turned=True)
-        make = _from_pairs if weight.fmt.code_bits == 4 else _from_e4m3
-        w = make(graph, site, node, weight)
+        w = _floats(graph, site, node, weight)
         if float_type(site) != _FLOAT:
             w = as_float(graph, node, w, float_type(site), shape)
         place(graph, site, node, w, turned=True)
     drop_unused(graph, site.weight)
 
 
-def _from_e4m3(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """DequantizeLinear of E4M3 codes, with a float32 scale made of the exponents."""
-    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned=True))
-    scale = _powers(graph, site, node, weight, weight.s.T.shape)
-    how = [ir.AttrInt64("axis", 1), ir.AttrInt64("block_size", weight.fmt.block_size)]
-    name, shape = f"{node.name}_weight", shape_of(site, turned=True)
-    return add_node(graph, node, "DequantizeLinear", [codes, scale], how, name=name, dtype=_FLOAT, shape=shape)
-
-
-def _from_pairs(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """Values of the codes times scales. No DequantizeLinear: onnxruntime would compute that at every run."""
     rows, columns = shape_of(site, turned=True)
     n_blocks, block = weight.s.shape[0], weight.fmt.block_size
-    values = _values(graph, site, node, weight)
+    values = (_values if weight.fmt.code_bits == 4 else _e4m3_values)(graph, site, node, weight)
     padded = n_blocks * block
     if padded != columns:
         values = _reshape(graph, node, values, (rows, columns))
@@ -60,6 +51,14 @@ def _from_pairs(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight
     ends = [constant(graph, f"vector_{i}", [i]) for i in (0, columns, 1)]
     name = f"{node.name}_weight_cut"
     return add_node(graph, node, "Slice", [w, *ends[:2], ends[2]], name=name, dtype=_FLOAT, shape=(rows, columns))
+
+
+def _e4m3_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """What the codes [c_out, c_in] stand for."""
+    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned=True))
+    values = as_float(graph, node, codes, _FLOAT, shape_of(site, turned=True))
+    values.name = f"{node.name}_weight_values"
+    return values
 
 
 def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:

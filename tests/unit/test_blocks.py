@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.blocks import check_axis, count_blocks, join, per_block, resolve_block_size, split
+from jaxq.blocks import check_axis, count_blocks, join, max_magnitude, per_block, resolve_block_size, split, spread
 from jaxq.errors import JaxqError
 
 LAYOUTS = [
@@ -84,6 +84,30 @@ def test_per_block_spreads_one_value_over_a_block(shape, block_size, axis):
     spread = np.asarray(jnp.ones_like(blocks) * per_block(jnp.asarray(values), axis))
     for row in range(blocks.shape[place + 1]):
         np.testing.assert_array_equal(np.take(spread, row, axis=place + 1), values)
+
+
+@pytest.mark.parametrize(("shape", "block_size", "axis"), LAYOUTS)
+def test_spread_repeats_one_value_for_each_row_of_its_block(shape, block_size, axis):
+    place, dim = range(len(shape))[axis], shape[axis]
+    block = dim if block_size == -1 else block_size
+    s_shape = (*shape[:place], -(-dim // block), *shape[place + 1 :])
+    s = np.arange(np.prod(s_shape), dtype=np.float32).reshape(s_shape)
+    want = np.take(s, [i // block for i in range(dim)], axis=place)
+    np.testing.assert_array_equal(np.asarray(spread(jnp.asarray(s), dim, block_size, axis)), want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_max_magnitude(axis, dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), dtype).at[:, 0].set(0)
+    found = max_magnitude(x, axis)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(found), abs(np.asarray(x)).max(axis=axis))
+
+
+def test_max_magnitude_of_special_values():
+    x = jnp.array([[0.0, -0.0], [-jnp.inf, 1.0], [jnp.nan, 1.0], [-3.0, -4.0]])
+    np.testing.assert_array_equal(np.asarray(max_magnitude(x)), [0, np.inf, np.nan, 4])
 
 
 def test_the_dtype_is_kept():

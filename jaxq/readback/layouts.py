@@ -1,0 +1,156 @@
+"""How the file lays a quantized weight out: codes, scales, blocks and the form, by the nodes that dequantize it."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from jaxq.graph import attribute
+from jaxq.readback.constants import (
+    DEQUANTIZERS,
+    PAIRS,
+    QUANTIZERS,
+    UnclearError,
+    constant_of,
+    input_of,
+    key_of,
+    makes_floats,
+    optional_input,
+    producer_of,
+    product_numbers,
+    shape_of,
+    size_of,
+    tensor_of,
+    type_of,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a place is made of; ``turned``: what it gives is the transpose of ``shape``, the shape that is stored."""
+
+    form: str
+    dtype: str
+    block_size: int
+    axis: int
+    shape: tuple[int, ...]
+    float_dtype: ir.DataType
+    tensors: tuple[ir.Value, ...]
+    code_bits: int | None = None  # where the file holds the float weight
+    turned: bool = False
+
+
+def find_parts(value: ir.Value) -> Parts:
+    """What a constant that nodes compute is made of."""
+    float_dtype, turned = type_of(value), False
+    node = value.producer()
+    while node is not None and node.op_type in ("Transpose", "Cast", "Identity"):
+        if node.op_type == "Transpose":
+            perm = node.attributes.get_ints("perm", (1, 0))
+            if tuple(perm) != (1, 0):
+                raise UnclearError(f"a Transpose with perm={list(perm)}")
+            turned = not turned
+        node = input_of(node, 0).producer()
+    if node is None:
+        raise UnclearError("a constant without scales")
+    parts = _parts_of_blocks(node) if key_of(node) in DEQUANTIZERS else _parts_of_casts(node)
+    return replace(parts, float_dtype=float_dtype, turned=turned)
+
+
+def _parts_of_blocks(node: ir.Node) -> Parts:
+    """Those of a DequantizeLinear, standard or TensorRT's."""
+    codes, scale, *zero_points = (v for v in node.inputs if v is not None)
+    quantizer, code_bits, dtype = codes.producer(), None, type_of(codes)
+    if quantizer is not None and key_of(quantizer) in QUANTIZERS:
+        codes, code_bits = input_of(quantizer, 0), dtype.bitwidth
+    shape = shape_of(codes)
+    if any(tensor_of(v) is None for v in (codes, *zero_points)):
+        raise UnclearError("codes or zero points that are computed")
+    if dtype.bitwidth > 8 or not shape:
+        raise UnclearError(f"codes of type {dtype}, shape {list(shape)}")
+    form, name = "qdq" if code_bits else "dq", dtype.name.lower()
+    mx, e4m3 = {"FLOAT4E2M1": "mxfp4", "FLOAT8E4M3FN": "mxfp8"}.get(dtype.name), ir.DataType.FLOAT8E4M3FN
+    scales = _scales(scale)
+    if node.domain == "trt":
+        form = "trt_qdq" if code_bits else "trt"
+        name = "mxfp8" if node.op_type == "TRT_MXFP8DequantizeLinear" else name
+    elif mx and scales[0].dtype in (ir.DataType.FLOAT8E8M0, ir.DataType.UINT8):
+        form, name = "mx_standard" if scale is scales[0] else "portable", mx
+    elif mx == "mxfp4" and scales[0].dtype == e4m3 and len(scales) == 2:
+        form, name = "nvfp4_standard", "nvfp4"
+    axis, block = int(attribute(node, "axis", 1)) % len(shape), int(attribute(node, "block_size", 0))
+    if not block and (one := shape_of(scales[0])) and (size_of(scales[0]) > 1 or shape[axis : axis + 1] == one):
+        block = -1
+    tensors = (codes, scales[0], *zero_points, *scales[1:])
+    return Parts(form, name, block, axis, shape, dtype, tensors, code_bits)
+
+
+def _parts_of_casts(node: ir.Node) -> Parts:
+    """Those of codes that Cast or a table of pairs makes floats of, multiplied by the scales of their blocks."""
+    columns = None
+    if node.op_type == "Slice":
+        columns, node = int(constant_of(node, 2)[0]), producer_of(node, 0)
+    padded = constant_of(node, 1).tolist() if node.op_type == "Reshape" else []
+    product = producer_of(node, 0) if len(padded) == 2 else node
+    blocks = producer_of(product, 0) if product.op_type == "Mul" else product
+    values = blocks
+    while values.op_type in ("Reshape", "Pad", "Slice"):
+        values = producer_of(values, 0)
+    if product.op_type != "Mul" or blocks.op_type != "Reshape" or not makes_floats(values):
+        raise UnclearError(f"a constant that {node.op_type} computes")
+    scales = _scales(input_of(product, 1))
+    if values.op_type == "Gather":
+        if not np.array_equal(constant_of(values, 0), PAIRS):
+            raise UnclearError("bytes that stand for other numbers than two E2M1 codes")
+        codes, name = input_of(producer_of(values, 1), 0), "nvfp4" if len(scales) == 2 else "mxfp4"
+    else:
+        codes = input_of(values, 0)
+        name = "mxfp8" if scales[0].dtype == ir.DataType.UINT8 else type_of(codes).name.lower()
+    shape = (int(padded[0]), int(padded[1]) if columns is None else columns)
+    return Parts("portable", name, int(constant_of(blocks, 1)[-1]), 1, shape, ir.DataType.FLOAT, (codes, *scales))
+
+
+def _scales(value: ir.Value) -> tuple[ir.Value, ...]:
+    """Initializers that a scale is made of: one, or the blocks' and the weight's."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Cast", "Reshape", "Identity"):
+        value = input_of(node, 0)
+        node = value.producer()
+    if tensor_of(value) is not None:
+        return (value,)
+    if node is not None and node.op_type == "Pow":  # 2^(exponent - 127)
+        return _scales(input_of(producer_of(node, 1), 0))
+    if node is not None and (node.op_type == "Mul" or key_of(node) in DEQUANTIZERS) and len(node.inputs) == 2:
+        return _scales(input_of(node, 0)) + _scales(input_of(node, 1))
+    raise UnclearError("scales that are computed in a way that is not known")
+
+
+def parts_of_product(node: ir.Node) -> Parts:
+    """Those of a MatMulNBits node."""
+    codes, scales = input_of(node, 1), input_of(node, 2)
+    zero_points, order = optional_input(node, 3), optional_input(node, 4)
+    k, n, bits, block = product_numbers(node)
+    if order is not None or attribute(node, "weight_prepacked", 0) or bits not in (2, 4, 8):
+        raise UnclearError("a MatMulNBits node with g_idx, prepacked bytes or bits other than 2, 4 and 8")
+    tensors = tuple(v for v in (codes, scales, zero_points) if v is not None)
+    if any(tensor_of(v) is None for v in tensors):
+        raise UnclearError("a MatMulNBits node with codes or scales that are computed")
+    if size_of(codes) * 8 != n * -(-k // block) * block * bits:
+        raise UnclearError(f"a MatMulNBits node with K={k}, N={n} and codes of shape {list(shape_of(codes))}")
+    name = f"int{bits}" if zero_points is None else f"uint{bits}"
+    return Parts("matmulnbits", name, block, 1, (n, k), type_of(scales), tensors, turned=True)
+
+
+def parts_of_table(node: ir.Node) -> Parts:
+    """Those of a GatherBlockQuantized node."""
+    tensors = tuple(v for i, v in enumerate(node.inputs) if i != 1 and v is not None)
+    if any(tensor_of(v) is None for v in tensors):
+        raise UnclearError("a GatherBlockQuantized node with codes or scales that are computed")
+    dtype, shape = type_of(tensors[0]), shape_of(tensors[0])
+    name = dtype.name.lower()
+    if dtype == ir.DataType.UINT8:
+        bits = int(attribute(node, "bits", 4))
+        name = f"int{bits}" if len(tensors) < 3 else f"uint{bits}"
+        shape = (*shape[:-1], shape[-1] * 8 // bits)
+    block, axis = int(attribute(node, "block_size", 128)), int(attribute(node, "quantize_axis", 1))
+    return Parts("matmulnbits", name, block or -1, axis % len(shape), shape, type_of(input_of(node, 2)), tensors)
