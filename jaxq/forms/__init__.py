@@ -56,7 +56,6 @@ FORMS = {
         partial(matmulnbits.write, accuracy_level=4),
         dict.fromkeys(_INTEGERS, _BLOCKED),
         opset=13,
-        ir_version=7,
         gather_axes=(1,),
         domain=matmulnbits.DOMAIN,
     ),

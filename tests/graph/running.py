@@ -10,9 +10,10 @@ import pytest
 from onnx import numpy_helper
 
 from jaxq.capture import Batch
-from jaxq.formats import IntegerFormat
+from jaxq.formats import IntegerFormat, WeightFormat
+from jaxq.job import Gather, Job, Rule
 from jaxq.methods import MethodSpec
-from jaxq.pipeline import Job, quantize_model
+from jaxq.pipeline import quantize_model
 from jaxq.results import Outcome
 
 RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
@@ -78,15 +79,18 @@ def quantize(
     target: Path,
     method: str = "rtn_dq",
     batches: Sequence[Batch] = (),
-    fmt: IntegerFormat | None = None,
+    fmt: WeightFormat | None = None,
     form: str = "dq",
     exclude: tuple[str, ...] = (),
     cache: Path | None = None,
     window_bytes: int = 64 << 20,
     external_above: int = 1 << 30,
+    rules: tuple[Rule, ...] = (),
+    gather: Gather | None = None,
+    accuracy_level: int = 1,
 ) -> Outcome:
-    """`quantize_model`, in blocks of 32, with few candidates and a cache beside the target."""
+    """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache beside the target."""
     spec = MethodSpec(method, fmt or IntegerFormat(block_size=32), alpha_step=0.25, clip_step=0.25)
     cache = cache or target.parent / f"{target.name}.moments"
-    job = Job(source, target, spec, form, exclude, cache, window_bytes, external_above)
+    job = Job(source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level)
     return quantize_model(job, batches)
