@@ -1,7 +1,7 @@
 """What a run can be told: the schema that Hydra checks ``conf/`` and the command line against."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class MixedConfig:
     """Weights in 8 bits."""
 
     int8: list[str] = MISSING
-    block_size: int = MISSING
+    block_size: int | None = None
 
 
 @dataclass
@@ -69,7 +69,7 @@ class GatherConfig:
 
     axis: int | None = None
     dtype: str = MISSING
-    block_size: int = MISSING
+    block_size: int | None = None
 
 
 @dataclass
@@ -157,6 +157,15 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     return MethodSpec(name, fmt, knobs.alpha_step, knobs.min_alpha, knobs.clip_step, knobs.search_columns)
 
 
+def _rules(config: Config) -> Iterator[Rule]:
+    block_size = config.mixed.block_size
+    if block_size is None:
+        per_channel = -1 in find_form(config.form.name).holds.get("int8", ())
+        block_size = -1 if per_channel else config.block_size
+    if config.mixed.int8:
+        yield Rule(tuple(config.mixed.int8), make_format("int8", block_size))
+
+
 def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
     """What a run is to do, checked.
 
@@ -166,19 +175,20 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
     for key in ("window_mb", "external_data_mb"):
         if getattr(config, key) < (key == "window_mb"):
             raise JaxqError(f"{key} is {getattr(config, key)}: give a positive number of megabytes")
-    mixed, gather = config.mixed, config.gather
-    rules = (Rule(tuple(mixed.int8), make_format("int8", mixed.block_size)),) if mixed.int8 else ()
-    table = make_format(gather.dtype, gather.block_size)
+    spec, gather = method_spec(config, has_data), config.gather
+    if config.method.name == "nvfp4" and spec.fmt.dtype != "nvfp4":
+        raise JaxqError(f"method=nvfp4 with dtype={spec.fmt.dtype}: take method=rtn_dq for other dtypes")
+    table = make_format(gather.dtype, gather.block_size, option="gather.block_size")
     job = Job(
         source=source,
         target=target,
-        method=method_spec(config, has_data),
+        method=spec,
         form=config.form.name,
         exclude=tuple(config.method.exclude),
         cache=cache_dir(config),
         window_bytes=config.window_mb << 20,
         external_above=min(config.external_data_mb << 20, PROTOBUF_LIMIT),
-        rules=rules,
+        rules=tuple(_rules(config)),
         gather=None if gather.axis is None else Gather(gather.axis, table),
         accuracy_level=config.form.accuracy_level,
     )

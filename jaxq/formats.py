@@ -201,13 +201,16 @@ DTYPES = (*(f"{u}int{b}" for u in ("", "u") for b in range(2, 9)), "nvfp4", "mxf
 """Names of all formats."""
 
 
-def make_format(dtype: str, block_size: int, full_range: bool = False) -> WeightFormat:
+def make_format(
+    dtype: str, block_size: int | None = None, full_range: bool = False, option: str = "block_size"
+) -> WeightFormat:
     """The format of that name.
 
     Args:
         dtype: One of `DTYPES`; "uint4" is 4 bits with a zero point.
-        block_size: Rows a block, or -1; NVFP4 has 16 and the MX formats 32.
+        block_size: Rows a block, or -1; NVFP4 has 16 and the MX formats 32. None: these, and 32 for integers.
         full_range: See `IntegerFormat`.
+        option: What the user calls the block size.
 
     Raises:
         JaxqError: there is no such format, or it has another block size.
@@ -217,7 +220,9 @@ def make_format(dtype: str, block_size: int, full_range: bool = False) -> Weight
         IntegerFormat(block_size=32, num_bits=4, use_zero_point=True, full_range=False, scale_dtype='float32')
     """
     if match := re.fullmatch(r"(u?)int([2-8])", dtype):
-        fmt = IntegerFormat(block_size, int(match[2]), bool(match[1]), full_range and not match[1])
+        fmt = IntegerFormat(
+            32 if block_size is None else block_size, int(match[2]), bool(match[1]), full_range and not match[1]
+        )
         code_range(fmt.num_bits, fmt.use_zero_point)
         return fmt
     if dtype == "nvfp4":
@@ -226,6 +231,6 @@ def make_format(dtype: str, block_size: int, full_range: bool = False) -> Weight
         fmt = MxFormat(dtype)
     else:
         raise JaxqError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
-    if block_size != fmt.block_size:
-        raise JaxqError(f"block_size is {block_size}: {dtype} has blocks of {fmt.block_size}; leave block_size out")
+    if block_size not in (None, fmt.block_size):
+        raise JaxqError(f"{option} is {block_size}: {dtype} has blocks of {fmt.block_size}; leave {option} out")
     return fmt

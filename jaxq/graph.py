@@ -116,7 +116,7 @@ def find_sites(
     declined: list[Declined] = []
     for weight in _float_weights(graph):
         table = gather_axis is not None and all(node.op_type == "Gather" for node, _ in weight.uses())
-        reason = _why_not(weight, graph, table) or _excluded(weight, exclude)
+        reason = _why_not(weight, graph, table, gather_axis is not None) or _excluded(weight, exclude)
         if reason is None:
             sites.append(_table(weight, gather_axis == 1) if table else _site(weight))
         else:
@@ -172,7 +172,7 @@ def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
             yield value
 
 
-def _why_not(weight: ir.Value, graph: ir.Graph, table: bool) -> str | None:
+def _why_not(weight: ir.Value, graph: ir.Graph, table: bool, tables_too: bool) -> str | None:
     assert weight.const_value is not None
     rank = len(weight.const_value.shape)
     uses = weight.uses()
@@ -182,6 +182,10 @@ def _why_not(weight: ir.Value, graph: ir.Graph, table: bool) -> str | None:
         return "it is an output of the model"
     if rank == 1:
         return "a vector (bias, norm or constant)"
+    gathers = [node for node, index in uses if node.op_type == "Gather" and index == 0]
+    if tables_too and gathers and not table:
+        others = dict.fromkeys(node.op_type for node, _ in uses if node not in gathers)
+        return f"a table that Gather and {' and '.join(others)} read: one that Gather alone reads can be quantized"
     for node, index in uses:
         if node.graph is not graph:
             return "it is read inside a subgraph (If, Loop or Scan)"

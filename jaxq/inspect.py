@@ -136,6 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _main(arguments)
     except JaxqError as error:
         sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # as of `| head`; what is buffered goes nowhere when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         sys.exit(_fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")))
     except KeyboardInterrupt:
@@ -159,7 +162,7 @@ def _main(arguments: Sequence[str] | None) -> None:
     given = parser.parse_args(arguments)
     inspection = inspect_model(given.model)
     if given.json:
-        print(json.dumps(to_json(inspection), indent=1))
+        print(json.dumps(to_json(inspection), indent=1), flush=True)
     else:
         print_inspection(inspection, Console(), every=given.all)
 
@@ -220,7 +223,7 @@ def _table(*names: str, right: int) -> Table:
 def _totals(inspection: Inspection) -> Iterator[str]:
     weights = inspection.distinct
     if bits := inspection.bits_per_quantized_weight:
-        facts = f"{inspection.quantized_size:,} elements, {bits:.3f} bits each"
+        facts = f"{_count(inspection.quantized_size, 'element')}, {bits:.3f} bits each"
         yield f"quantized: {_count(len(weights), 'weight')}, {facts}"
     else:
         yield "nothing that is understood is quantized" if inspection.unread else "nothing is quantized"
@@ -294,7 +297,7 @@ def _mb(nbytes: int) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _fail(sentence: str) -> int:

@@ -15,7 +15,14 @@ from jaxtyping import Float, Num
 
 from jaxq import awq, quant_utils
 from jaxq.errors import JaxqError
-from jaxq.modelopt.helpers import AWQClipHelper, AWQLiteHelper, channel_magnitude, mean_magnitude
+from jaxq.modelopt.helpers import (
+    AWQClipHelper,
+    AWQLiteHelper,
+    channel_magnitude,
+    check_matrix,
+    check_same_channels,
+    mean_magnitude,
+)
 from jaxq.modelopt.models import quantize, quantize_rtn
 from jaxq.modelopt.packs import (
     get_act_to_weight_map_and_act_to_wa_pack_map,
@@ -23,7 +30,7 @@ from jaxq.modelopt.packs import (
     run_awq_scale_search_per_node,
     run_awq_scale_search_per_subgraph,
 )
-from jaxq.quant_utils import AnyArray, as_given
+from jaxq.quant_utils import AnyArray, as_array, as_given
 
 __all__ = [
     "AWQClipHelper",
@@ -60,8 +67,8 @@ def find_scales(
     Args:
         w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite.
         block_size: Rows a block, or -1 for the whole axis.
-        quantize_axis: The axis that is split into blocks. Where it is no integer, it is ``alpha``, and what follows it
-            ``use_zero_point``.
+        quantize_axis: The axis that is split into blocks; a lone integer is an axis. Where it is no integer, or a bool
+            follows it, it is ``alpha``, and what follows it ``use_zero_point``.
         alpha: Clip ratio above 0: a number, an array that broadcasts, or `AWQClipHelper.best_alpha`.
         use_zero_point: Asymmetric, unsigned codes.
         num_bits: 2 to 8.
@@ -70,7 +77,7 @@ def find_scales(
         ``s`` in ``w``'s dtype, and ``zp`` (uint8) or None; ``n_blocks`` in place of the axis.
 
     Raises:
-        JaxqError: an argument is out of range, ``alpha`` fits no block, or ``w`` is not of a float type.
+        JaxqError: an argument is out of range or given twice, ``alpha`` fits no block, or ``w`` is not of a float type.
 
     Example:
         >>> s, zp = find_scales(jnp.array([[7.0], [-3.5]]), 2, 0.5)
@@ -95,7 +102,8 @@ def rtn(
         w: Weight, ``[c_in, c_out]`` or of any rank, finite.
         s: Scales as `find_scales` gives them; not 0.
         block_size: Rows a block, or -1.
-        quantize_axis: The axis that is split into blocks. Where it is no integer, it is ``zp``.
+        quantize_axis: The axis that is split into blocks; a lone integer is an axis, and None is 0. What is
+            neither is ``zp``.
         zp: Zero points of any integer or float type, or None.
         num_bits: 2 to 8.
 
@@ -103,7 +111,7 @@ def rtn(
         Codes of ``w``'s shape, int8, or uint8 with a zero point.
 
     Raises:
-        JaxqError: the number of scale rows is not ``ceil(dim / block_size)``.
+        JaxqError: the number of scale rows is not ``ceil(dim / block_size)``, or ``zp`` is given twice.
 
     Example:
         >>> rtn(jnp.array([[2.5], [-9.0]]), jnp.array([[1.0]]), 2, jnp.array([[8]], jnp.uint8)).tolist()
@@ -126,14 +134,15 @@ def dq_tensor(
         w: Codes of any integer or float type.
         s: Scales, one a block.
         block_size: Rows a block, or -1.
-        quantize_axis: The axis that is split into blocks. Where it is no integer, it is ``zp``.
+        quantize_axis: The axis that is split into blocks; a lone integer is an axis, and None is 0. What is
+            neither is ``zp``.
         zp: Zero points of any integer or float type, or None.
 
     Returns:
         Weights of ``w``'s shape in ``s``'s dtype.
 
     Raises:
-        JaxqError: the number of scale rows is not ``ceil(dim / block_size)``.
+        JaxqError: the number of scale rows is not ``ceil(dim / block_size)``, or ``zp`` is given twice.
 
     Example:
         >>> dq_tensor(jnp.array([[10], [0]]), jnp.array([[0.5]]), 2, jnp.array([[8]], jnp.uint8)).tolist()
@@ -156,8 +165,8 @@ def quant_tensor(
     Args:
         w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite.
         block_size: Rows a block, or -1 for the whole axis.
-        quantize_axis: The axis that is split into blocks. Where it is no integer, it is ``alpha``, and what follows it
-            ``use_zero_point``.
+        quantize_axis: The axis that is split into blocks; a lone integer is an axis. Where it is no integer, or a bool
+            follows it, it is ``alpha``, and what follows it ``use_zero_point``.
         alpha: Clip ratio; see `find_scales`.
         use_zero_point: Asymmetric, unsigned codes.
         num_bits: 2 to 8.
@@ -183,14 +192,26 @@ def _is_axis(argument: object) -> TypeGuard[int]:
 
 def _clip_arguments(third: Any, fourth: Any, use_zero_point: bool) -> tuple[int, Any, bool]:
     """Axis, alpha and use_zero_point of the fuller call, or of the page's shorter one, which has no axis."""
+    if isinstance(fourth, bool | np.bool_):
+        if use_zero_point:
+            raise JaxqError("use_zero_point is given twice: name the arguments that follow block_size")
+        return 0, third, bool(fourth)
     if _is_axis(third):
         return int(third), fourth, use_zero_point
-    return 0, third, fourth if isinstance(fourth, bool) else use_zero_point
+    if not (isinstance(fourth, float) and fourth == 1):  # the default
+        raise JaxqError(
+            f"{fourth!r} follows the alpha {third!r}: give a bool there, use_zero_point, or quantize_axis and alpha"
+        )
+    return 0, third, use_zero_point
 
 
 def _zero_point_arguments(fourth: Any, zp: Any) -> tuple[int, Any]:
     """Axis and zero point of the fuller call, or of the page's shorter one, which has no axis."""
-    return (int(fourth), zp) if _is_axis(fourth) else (0, fourth)
+    if fourth is None or _is_axis(fourth):
+        return (0 if fourth is None else int(fourth)), zp
+    if zp is not None:
+        raise JaxqError("the zero points are given twice: the argument behind block_size is an axis, or zp")
+    return 0, fourth
 
 
 def get_act_scale(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
@@ -233,9 +254,7 @@ def get_weight_scale(weight: Float[AnyArray, "c_in c_out"], block_size: int | No
         >>> get_weight_scale(jnp.array([[1.0, 2.0], [2.0, 1.0]])).tolist()
         [0.75, 0.75]
     """
-    if weight.ndim != 2:
-        raise JaxqError(f"the weight has shape {list(weight.shape)}: give a matrix [c_in, c_out]")
-    return channel_magnitude([weight], -1 if block_size is None else block_size)
+    return channel_magnitude([check_matrix(weight)], -1 if block_size is None else block_size)
 
 
 def get_scale(
@@ -259,7 +278,7 @@ def get_scale(
         Scales [c_in] in float32: the weight is multiplied, the activation divided by them.
 
     Raises:
-        JaxqError: ``reduce_across_tp`` outside such a mapping.
+        JaxqError: ``reduce_across_tp`` outside such a mapping, or the magnitudes differ in length.
 
     Source: Lin et al., "AWQ" (arXiv:2306.00978); NVIDIA ModelOpt's ``int4.get_scale``.
 
@@ -267,7 +286,8 @@ def get_scale(
         >>> get_scale(jnp.array([4.0, 1.0]), jnp.array([0.5, 0.5]), 0.5).tolist()
         [1.4142135381698608, 0.7071067690849304]
     """
-    a, w_mean = (jnp.asarray(part).astype(jnp.float32) for part in (x_max, w_max))
+    a, w_mean = (jnp.asarray(as_array(part)).astype(jnp.float32) for part in (x_max, w_max))
+    check_same_channels(a.shape, w_mean.shape)
     if reduce_across_tp:
         try:
             a, w_mean = jax.lax.pmean((a, w_mean), TP_AXIS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
-from jaxq.forms import FORMS, Form, check_gather, check_holds, find_form
+from jaxq.forms import FORMS, Form, Use, check_holds, find_form
 from jaxq.graph import Site, matches
 from jaxq.methods import MethodSpec, find_method
 
@@ -97,10 +97,10 @@ def check_job(job: Job, has_data: bool) -> Form:
     """
     method = find_method(job.method.name)
     form = find_form(job.form, job.accuracy_level)
-    for fmt in (job.method.fmt, *(rule.fmt for rule in job.rules)):
-        check_holds(job.form, fmt)
+    uses = [Use(job.method.fmt), *(Use(rule.fmt, "mixed.block_size") for rule in job.rules)]
     if job.gather is not None:
-        check_gather(job.form, job.gather.fmt, job.gather.axis, job.gather.positive_axis)
+        uses.append(Use(job.gather.fmt, "gather.block_size", job.gather.positive_axis))
+    check_holds(job.form, uses)
     if method.scales and not form.scaled:
         codes = [name for name, other in FORMS.items() if other.scaled and job.method.fmt.dtype in other.holds]
         raise JaxqError(

@@ -102,11 +102,12 @@ ROUND_TO_NEAREST = Method()
 METHODS = {
     "rtn": ROUND_TO_NEAREST,
     "rtn_dq": ROUND_TO_NEAREST,
+    "nvfp4": ROUND_TO_NEAREST,
     "awq_lite": Method(scales=True),
     "awq_clip": Method(clips=True),
     "awq_full": Method(scales=True, clips=True),
 }
-"""Methods by name. ``rtn`` and ``rtn_dq`` choose alike and are written differently: see `jaxq.forms`."""
+"""Methods by name. ``rtn``, ``rtn_dq`` and ``nvfp4`` choose alike: ``conf`` brings another form or dtype with them."""
 
 
 def find_method(name: str) -> Method:

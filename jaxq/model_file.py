@@ -1,7 +1,10 @@
 """Read and write ONNX files: inputs are never touched, outputs appear whole or not at all."""
 
+import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -25,7 +28,8 @@ def load_model(path: Path) -> ir.Model:
         JaxqError: the file is missing, cannot be read, or is not an ONNX model.
     """
     if not path.is_file():
-        raise JaxqError(f"model file {str(path)!r} does not exist: give the path of an .onnx file")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise JaxqError(f"model file {str(path)!r} {what}: give the path of an .onnx file")
     try:
         model = load_lazily(path)
     except PermissionError as error:
@@ -88,12 +92,24 @@ def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
     old = model.opset_imports.get("", opset)
     if old < opset:
         try:
-            convert_version(model, opset, fallback=True)
+            with _silenced("onnxscript"):  # it says on stderr that it falls back on onnx's own converter
+                convert_version(model, opset, fallback=True)
         except Exception as error:  # the converter raises many kinds
             raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: {error}") from error
         if model.opset_imports.get("", 0) < opset:
             raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: an operator has no conversion")
     model.ir_version = max(model.ir_version, ir_version)
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def save_model(model: ir.Model, path: Path, external_above: int) -> None:

@@ -56,6 +56,60 @@ def as_given(result: Any, *given: Any) -> Any:
     return jax.tree.map(lambda a: a if isinstance(a, Tracer) else np.asarray(a)[()], result)
 
 
+def as_array(given: Any, name: str = "the weight") -> AnyArray:
+    """numpy and JAX arrays as they are, and what else holds numbers, such as nested lists, as a numpy array.
+
+    Raises:
+        JaxqError: it holds no numbers, or rows of different lengths.
+
+    Example:
+        >>> as_array([[1.0, 2.0]]).shape
+        (1, 2)
+    """
+    if isinstance(given, jax.Array | np.ndarray):
+        return given
+    try:
+        array = np.asarray(given)
+    except ValueError as error:
+        raise JaxqError(f"{name} is no array: {str(error).partition('.')[0]}") from error
+    if array.dtype.kind in "OSUmM":
+        raise JaxqError(f"{name} is of type {type(given).__name__} without numbers: give an array, or lists of numbers")
+    return array
+
+
+def check_integer(name: str, given: Any) -> int:
+    """The number as an int.
+
+    Raises:
+        JaxqError: it is no integer.
+
+    Example:
+        >>> check_integer("block_size", np.int64(16))
+        16
+    """
+    if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        raise JaxqError(f"{name} is {given!r}: give an integer")
+    return int(given)
+
+
+def check_block_size(dim: int, block_size: Any) -> int:
+    """The block size of an axis of this length, an integer.
+
+    Raises:
+        JaxqError: it is no integer, or -1 where the axis is empty.
+    """
+    block = check_integer("block_size", block_size)
+    if block == -1 and not dim:
+        raise JaxqError("block_size is -1 and the axis has no element: give a weight that is not empty")
+    return block
+
+
+def _check_blocks(shape: tuple[int, ...], block_size: Any, axis: Any) -> tuple[int, int]:
+    """Block size and axis of a weight of this shape, as ints."""
+    axis = check_integer("quantize_axis", axis)
+    return check_block_size(shape[check_axis(len(shape), axis)], block_size), axis
+
+
 def find_scales(
     w: Float[AnyArray, "..."],
     block_size: int,
@@ -88,16 +142,16 @@ def find_scales(
         >>> s.tolist(), zp
         ([[1.0], [1.0]], None)
     """
-    x = jnp.asarray(w)
-    ratio = _clip_ratio(alpha, x.shape, block_size, quantize_axis)
-    found = integer.find_scales(x, block_size, quantize_axis, ratio, use_zero_point, num_bits)
-    return as_given(found, w, alpha)
+    x = jnp.asarray(as_array(w))
+    block, axis = _check_blocks(x.shape, block_size, quantize_axis)
+    bits, ratio = check_integer("num_bits", num_bits), _clip_ratio(alpha, x.shape, block, axis)
+    return as_given(integer.find_scales(x, block, axis, ratio, bool(use_zero_point), bits), w, alpha)
 
 
 def _clip_ratio(alpha: Any, shape: tuple[int, ...], block_size: int, axis: int) -> Array:
     """``alpha`` as an array that broadcasts against the scales of a weight of this shape."""
-    if isinstance(alpha, int | float) and not alpha > 0:
-        raise JaxqError(f"alpha is {alpha}: give a clip ratio above 0, up to 1, and an axis by name, quantize_axis")
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(alpha)):
+        _check_alpha(alpha)
     ratio = jnp.asarray(alpha, jnp.float32)
     if ratio.ndim == 0:
         return ratio
@@ -110,6 +164,19 @@ def _clip_ratio(alpha: Any, shape: tuple[int, ...], block_size: int, axis: int) 
     if len(padded) != len(scales) or any(a not in (1, b) for a, b in zip(padded, scales, strict=True)):
         raise JaxqError(f"alpha has shape {list(ratio.shape)}: scales of shape {list(scales)} need one that fits them")
     return ratio.reshape(padded)
+
+
+def _check_alpha(alpha: Any) -> None:
+    """Refuse what is no number above 0, and arrays that hold such a thing."""
+    try:
+        valid = not isinstance(alpha, bool | np.bool_) and bool((np.asarray(alpha).astype(np.float32) > 0).all())
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        what = (
+            f"has shape {list(np.shape(alpha))} and a number that is not above 0" if np.ndim(alpha) else f"is {alpha}"
+        )
+        raise JaxqError(f"alpha {what}: give a clip ratio above 0, up to 1, and an axis by name, quantize_axis")
 
 
 def rtn(
@@ -142,8 +209,15 @@ def rtn(
         >>> rtn(np.array([[2.5], [-9.0]], np.float32), np.ones((1, 1), np.float32), block_size=2).tolist()
         [[2], [-8]]
     """
-    zero = None if zp is None else jnp.asarray(zp)
-    return as_given(integer.rtn(jnp.asarray(w), jnp.asarray(s), block_size, quantize_axis, zero, num_bits), w, s, zp)
+    x, scales, zero = _codes_arguments(w, s, zp)
+    block, axis = _check_blocks(x.shape, block_size, quantize_axis)
+    return as_given(integer.rtn(x, scales, block, axis, zero, check_integer("num_bits", num_bits)), w, s, zp)
+
+
+def _codes_arguments(w: Any, s: Any, zp: Any) -> tuple[Array, Array, Array | None]:
+    """Weights or codes, scales, and zero points or None, as JAX arrays."""
+    zero = None if zp is None else jnp.asarray(as_array(zp, "zp"))
+    return jnp.asarray(as_array(w)), jnp.asarray(as_array(s, "s")), zero
 
 
 def dq_tensor(
@@ -174,8 +248,9 @@ def dq_tensor(
         >>> dq_tensor(np.array([[2], [-8]], np.int8), np.array([[0.5]], np.float32), block_size=2).tolist()
         [[1.0], [-4.0]]
     """
-    zero = None if zp is None else jnp.asarray(zp)
-    return as_given(integer.dq_tensor(jnp.asarray(w), jnp.asarray(s), block_size, quantize_axis, zero), w, s, zp)
+    q, scales, zero = _codes_arguments(w, s, zp)
+    block, axis = _check_blocks(q.shape, block_size, quantize_axis)
+    return as_given(integer.dq_tensor(q, scales, block, axis, zero), w, s, zp)
 
 
 def quant_tensor(
@@ -209,10 +284,10 @@ def quant_tensor(
         >>> q.tolist(), s.tolist(), zp
         ([[7], [-4]], [[1.0]], None)
     """
-    x = jnp.asarray(w)
-    ratio = _clip_ratio(alpha, x.shape, block_size, quantize_axis)
-    found = integer.quant_tensor(x, block_size, quantize_axis, ratio, use_zero_point, num_bits)
-    return as_given(found, w, alpha)
+    x = jnp.asarray(as_array(w))
+    block, axis = _check_blocks(x.shape, block_size, quantize_axis)
+    bits, ratio = check_integer("num_bits", num_bits), _clip_ratio(alpha, x.shape, block, axis)
+    return as_given(integer.quant_tensor(x, block, axis, ratio, bool(use_zero_point), bits), w, alpha)
 
 
 def get_weights_scaling_factor_2(input: Float[AnyArray, "..."]) -> Float[AnyArray, ""]:
@@ -340,8 +415,9 @@ def get_amax(weight: Float[AnyArray, "..."], quant_axis: int, block_size: int) -
         >>> get_amax(np.array([[1.0], [-2.0], [3.0], [0.0]], np.float32), 0, 2).tolist()
         [2.0, 3.0]
     """
-    axis = _e8m0_axis(weight.ndim, quant_axis)
-    amax = _block_amax(jnp.asarray(weight), block_size, axis)
+    x = jnp.asarray(as_array(weight))
+    axis = _e8m0_axis(x.ndim, check_integer("quant_axis", quant_axis))
+    amax = _block_amax(x, check_block_size(x.shape[axis], block_size), axis)
     if amax.ndim == 2:
         return as_given(amax.ravel(), weight)
     shape = (amax.shape[0], -1) if axis == 2 else (-1, amax.shape[2])
@@ -472,10 +548,11 @@ def pack_weights_to_int4(weight: Num[AnyArray, "..."]) -> UInt8[AnyArray, "..."]
         >>> pack_weights_to_int4(np.array([[1.0, -1.0], [7.4, 99.0]], np.float32)).tolist()
         [[241, 119]]
     """
-    shape = weight.shape
+    array = as_array(weight)
+    shape = array.shape
     if not shape or shape[0] % 2:
         raise JaxqError(f"the weight has shape {list(shape)}: its first dimension has to be even")
-    return pack_float32_to_4bit_optimized(weight, signed=True).reshape(shape[0] // 2, *shape[1:])
+    return pack_float32_to_4bit_optimized(array, signed=True).reshape(shape[0] // 2, *shape[1:])
 
 
 def get_num_bits(precision_info: Mapping[str, Layer] | None = None, name: str | None = None) -> int:
@@ -497,13 +574,18 @@ def get_num_bits(precision_info: Mapping[str, Layer] | None = None, name: str | 
         >>> get_num_bits({"w": 8}, "w"), get_num_bits({"w": {"precision": 8}}, "w"), get_num_bits(None, "w")
         (8, 8, 4)
     """
+    if precision_info is not None and not isinstance(precision_info, Mapping):
+        raise JaxqError(f"precision_info is {precision_info!r}: give a dictionary from weight names to bits")
     if name is None or not precision_info or name not in precision_info:
         return 4
     entry = precision_info[name]
     bits = entry.get("precision") if isinstance(entry, Mapping) else entry
-    if not isinstance(bits, int | np.integer):
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer):
         raise JaxqError(f"precision_info[{name!r}] is {entry!r}: give a number of bits")
-    integer.code_range(int(bits), unsigned=False)
+    try:
+        integer.code_range(int(bits), unsigned=False)
+    except JaxqError as error:
+        raise JaxqError(f"precision_info[{name!r}] is {entry!r}: {error}") from error
     return int(bits)
 
 
@@ -534,7 +616,8 @@ def update_block_size(
         return block_size
     if w is None:
         raise JaxqError(f"w is missing: blocks of {num_bits} bits and size {block_size} span the weight's axis")
-    return w.shape[check_axis(w.ndim, quantize_axis)]
+    shape = as_array(w).shape
+    return shape[check_axis(len(shape), quantize_axis)]
 
 
 def reshape_scales_for_per_channel_nodes(
@@ -564,7 +647,8 @@ def reshape_scales_for_per_channel_nodes(
         ((3,), (2, 3))
     """
     found = {}
-    for name, s in scales_map.items():
+    for name, given in scales_map.items():
+        s = as_array(given, f"the scales of {name!r}")
         per_channel = layer_block_size(block_size, precision_info, name) == -1
         if per_channel and s.size != max(s.shape, default=1):
             raise JaxqError(f"the scales of {name!r} have shape {list(s.shape)}: per channel there is one a channel")
@@ -581,5 +665,5 @@ def layer_block_size(block_size: int, precision_info: Mapping[str, Layer] | None
     """
     entry = (precision_info or {}).get(name)
     if isinstance(entry, Mapping) and entry.get("block_size") is not None:
-        return entry["block_size"]
+        return check_integer(f"block_size of precision_info[{name!r}]", entry["block_size"])
     return -1 if get_num_bits(precision_info, name) == 8 else block_size

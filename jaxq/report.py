@@ -58,7 +58,7 @@ def _title(report: Report) -> Iterator[str]:
 
 def _kind(dtype: str, block_size: int, count: int, kinds: int) -> str:
     rows = "one block per channel" if block_size == -1 else f"blocks of {block_size}"
-    return f"{dtype} in {rows}" + (f" ({count} weights)" if kinds > 1 else "")
+    return f"{dtype} in {rows}" + (f" ({count} weight{'s' * (count > 1)})" if kinds > 1 else "")
 
 
 def _accuracy(evaluation: Evaluation) -> Table:

@@ -42,6 +42,7 @@ from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock, Outcome
 from jaxq.store import hash_files
 
+_DEFAULT_LEVEL = 4
 _TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
@@ -163,6 +164,10 @@ def _text_hashes(config: Config) -> dict[str, str]:
 def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
     if not FORMS[job.form].runs:
         yield f"onnxruntime runs no {job.form} on a CPU: accuracy is that of the weights that its bytes stand for"
+    if job.accuracy_level != _DEFAULT_LEVEL and job.form != "matmulnbits":
+        yield f"form.accuracy_level has no effect on form={job.form}: only matmulnbits stores it"
+    if job.gather is not None and not any(layer.activation == layer.name for layer in outcome.layers):
+        yield "gather.axis has no effect: the model has no table that Gather alone reads"
     for pattern in outcome.unmatched:
         yield f"the pattern {pattern!r} fits no weight"
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})

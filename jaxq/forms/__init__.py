@@ -102,53 +102,75 @@ def find_form(name: str, accuracy_level: int = 4) -> Form:
     return FORMS[name]
 
 
-def check_holds(name: str, fmt: WeightFormat, among: Sequence[str] = tuple(FORMS), what: str = "") -> None:
-    """Refuses a format that a form cannot hold.
+@dataclass(frozen=True)
+class Use:
+    """Something that a form has to hold.
+
+    Attributes:
+        fmt: The format.
+        option: What the user calls its block size.
+        axis: The blocked axis of a table of Gather, 0 or 1; None for weights of products.
+    """
+
+    fmt: WeightFormat
+    option: str = "block_size"
+    axis: int | None = None
+
+    def __str__(self) -> str:
+        return self.fmt.dtype if self.axis is None else f"tables of {self.fmt.dtype} blocked along axis {self.axis}"
+
+
+def check_holds(name: str, uses: Sequence[Use]) -> None:
+    """Refuses what a form cannot hold.
 
     Args:
         name: A key of `FORMS`.
-        fmt: The format.
-        among: Forms that can be recommended.
-        what: What is held, where it is not a weight of MatMul or Gemm.
+        uses: All that one file is to hold.
 
     Raises:
-        JaxqError: it cannot; the sentence says what it holds, and which forms hold the format.
+        JaxqError: it cannot; the sentence says what it holds, and which forms hold all of it.
     """
-    form = FORMS[name]
+    for use in uses:
+        _check_use(name, use, uses)
+
+
+def _check_use(name: str, use: Use, uses: Sequence[Use]) -> None:
+    form, fmt = FORMS[name], use.fmt
     sizes = form.holds.get(fmt.dtype, ())
+    if use.axis is not None and use.axis not in form.gather_axes:
+        tables = f"tables of Gather blocked along axis {use.axis}"
+        raise JaxqError(f"the form {name!r} cannot hold {tables}; {_who_holds(uses)}")
     if not sizes:
-        others = [n for n in among if fmt.dtype in FORMS[n].holds]
-        others = [n for n in others if fmt.block_size in FORMS[n].holds[fmt.dtype]] or others
-        forms = (
-            f"{fmt.dtype} goes with form={' or '.join(others)}" if others else f"no form holds {what} in {fmt.dtype}"
-        )
-        raise JaxqError(f"the form {name!r} cannot hold {fmt.dtype}: it holds {', '.join(form.holds)}; {forms}")
+        what = ", ".join(form.holds)
+        raise JaxqError(f"the form {name!r} cannot hold {fmt.dtype}: it holds {what}; {_who_holds(uses)}")
     if fmt.block_size not in sizes:
         blocks = ", ".join(str(b) for b in sizes if b > 0)
-        per_channel = ", or -1 for one block per channel" if -1 in sizes else ""
+        choices = [f"in blocks of {blocks}"] * bool(blocks) + ["with -1, one block per channel"] * (-1 in sizes)
         raise JaxqError(
-            f"block_size is {fmt.block_size}: the form {name!r} holds {fmt.dtype} "
-            + (f"in blocks of {blocks}{per_channel}" if blocks else "with -1, one block per channel")
-            + "; choose one of these"
+            f"{use.option} is {fmt.block_size!r}: the form {name!r} holds {fmt.dtype} {' or '.join(choices)}; "
+            "choose one of these"
         )
-    if isinstance(fmt, IntegerFormat) and fmt.full_range and not form.negative_scales:
+    if _has_negative_scales(fmt) and not form.negative_scales:
         raise JaxqError(
             f"the form {name!r} takes positive scales only: leave method.full_range out, or set it to false"
         )
 
 
-def check_gather(name: str, fmt: WeightFormat, axis: int, positive_axis: int) -> None:
-    """Refuses tables of Gather that a form cannot hold.
+def _who_holds(uses: Sequence[Use]) -> str:
+    able = [name for name, form in FORMS.items() if all(_holds(form, use, blocks=True) for use in uses)]
+    able = able or [name for name, form in FORMS.items() if all(_holds(form, use, blocks=False) for use in uses)]
+    everything = " and ".join(dict.fromkeys(map(str, uses)))
+    if not able:
+        return f"no form holds {everything} in one file"
+    return f"{everything} {'go' if len(uses) > 1 else 'goes'} with form={' or '.join(able)}"
 
-    Args:
-        name: A key of `FORMS`.
-        fmt: Their format.
-        axis: The blocked axis as the user gave it.
-        positive_axis: The same, 0 or 1.
-    """
-    others = [n for n, form in FORMS.items() if positive_axis in form.gather_axes]
-    if name not in others:
-        raise JaxqError(
-            f"the form {name!r} cannot hold tables of Gather blocked along axis {axis}: form={' or '.join(others)} can"
-        )
-    check_holds(name, fmt, others, "tables of Gather")
+
+def _holds(form: Form, use: Use, blocks: bool) -> bool:
+    sizes = form.holds.get(use.fmt.dtype, ())
+    fits = use.fmt.block_size in sizes if blocks else bool(sizes)
+    tables = use.axis is None or use.axis in form.gather_axes
+    return fits and tables and (form.negative_scales or not _has_negative_scales(use.fmt))
+
+
+def _has_negative_scales(fmt: WeightFormat) -> bool:
+    return isinstance(fmt, IntegerFormat) and fmt.full_range

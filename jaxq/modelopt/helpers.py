@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxq.awq import alpha_grid, awq_scale, ratio_grid, weight_magnitude
 from jaxq.blocks import resolve_block_size, split
 from jaxq.errors import JaxqError
-from jaxq.quant_utils import AnyArray, as_given
+from jaxq.quant_utils import AnyArray, as_array, as_given, check_block_size, check_integer
 
 OPTIONS = ("awqlite_alpha_step", "awqclip_alpha_step", "awqclip_alpha_min", "awqclip_bsz_col")
 """Options that every helper and search takes, so that one dict of them serves all, as ModelOpt passes them."""
@@ -22,10 +22,35 @@ def check_options(options: Mapping[str, Any], *more: str) -> None:
     known = (*OPTIONS, *more)
     if unknown := [name for name in options if name not in known]:
         raise JaxqError(f"unknown option {', '.join(unknown)}: the options are {', '.join(known)}")
+    for name in OPTIONS[:3]:
+        given = options.get(name, 1)
+        if isinstance(given, bool) or not isinstance(given, int | float | np.integer | np.floating):
+            raise JaxqError(f"{name} is {given!r}: give a number")
     alpha_grid(float(options.get("awqlite_alpha_step", 1)))
     clip_candidates(options.get("awqclip_alpha_min", 1), options.get("awqclip_alpha_step", 1))
-    if (columns := options.get("awqclip_bsz_col", 1)) < 1:
-        raise JaxqError(f"awqclip_bsz_col is {columns}: give a positive number of columns")
+    columns = options.get("awqclip_bsz_col", 1)
+    if isinstance(columns, bool) or not isinstance(columns, int | np.integer) or columns < 1:
+        raise JaxqError(f"awqclip_bsz_col is {columns!r}: give a positive number of columns")
+
+
+def check_matrix(w: Any) -> AnyArray:
+    """The weight as an array [c_in, c_out].
+
+    Raises:
+        JaxqError: it is no matrix.
+    """
+    array = as_array(w)
+    if array.ndim != 2:
+        raise JaxqError(f"the weight has shape {list(array.shape)}: give a matrix [c_in, c_out]")
+    return array
+
+
+def check_same_channels(act: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    """Refuse magnitudes of an activation and of a weight that differ in shape."""
+    if act != weight:
+        raise JaxqError(
+            f"the activation's magnitudes have shape {list(act)} and the weight's {list(weight)}: both need [c_in]"
+        )
 
 
 class AWQLiteHelper:
@@ -49,7 +74,8 @@ class AWQLiteHelper:
         best_scale: Scale [c_in] at ``best_alpha``.
 
     Raises:
-        JaxqError: an option is unknown or out of range, or ``block_size`` is 0 or below -1.
+        JaxqError: an option is unknown or out of range, ``block_size`` is 0 or below -1, or ``x`` and ``w`` differ in
+            ``c_in``.
 
     Example:
         >>> helper = AWQLiteHelper(np.ones((3, 2), np.float32), np.eye(2, dtype=np.float32), 2, awqlite_alpha_step=0.5)
@@ -64,9 +90,14 @@ class AWQLiteHelper:
     def __init__(self, x: AnyArray | None, w: AnyArray | None, block_size: int, **kwargs: Any) -> None:
         check_options(kwargs)
         self.alpha_step = kwargs.get("awqlite_alpha_step", self.alpha_step)
-        self.block_size = block_size if w is None else resolve_block_size(w.shape[0], block_size)
+        self.block_size = check_integer("block_size", block_size)
+        if w is not None:
+            w = check_matrix(w)
+            self.block_size = resolve_block_size(w.shape[0], check_block_size(w.shape[0], block_size))
         self.weight_scale: AnyArray | None = None if w is None else channel_magnitude([w], block_size)
         self.act_scale: AnyArray | None = None if x is None else mean_magnitude(x)
+        if self.act_scale is not None and self.weight_scale is not None:
+            check_same_channels(self.act_scale.shape, self.weight_scale.shape)
         self.loss = dict.fromkeys(alpha_grid(float(self.alpha_step)), 0.0)
         self.best_alpha: float | None = None
         self.best_scale: AnyArray | None = None
@@ -76,7 +107,9 @@ class AWQLiteHelper:
         if self.act_scale is None or self.weight_scale is None:
             raise JaxqError("act_scale or weight_scale is missing: make the helper with x and w")
         self.best_alpha = min(self.loss, key=lambda alpha: np.nan_to_num(float(self.loss[alpha]), nan=np.inf))
-        scale = awq_scale(_float32(self.act_scale), _float32(self.weight_scale), self.best_alpha)
+        act, weight = _float32(self.act_scale), _float32(self.weight_scale)
+        check_same_channels(act.shape, weight.shape)
+        scale = awq_scale(act, weight, self.best_alpha)
         self.best_scale = as_given(scale, self.act_scale, self.weight_scale)
 
 
@@ -119,6 +152,8 @@ class AWQClipHelper:
         self.alpha_step = kwargs.get("awqclip_alpha_step", self.alpha_step)
         self.min_alpha = kwargs.get("awqclip_alpha_min", self.min_alpha)
         self.alphas = clip_candidates(self.min_alpha, self.alpha_step)
+        w = check_matrix(w)
+        block_size = check_block_size(w.shape[0], block_size)
         self.block_size = resolve_block_size(w.shape[0], block_size)
         amax = jnp.max(jnp.abs(split(jnp.asarray(w), block_size)), axis=1).T  # [c_out, n_blocks]
         self.w_amax = as_given(amax.ravel(), w)
@@ -152,6 +187,7 @@ def clip_candidates(min_alpha: float, alpha_step: float) -> list[float]:
 
 def mean_magnitude(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
     """Mean of ``|x|`` over all axes but the last, in float32; see `jaxq.int4.get_act_scale`."""
+    x = as_array(x, "the activation")
     if x.ndim == 0:
         raise JaxqError("the activation is a single number: give [tokens, c_in]")
     return as_given(_mean_magnitude(jnp.asarray(x)), x)
@@ -164,6 +200,7 @@ def _mean_magnitude(x: Array) -> Array:
 
 def channel_magnitude(weights: Sequence[AnyArray], block_size: int) -> Float[AnyArray, "c_in"]:
     """`jaxq.awq.weight_magnitude` of weights side by side."""
+    block_size = check_block_size(weights[0].shape[0], block_size)
     joined = jnp.concatenate([jnp.asarray(w) for w in weights], axis=1) if len(weights) > 1 else jnp.asarray(weights[0])
     return as_given(weight_magnitude(joined, block_size), *weights)
 

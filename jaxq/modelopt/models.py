@@ -5,6 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import onnx_ir as ir
 from jaxq.capture import Batch
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat, make_format
-from jaxq.inputs import read_input_spec, to_batch
+from jaxq.graph import find_sites, prepare, unmatched
+from jaxq.inputs import InputSpec, read_input_spec, to_batch
 from jaxq.job import Gather, Job, Rule, check_job
 from jaxq.methods import MethodSpec, find_method
 from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
+from jaxq.modelopt.helpers import OPTIONS, check_options
 from jaxq.pipeline import quantize_model
+from jaxq.quant_utils import Layer, as_array, check_integer, get_num_bits, layer_block_size
 
 _WAYS = {
     "rtn": ("rtn", "qdq"),
@@ -49,7 +53,7 @@ class _Knobs:
     gather_quantize_axis: int | None = None
     gather_block_size: int = 32
     layers_8bit: str | Sequence[str] = ()
-    precision_info: Mapping[str, int] | None = None
+    precision_info: Mapping[str, Layer] | None = None
     use_column_major: bool = False
 
 
@@ -88,7 +92,8 @@ def quantize(
             searched at once. ``gather_quantize_axis`` (None: leave tables of Gather alone) and ``gather_block_size``
             (32). ``layers_8bit``: names, comma-separated or a list; nodes whose name has one of them between dots or
             slashes get INT8 per channel. ``precision_info``: bits by weight name, 4 where it says nothing, 8 is per
-            channel. ``use_column_major`` (False): codes [c_out, c_in] with a Transpose.
+            channel; or ModelOpt's records, ``{"precision": 8, "block_size": 128, "axis": 0}``. ``use_column_major``
+            (False): codes [c_out, c_in] with a Transpose.
 
     Returns:
         The quantized model, opset 21 or newer, its weights in memory.
@@ -108,43 +113,31 @@ def quantize(
     """
     del use_external_data_format
     knobs = _read_knobs(kwargs)
-    if calibration_method not in _WAYS:
-        raise JaxqError(f"calibration_method is {calibration_method!r}: choose one of {', '.join(_WAYS)}")
-    method, form = _WAYS[calibration_method]
-    if knobs.use_column_major:
-        if form != "dq":
-            raise JaxqError(f"use_column_major goes with rtn_dq and the AWQ methods, not with {calibration_method!r}")
-        form = "column_major"
-    fmt = make_format("uint4" if use_zero_point else "int4", 128 if block_size is None else block_size)
-    spec = MethodSpec(
-        method,
-        fmt,
-        alpha_step=float(knobs.awqlite_alpha_step),
-        min_alpha=float(knobs.awqclip_alpha_min),
-        clip_step=float(knobs.awqclip_alpha_step),
-    )
-    if find_method(method).needs_data and calibration_data_reader is None:
+    method, form = _find_way(calibration_method, knobs.use_column_major)
+    needs_data = find_method(method).needs_data
+    if needs_data and calibration_data_reader is None:
         raise JaxqError(
             f"{calibration_method!r} needs calibration data: give calibration_data_reader=<an iterable of input "
             "dictionaries>, or calibration_method='rtn_dq', which needs none"
         )
-    table = make_format("uint4" if use_zero_point else "int4", knobs.gather_block_size)
-    gather = None if knobs.gather_quantize_axis is None else Gather(knobs.gather_quantize_axis, table)
-    with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
+    dtype = "uint4" if use_zero_point else "int4"
+    fmt = make_format(dtype, 128 if block_size is None else check_integer("block_size", block_size))
+    gather, providers = _gather(knobs, dtype), _providers(calibration_eps)
+    with tempfile.TemporaryDirectory(prefix="jaxq-") as folder, _sentences_on_what_was_given(Path(folder)):
         source = _source(onnx_path, Path(folder))
         model = load_model(source)
-        batches = _batches(calibration_data_reader, model) if find_method(method).needs_data else []
+        batches = _batches(calibration_data_reader, model) if needs_data else []
         job = Job(
             source=source,
             target=Path(folder) / "quantized.onnx",
-            method=spec,
+            method=_spec(method, fmt, knobs),
             form=form,
-            exclude=tuple(_excluded(model.graph, nodes_to_exclude or ())),
+            exclude=tuple(_excluded(model.graph, nodes_to_exclude)),
             cache=Path(folder) / "moments",
             external_above=PROTOBUF_LIMIT,
-            rules=tuple(_rules(model.graph, knobs, fmt)),
+            rules=tuple(_rules(model, knobs, fmt)),
             gather=gather,
-            providers=tuple(calibration_eps),
+            providers=providers,
         )
         check_job(job, bool(batches))
         quantize_model(job, batches)
@@ -177,10 +170,14 @@ def quantize_rtn(
         >>> "DequantizeLinear" in {node.op_type for node in quantized.graph.node}
         True
     """
-    kinds = {t.data_type for t in onnx_model.graph.initializer if len(t.dims) == 2} & {*_FLOATS}
-    if gemm_io_type not in _FLOATS or kinds - {gemm_io_type}:
-        name = _FLOATS.get(gemm_io_type, str(gemm_io_type))
-        has = " and ".join(_FLOATS[kind] for kind in sorted(kinds)) or "none"
+    if not isinstance(onnx_model, onnx.ModelProto):
+        raise JaxqError(f"onnx_model is of type {type(onnx_model).__name__}: give an onnx.ModelProto")
+    if not isinstance(gemm_io_type, int) or gemm_io_type not in _FLOATS:
+        raise JaxqError(f"gemm_io_type is {gemm_io_type!r}: give onnx.TensorProto.FLOAT or onnx.TensorProto.FLOAT16")
+    kinds = _weight_types(onnx_model)
+    if kinds - {gemm_io_type}:
+        has = " and ".join(_FLOATS[kind] for kind in sorted(kinds))
+        name = _FLOATS[gemm_io_type]
         raise JaxqError(f"gemm_io_type is {name}, and the model's weights have type {has}: convert the model first")
     return quantize(onnx_model, "rtn_dq" if dq_only else "rtn", block_size=block_size, nodes_to_exclude=None)
 
@@ -188,18 +185,94 @@ def quantize_rtn(
 _FLOATS: dict[int, str] = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "FLOAT16"}
 
 
+def _weight_types(proto: onnx.ModelProto) -> set[int]:
+    """ONNX's numbers of the types of the weights that can be quantized."""
+    model = ir.from_proto(proto)
+    prepare(model)
+    sites, _ = find_sites(model.graph)
+    return {int(site.weight.dtype) for site in sites if site.weight.dtype is not None}
+
+
 def _read_knobs(given: Mapping[str, Any]) -> _Knobs:
     known = _Knobs.__dataclass_fields__
     if unknown := [name for name in given if name not in known]:
         raise JaxqError(f"quantize has no parameter {', '.join(map(repr, unknown))}: it takes {', '.join(known)}")
     knobs = _Knobs(**given)
-    for name in ("awqlite_alpha_step", "awqclip_alpha_step", "awqclip_alpha_min"):
-        if not isinstance(getattr(knobs, name), int | float):
-            raise JaxqError(f"{name} is {getattr(knobs, name)!r}: give a number")
-    columns = knobs.awqclip_bsz_col
-    if not isinstance(columns, int) or columns < 1:
-        raise JaxqError(f"awqclip_bsz_col is {columns!r}: give a positive number of columns")
+    check_options({name: getattr(knobs, name) for name in OPTIONS})
     return knobs
+
+
+def _find_way(calibration_method: str, column_major: bool) -> tuple[str, str]:
+    """Method and form."""
+    if not isinstance(calibration_method, str) or calibration_method not in _WAYS:
+        raise JaxqError(f"calibration_method is {calibration_method!r}: choose one of {', '.join(_WAYS)}")
+    method, form = _WAYS[calibration_method]
+    if not column_major:
+        return method, form
+    if form != "dq":
+        raise JaxqError(f"use_column_major goes with rtn_dq and the AWQ methods, not with {calibration_method!r}")
+    return method, "column_major"
+
+
+def _spec(method: str, fmt: WeightFormat, knobs: _Knobs) -> MethodSpec:
+    return MethodSpec(
+        method,
+        fmt,
+        alpha_step=float(knobs.awqlite_alpha_step),
+        min_alpha=float(knobs.awqclip_alpha_min),
+        clip_step=float(knobs.awqclip_alpha_step),
+    )
+
+
+def _gather(knobs: _Knobs, dtype: str) -> Gather | None:
+    axis = knobs.gather_quantize_axis
+    if axis is None:
+        return None
+    if check_integer("gather_quantize_axis", axis) not in (-2, -1, 0, 1):
+        raise JaxqError(f"gather_quantize_axis is {axis}: a table has the axes 0, 1 and -1")
+    return Gather(int(axis), make_format(dtype, check_integer("gather_block_size", knobs.gather_block_size)))
+
+
+def _strings(name: str, given: Any) -> tuple[str, ...]:
+    """One string, or several."""
+    strings = (given,) if isinstance(given, str) else given
+    if not isinstance(strings, Iterable):
+        raise JaxqError(f"{name} is {given!r}: give a list of strings")
+    strings = tuple(strings)
+    for each in strings:
+        if not isinstance(each, str):
+            raise JaxqError(f"{name} has {each!r}: give strings")
+    return strings
+
+
+def _providers(calibration_eps: Any) -> tuple[str, ...]:
+    names = _strings("calibration_eps", calibration_eps)
+    for name in names:
+        if not re.fullmatch(r"(cpu|cuda|trt|dml)(:\d+)?", name):
+            raise JaxqError(f"calibration_eps has {name!r}: choose of cpu, cuda:<device>, trt and dml:<device>")
+    if not names:
+        raise JaxqError("calibration_eps is empty: give ['cpu'], for one")
+    return names
+
+
+_PARAMETERS = {
+    "gather.axis": "gather_quantize_axis",
+    "gather.block_size": "gather_block_size",
+    "mixed.block_size": "the block size in precision_info",
+}
+"""What `quantize` calls the options of a configuration."""
+
+
+@contextmanager
+def _sentences_on_what_was_given(folder: Path) -> Iterator[None]:
+    """Errors speak of the model given, not of its copy in a temporary folder, and of `quantize`'s parameters."""
+    try:
+        yield
+    except JaxqError as error:
+        text = re.sub(rf"(model file|model) '{re.escape(str(folder))}[^']*'", "the model given", str(error))
+        for ours, theirs in _PARAMETERS.items():
+            text = text.replace(ours, theirs)
+        raise JaxqError(text) from error
 
 
 def _source(model: str | os.PathLike[str] | onnx.ModelProto, folder: Path) -> Path:
@@ -220,17 +293,22 @@ def _source(model: str | os.PathLike[str] | onnx.ModelProto, folder: Path) -> Pa
 
 def _batches(reader: Any, model: ir.Model) -> list[Batch]:
     spec = read_input_spec(model)
-    batches = []
-    for i, feeds in enumerate(_samples(reader)):
-        if not isinstance(feeds, Mapping):
-            raise JaxqError(
-                f"item {i} of calibration_data_reader is of type {type(feeds).__name__}: give dictionaries from input "
-                "names to arrays"
-            )
-        batches.append(to_batch({str(name): np.asarray(array) for name, array in feeds.items()}, spec))
+    batches = [_batch(f"item {i} of calibration_data_reader", feeds, spec) for i, feeds in enumerate(_samples(reader))]
     if not batches:
         raise JaxqError("calibration_data_reader gives nothing: a reader that was read before has to be rewound")
     return batches
+
+
+def _batch(item: str, feeds: Any, spec: InputSpec) -> Batch:
+    if not isinstance(feeds, Mapping):
+        raise JaxqError(f"{item} is of type {type(feeds).__name__}: give dictionaries from input names to arrays")
+    try:
+        return to_batch({str(name): np.asarray(as_array(a, f"input {name!r}")) for name, a in feeds.items()}, spec)
+    except JaxqError as error:
+        text = str(error)
+        for advice in (": give an npz file with arrays of these names", ": mend the file"):  # of data in files
+            text = text.removesuffix(advice)
+        raise JaxqError(f"{item}: {text}") from error
 
 
 def _samples(reader: Any) -> Iterator[Any]:
@@ -241,9 +319,9 @@ def _samples(reader: Any) -> Iterator[Any]:
     raise JaxqError(f"calibration_data_reader is of type {type(reader).__name__}: give an iterable of dictionaries")
 
 
-def _excluded(graph: ir.Graph, patterns: Sequence[str]) -> Iterator[str]:
+def _excluded(graph: ir.Graph, patterns: Sequence[str] | None) -> Iterator[str]:
     """Names of the nodes that ModelOpt's regular expressions mean, as shell patterns."""
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in _strings("nodes_to_exclude", () if patterns is None else patterns):
         try:
             expression = re.compile(pattern)
         except re.error as error:
@@ -251,17 +329,40 @@ def _excluded(graph: ir.Graph, patterns: Sequence[str]) -> Iterator[str]:
         yield from (glob.escape(str(node.name)) for node in graph if node.name and expression.match(node.name))
 
 
-def _rules(graph: ir.Graph, knobs: _Knobs, fmt: WeightFormat) -> Iterator[Rule]:
-    kind = fmt.dtype.rstrip("4")  # int or uint
-    for name, bits in (knobs.precision_info or {}).items():
-        yield Rule((glob.escape(name),), make_format(f"{kind}{bits}", -1 if bits == 8 else fmt.block_size))
-    names = knobs.layers_8bit.split(",") if isinstance(knobs.layers_8bit, str) else knobs.layers_8bit
+def _rules(model: ir.Model, knobs: _Knobs, fmt: WeightFormat) -> list[Rule]:
+    """Rules of ``precision_info``, then of ``layers_8bit``."""
+    layers = _rules_by_layer(model.graph, knobs.layers_8bit, fmt)
+    return [*_rules_by_weight(model, knobs.precision_info, fmt), *layers]
+
+
+def _rules_by_layer(graph: ir.Graph, layers: str | Sequence[str], fmt: WeightFormat) -> list[Rule]:
+    names = layers.split(",") if isinstance(layers, str) else _strings("layers_8bit", layers)
     wanted = [_tokens(name.strip()) for name in names if name.strip()]
     chosen = [str(n.name) for n in graph if n.name and any(_contains(_tokens(n.name), part) for part in wanted)]
     if wanted and not chosen:
-        raise JaxqError(f"layers_8bit is {knobs.layers_8bit!r}: no node has such a name")
-    if chosen:
-        yield Rule(tuple(map(glob.escape, chosen)), make_format(f"{kind}8", -1))
+        raise JaxqError(f"layers_8bit is {layers!r}: no node has such a name")
+    return [Rule(tuple(map(glob.escape, chosen)), make_format(_dtype(fmt, 8), -1))] if chosen else []
+
+
+def _rules_by_weight(model: ir.Model, info: Mapping[str, Layer] | None, fmt: WeightFormat) -> list[Rule]:
+    get_num_bits(info)  # refuses what is no dictionary
+    rules = []
+    for name, entry in (info or {}).items():
+        bits, block_size = get_num_bits(info, name), layer_block_size(fmt.block_size, info, name)
+        if isinstance(entry, Mapping) and entry.get("axis") not in (None, 0):
+            raise JaxqError(f"precision_info[{name!r}] has the axis {entry['axis']!r}: blocks lie along inputs, axis 0")
+        rules.append(Rule((glob.escape(str(name)),), make_format(_dtype(fmt, bits), block_size)))
+    if rules:
+        prepare(model)
+    if strangers := unmatched(model.graph, [p for rule in rules for p in rule.patterns]):
+        names = [name for name in info or {} if glob.escape(str(name)) in strangers]
+        raise JaxqError(f"precision_info names {', '.join(map(repr, names))}: the model has no such weight")
+    return rules
+
+
+def _dtype(fmt: WeightFormat, bits: int) -> str:
+    """The format's dtype, int or uint, with other bits."""
+    return f"{fmt.dtype.rstrip('4')}{bits}"
 
 
 def _tokens(name: str) -> list[str]:

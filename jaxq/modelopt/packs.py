@@ -28,7 +28,7 @@ from jaxq.modelopt.helpers import (
     clip_candidates,
     mean_magnitude,
 )
-from jaxq.quant_utils import AnyArray, get_num_bits, layer_block_size
+from jaxq.quant_utils import AnyArray, as_array, check_integer, get_num_bits, layer_block_size
 from jaxq.statistics import Moments, accumulate_in_place, finish, zero_sums
 
 WaPack = tuple[Any, TensorProto, bool, int] | tuple[Any, TensorProto, bool, int, str]
@@ -77,7 +77,11 @@ def get_act_to_weight_map_and_act_to_wa_pack_map(wa_pack: Sequence[WaPack]) -> W
     """
     maps = WaPackMaps({}, {})
     channels: dict[str, int] = {}
-    for i, (act, weight, do_transpose, *_) in enumerate(wa_pack):
+    for i, pack in enumerate(wa_pack):
+        _check_pack(i, pack)
+        act, weight, do_transpose = pack[:3]
+        if not hasattr(act, "name"):
+            raise JaxqError(f"pack {i} has an activation of type {type(act).__name__}: give one with a name")
         dims = tuple(weight.dims)
         if len(dims) != 2:
             raise JaxqError(f"the weight {weight.name!r} has shape {list(dims)}: give matrices")
@@ -90,6 +94,14 @@ def get_act_to_weight_map_and_act_to_wa_pack_map(wa_pack: Sequence[WaPack]) -> W
         maps.act_to_wa_pack.setdefault(act.name, []).append(i)
         maps.act_to_weight.setdefault(act.name, []).append(dims)
     return maps
+
+
+def _check_pack(index: int, pack: Any) -> None:
+    if not isinstance(pack, tuple | list) or len(pack) not in (4, 5) or not isinstance(pack[1], TensorProto):
+        raise JaxqError(
+            f"pack {index} is not (activation, weight, do_transpose, gemm_io_type) with an onnx.TensorProto as weight, "
+            "or the same with a node's name"
+        )
 
 
 def _weight(pack: WaPack, augmented_onnx_path: str | os.PathLike) -> np.ndarray:
@@ -119,7 +131,7 @@ def get_x_w_mean_for_subgraph(
         Both means [c_in] in float32.
 
     Raises:
-        JaxqError: the weights and ``x`` differ in ``c_in``, or no index is given.
+        JaxqError: the weights and ``x`` differ in ``c_in``, no index is given, or one that no pack has.
 
     Source: NVIDIA ModelOpt's ``int4`` function of this name, whose blocks are not of consecutive rows.
 
@@ -129,6 +141,11 @@ def get_x_w_mean_for_subgraph(
         >>> x_mean.tolist(), w_mean.tolist()
         ([1.0, 1.0], [0.5, 1.0])
     """
+    x = as_array(x, "the activation")
+    for i in wa_pack_idx_list:
+        if not 0 <= check_integer("an index of wa_pack_idx_list", i) < len(wa_pack):
+            raise JaxqError(f"wa_pack_idx_list has {i}: the packs have the indices 0 to {len(wa_pack) - 1}")
+        _check_pack(i, wa_pack[i])
     weights = [_weight(wa_pack[i], augmented_onnx_path) for i in wa_pack_idx_list]
     if not weights or any(w.ndim != 2 or w.shape[0] != x.shape[-1] for w in weights):
         raise JaxqError(f"weights of shapes {[list(w.shape) for w in weights]} cannot read x of shape {list(x.shape)}")
@@ -272,7 +289,8 @@ def run_awq_scale_search_per_subgraph(
 def _check(wa_pack: Sequence[WaPack], awq_lite: list[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse bad arguments before the model runs."""
     check_options(kwargs, "precision_info")
-    for pack in wa_pack:
+    for i, pack in enumerate(wa_pack):
+        _check_pack(i, pack)
         get_num_bits(kwargs.get("precision_info"), pack[1].name)
     if len(awq_lite) != len(wa_pack):
         raise JaxqError(f"awq_lite has {len(awq_lite)} places for {len(wa_pack)} packs: give one a pack")

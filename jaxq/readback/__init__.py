@@ -15,13 +15,16 @@ import onnx_ir.passes.common as passes
 
 from jaxq.edit import new_initializer
 from jaxq.errors import JaxqError
-from jaxq.graph import attribute, read_weight
+from jaxq.graph import attribute
 from jaxq.readback.constants import (
+    BROKEN,
     DEQUANTIZERS,
     Place,
     UnclearError,
     array_at,
+    array_of,
     bytes_of,
+    clearly,
     find_constants,
     is_code,
     key_of,
@@ -96,7 +99,7 @@ class FoundWeight:
         """
         try:
             w = array_at(self.places[0]).astype(np.float32)
-        except (ValueError, IndexError) as error:
+        except BROKEN as error:
             raise JaxqError(f"weight {self.name!r} has codes and scales that do not fit: {error}") from error
         return w.T if self.turned else w
 
@@ -154,7 +157,8 @@ def read_back(model: ir.Model) -> Readback:
             behind, leaves = _behind(place)
             seen |= behind
             try:
-                found += list(_weights_at(place, readers))
+                with clearly("nodes and tensors that do not fit each other"):
+                    found += list(_weights_at(place, readers))
                 used |= leaves
             except UnclearError as why:
                 codes = [v for v in leaves - used if is_code(v)]
@@ -233,6 +237,8 @@ def _way(node: ir.Node, index: int) -> tuple[bool, bool]:
 
 
 def _weight(place: Place, parts: Parts, transposed: bool, flip: bool, nodes: Sequence[ir.Node]) -> FoundWeight:
+    if not np.prod(parts.shape):
+        raise UnclearError(f"a weight of shape {list(parts.shape)}, without elements")
     form = "column_major" if parts.form == "dq" and transposed else parts.form
     file_nbytes, nbytes = bytes_of(parts.tensors), bytes_of(parts.tensors[parts.code_bits is not None :])
     return FoundWeight(
@@ -298,7 +304,7 @@ def _same_bytes(some: Sequence[ir.Value], others: Sequence[ir.Value]) -> bool:
     if [(v.dtype, shape_of(v)) for v in some] != [(v.dtype, shape_of(v)) for v in others]:
         return False
     pairs = zip(some, others, strict=True)
-    return all(a is b or read_weight(a).tobytes() == read_weight(b).tobytes() for a, b in pairs)
+    return all(a is b or array_of(a).tobytes() == array_of(b).tobytes() for a, b in pairs)
 
 
 def _tensor_at(place: Place) -> ir.Tensor:
@@ -359,7 +365,7 @@ def _behind(place: Place) -> tuple[set[ir.Node], set[ir.Value]]:
 
 def _held(node: ir.Node) -> list[ir.Value]:
     """Codes, scales and zero points of a node that holds its weight itself."""
-    values = node.inputs[1:4] if node.op_type == "MatMulNBits" else (node.inputs[0], *node.inputs[2:4])
+    values = node.inputs[1:4] if node.op_type == "MatMulNBits" else (*node.inputs[:1], *node.inputs[2:4])
     return [v for v in values if v is not None and tensor_of(v) is not None]
 
 

@@ -1,6 +1,7 @@
 """Constants that nodes of a graph compute: which they are, and their numbers, each operator as ONNX defines it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
@@ -37,16 +38,37 @@ class UnclearError(JaxqError):
     """Constants that are not laid out as a form that is known."""
 
 
+BROKEN = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, MemoryError)
+"""What Python and numpy say of attributes, shapes and bytes that no valid file has."""
+
+
+@contextmanager
+def clearly(what: str) -> Iterator[None]:
+    """Turns what Python says of a broken file into an UnclearError that begins with ``what``."""
+    try:
+        yield
+    except JaxqError:
+        raise
+    except BROKEN as error:
+        raise UnclearError(f"{what} ({type(error).__name__}: {' '.join(str(error).split())})") from error
+
+
 def find_constants(nodes: Sequence[ir.Node]) -> dict[ir.Value, bool]:
     """Values that nodes compute of constants alone; True for those that something is dequantized for."""
     found: dict[ir.Value, bool] = {}
     for node in nodes:
         values = [v for v in node.inputs if v is not None]
-        if key_of(node) not in _OPERATORS or not all(v in found or tensor_of(v) is not None for v in values):
+        if key_of(node) not in _OPERATORS or not values or not node.outputs:
+            continue
+        if not all(v in found or tensor_of(v) is not None for v in values):
             continue
         if node.op_type == "Gather" and values[0] in found:
             continue  # a table that is read, not one that codes are looked up in
-        found[node.outputs[0]] = key_of(node) in DEQUANTIZERS or makes_floats(node) or any(map(found.get, values))
+        try:
+            floats = makes_floats(node)
+        except UnclearError:
+            continue
+        found[node.outputs[0]] = key_of(node) in DEQUANTIZERS or floats or any(map(found.get, values))
     return found
 
 
@@ -61,10 +83,21 @@ def _compute(value: ir.Value) -> np.ndarray:
     """A constant's numbers, each operator as ONNX defines it."""
     tensor = tensor_of(value)
     if tensor is not None:
-        return read_weight(ir.Value(const_value=tensor))
+        return array_of(value)
     node = value.producer()
-    assert node is not None
+    if node is None:
+        raise UnclearError(f"{value.name!r}, which is no constant")
     return _OPERATORS[key_of(node)](node, *(None if v is None else _compute(v) for v in node.inputs))
+
+
+def array_of(value: ir.Value) -> np.ndarray:
+    """A copy of the numbers of an initializer or of a Constant node.
+
+    Raises:
+        UnclearError: its bytes do not fit its type and shape.
+    """
+    with clearly(f"tensor {value.name!r} has bytes that do not fit its type and shape"):
+        return read_weight(ir.Value(const_value=tensor_of(value)))
 
 
 def _dequantize(node: ir.Node, x: np.ndarray, s: np.ndarray, zp: np.ndarray | None = None) -> np.ndarray:
@@ -92,10 +125,46 @@ def _spread(node: ir.Node, parameters: np.ndarray, shape: tuple[int, ...]) -> np
     p = parameters.astype(np.float32)
     if p.size == 1:
         return p.reshape(())
-    axis, block = int(attribute(node, "axis", 1)) % len(shape), int(attribute(node, "block_size", 0))
-    if not block:
+    axis, block = blocks_of(node, shape, p.shape)
+    if block <= 0 and p.ndim == len(shape):
+        return p
+    if block <= 0:
         return p.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     return _repeat(p, block, axis, shape[axis])
+
+
+def blocks_of(node: ir.Node, shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
+    """The axis of blocks or channels and the block size: -1 for channels, 0 for one scale in all.
+
+    ModelOpt leaves attributes out where the scales' shape says it all: blocks lie along the axis on which that differs
+    from the codes'. How long they are it says only within bounds: the power of two is taken, or else the shortest.
+    """
+    rank, block = len(shape), int(attribute(node, "block_size", 0))
+    axis = int(attribute(node, "axis", 1))
+    if block < 0:
+        raise UnclearError(f"{node.op_type} with block_size={block}")
+    if not np.prod(scales, dtype=int) > 1 and not block:
+        axis = axis if -rank <= axis < rank else 0
+        return axis % rank, -1 if scales and shape[axis] == 1 else 0
+    differ = [i for i, (size, count) in enumerate(zip(shape, scales, strict=False)) if size != count]
+    whole = len(scales) == rank > 1
+    if whole and len(differ) == 1 and ("axis" not in node.attributes or not block):
+        axis = differ[0]
+    if rank > 1 and not -rank <= axis < rank:
+        raise UnclearError(f"{node.op_type} with axis={axis} of codes of rank {rank}")
+    axis %= rank
+    if block or not whole:
+        return axis, block or -1
+    if len(differ) > 1:
+        raise UnclearError(f"{node.op_type} with codes of shape {list(shape)} and scales of shape {list(scales)}")
+    size, count = shape[axis], scales[axis]
+    if count == 1 and rank == 2:
+        return 1 - axis, -1
+    if not 0 < count <= size:
+        raise UnclearError(f"{node.op_type} with codes of shape {list(shape)} and scales of shape {list(scales)}")
+    least = -(-size // count)
+    power = 1 << (least - 1).bit_length()
+    return axis, power if count > 1 and -(-size // power) == count else least
 
 
 def _repeat(parameters: np.ndarray, block: int, axis: int, size: int) -> np.ndarray:
@@ -184,7 +253,9 @@ def _unpack(packed: np.ndarray, bits: int) -> np.ndarray:
 
 
 def key_of(node: ir.Node) -> tuple[str, str]:
-    return "" if node.domain == "ai.onnx" else node.domain, node.op_type
+    """Domain and operator; ModelOpt writes TensorRT's operators into the standard domain."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return "trt" if not domain and node.op_type.startswith("TRT_") else domain, node.op_type
 
 
 def makes_floats(node: ir.Node) -> bool:
@@ -207,9 +278,11 @@ def type_of(value: ir.Value) -> ir.DataType:
     if (tensor := tensor_of(value)) is not None:
         return tensor.dtype
     node = value.producer()
-    assert node is not None
+    if node is None:
+        raise UnclearError(f"{value.name!r}, which is no constant")
     if to := attribute(node, "to", 0) or attribute(node, "output_dtype", 0):
-        return ir.DataType(int(to))
+        with clearly(f"{node.op_type} to a type that does not exist"):
+            return ir.DataType(int(to))
     if node.op_type == "TRT_MXFP8DequantizeLinear":
         return ir.DataType.FLOAT
     if node.op_type == "TRT_INT4QuantizeLinear":
@@ -255,6 +328,8 @@ def producer_of(node: ir.Node, index: int) -> ir.Node:
 def product_numbers(node: ir.Node) -> tuple[int, int, int, int]:
     """K, N, bits and block size of a MatMulNBits node."""
     k, n, bits, block = (int(attribute(node, key, old)) for key, old in zip(_KEYS, (0, 0, 4, 32), strict=True))
+    if min(k, n, block) < 1:
+        raise UnclearError(f"a MatMulNBits node with K={k}, N={n} and block_size={block}")
     return k, n, bits, block
 
 

@@ -11,6 +11,7 @@ from jaxq.readback.constants import (
     PAIRS,
     QUANTIZERS,
     UnclearError,
+    blocks_of,
     constant_of,
     input_of,
     key_of,
@@ -59,7 +60,8 @@ def find_parts(value: ir.Value) -> Parts:
 
 def _parts_of_blocks(node: ir.Node) -> Parts:
     """Those of a DequantizeLinear, standard or TensorRT's."""
-    codes, scale, *zero_points = (v for v in node.inputs if v is not None)
+    codes, scale = input_of(node, 0), input_of(node, 1)
+    zero_points = [v for v in node.inputs[2:] if v is not None]
     quantizer, code_bits, dtype = codes.producer(), None, type_of(codes)
     if quantizer is not None and key_of(quantizer) in QUANTIZERS:
         codes, code_bits = input_of(quantizer, 0), dtype.bitwidth
@@ -71,16 +73,14 @@ def _parts_of_blocks(node: ir.Node) -> Parts:
     form, name = "qdq" if code_bits else "dq", dtype.name.lower()
     mx, e4m3 = {"FLOAT4E2M1": "mxfp4", "FLOAT8E4M3FN": "mxfp8"}.get(dtype.name), ir.DataType.FLOAT8E4M3FN
     scales = _scales(scale)
-    if node.domain == "trt":
+    if key_of(node)[0] == "trt":
         form = "trt_qdq" if code_bits else "trt"
         name = "mxfp8" if node.op_type == "TRT_MXFP8DequantizeLinear" else name
     elif mx and scales[0].dtype in (ir.DataType.FLOAT8E8M0, ir.DataType.UINT8):
         form, name = "mx_standard" if scale is scales[0] else "portable", mx
     elif mx == "mxfp4" and scales[0].dtype == e4m3 and len(scales) == 2:
         form, name = "nvfp4_standard", "nvfp4"
-    axis, block = int(attribute(node, "axis", 1)) % len(shape), int(attribute(node, "block_size", 0))
-    if not block and (one := shape_of(scales[0])) and (size_of(scales[0]) > 1 or shape[axis : axis + 1] == one):
-        block = -1
+    axis, block = blocks_of(node, shape, shape_of(scales[0]))
     tensors = (codes, scales[0], *zero_points, *scales[1:])
     return Parts(form, name, block, axis, shape, dtype, tensors, code_bits)
 
@@ -143,14 +143,18 @@ def parts_of_product(node: ir.Node) -> Parts:
 
 def parts_of_table(node: ir.Node) -> Parts:
     """Those of a GatherBlockQuantized node."""
-    tensors = tuple(v for i, v in enumerate(node.inputs) if i != 1 and v is not None)
+    tensors = (input_of(node, 0), input_of(node, 2), *(v for v in node.inputs[3:] if v is not None))
     if any(tensor_of(v) is None for v in tensors):
         raise UnclearError("a GatherBlockQuantized node with codes or scales that are computed")
     dtype, shape = type_of(tensors[0]), shape_of(tensors[0])
     name = dtype.name.lower()
     if dtype == ir.DataType.UINT8:
         bits = int(attribute(node, "bits", 4))
+        if bits not in (2, 4, 8):
+            raise UnclearError(f"a GatherBlockQuantized node with bits={bits}")
         name = f"int{bits}" if len(tensors) < 3 else f"uint{bits}"
         shape = (*shape[:-1], shape[-1] * 8 // bits)
     block, axis = int(attribute(node, "block_size", 128)), int(attribute(node, "quantize_axis", 1))
+    if block < 0 or not -len(shape) <= axis < len(shape):
+        raise UnclearError(f"a GatherBlockQuantized node with block_size={block} and quantize_axis={axis}")
     return Parts("matmulnbits", name, block or -1, axis % len(shape), shape, type_of(input_of(node, 2)), tensors)

@@ -33,7 +33,7 @@ def job(config: Config, has_data: bool) -> Job:
 @pytest.mark.parametrize("method", _options("method"))
 def test_every_model_with_every_method(model, method):
     config = _compose(f"model={model}", f"method={method}")
-    assert config.method.name == ("rtn_dq" if method == "nvfp4" else method)
+    assert config.method.name == method
     assert config.dtype.name == ("nvfp4" if method == "nvfp4" else "int4")
     assert config.block_size == (16 if method == "nvfp4" else 128)
     assert config.form.name == {"rtn": "qdq", "nvfp4": "portable"}.get(method, "dq")
@@ -41,7 +41,7 @@ def test_every_model_with_every_method(model, method):
 
 
 def test_the_groups_have_every_name_and_no_other():
-    assert set(_options("method")) == {*METHODS, "auto", "nvfp4"}
+    assert set(_options("method")) == {*METHODS, "auto"}
     assert set(_options("dtype")) == set(DTYPES)
     assert set(_options("form")) == set(FORMS)
 
@@ -73,7 +73,7 @@ def test_what_no_form_holds_is_refused_with_what_it_holds(form, dtype):
 def test_the_command_line_wins_over_what_a_group_brings():
     assert _compose("dtype=nvfp4").form.name == "portable"
     assert _compose("dtype=nvfp4", "form=nvfp4_standard").form.name == "nvfp4_standard"
-    assert _compose("method=nvfp4", "dtype=mxfp8").block_size == 32
+    assert _compose("method=rtn", "dtype=mxfp8").block_size == 32
     assert _compose("block_size=64").block_size == 64
 
 
@@ -100,6 +100,8 @@ def test_mixed_formats_and_tables():
     assert (rule.fmt.dtype, rule.fmt.block_size) == ("int8", -1)
     assert made.gather is not None
     assert (made.gather.positive_axis, made.gather.fmt.dtype, made.gather.fmt.block_size) == (1, "int8", 32)
+    blocked = job(_compose("mixed.int8=[*v_proj*]", "form=matmulnbits", "block_size=64"), has_data=True)
+    assert blocked.rules[0].fmt.block_size == 64
     plain = job(_compose(), has_data=True)
     assert (plain.rules, plain.gather) == ((), None)
 

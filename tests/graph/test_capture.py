@@ -14,8 +14,8 @@ import pytest
 from jaxq.awq import alpha_grid, awq_scale, search_scales, weight_magnitude
 from jaxq.capture import Batch, WindowRun, capture_moments
 from jaxq.errors import JaxqError
-from jaxq.graph import find_sites, prepare
 from jaxq.formats import IntegerFormat
+from jaxq.graph import find_sites, prepare
 from jaxq.statistics import Moments
 from tests.graph import models
 from tests.graph.conftest import CONFIG, decoder_batches

@@ -10,8 +10,8 @@ from onnx import TensorProto
 
 from jaxq.capture import Batch
 from jaxq.fold import Fold, divide_vectors, find_fold, insert_division
-from jaxq.graph import Group, Site, find_sites, prepare, sibling_groups
 from jaxq.formats import IntegerFormat
+from jaxq.graph import Group, Site, find_sites, prepare, sibling_groups
 from jaxq.results import Outcome
 from tests.graph import models
 from tests.graph.models import ACTIVATION, FFN, HIDDEN, build, linear_pair, node, tokens, vector, weight

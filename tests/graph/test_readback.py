@@ -345,6 +345,94 @@ def test_other_pairs_of_numbers_are_not_understood(tmp_path):
     assert {u.reason for u in found.unread} == {"bytes that stand for other numbers than two E2M1 codes"}
 
 
+FOREIGN = Path(__file__).parent / "foreign"
+"""A model and what other tools made of it: experiments/parity/make_foreign.py."""
+
+W, TABLE = ("w", (64, 12)), ("table", (6, 48))
+WRITTEN = {
+    "rtn": [("qdq", "int4", 32, *W)],
+    "rtn_dq": [("dq", "int4", 32, *W)],
+    "rtn_trt": [("trt_qdq", "int4", 32, *W)],
+    "rtn_trt_dq": [("trt", "int4", 32, *W)],
+    "awq_lite": [("dq", "int4", 32, *W)],
+    "awq_clip": [("dq", "int4", 32, *W)],
+    "columns": [("column_major", "int4", 32, *W)],
+    "gather": [("dq", "int4", 32, *W), ("dq", "int4", 32, *TABLE)],
+    "gather_trt": [("trt", "int4", 32, *W), ("trt", "int4", 32, *TABLE)],
+    "layers_8bit": [("dq", "int8", -1, *W)],
+    "layers_8bit_trt": [("trt", "int8", -1, *W)],
+    "onnxruntime": [("matmulnbits", "int4", 32, *W), ("matmulnbits", "int4", 32, *TABLE)],
+}
+
+
+def initializers(path: Path) -> dict[str, np.ndarray]:
+    return {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_files_of_other_tools(name):
+    path, floats = FOREIGN / f"{name}.onnx", initializers(FOREIGN / "float.onnx")
+    found = read_back(load_model(path))
+    assert not found.unread
+    ordered = sorted(found.weights, key=lambda w: w.shape, reverse=True)
+    said = [(w.form, w.dtype, w.block_size, w.shape) for w in ordered]
+    assert said == [(form, dtype, block, shape) for form, dtype, block, _, shape in WRITTEN[name]]
+    for w, (_, dtype, block, source, _) in zip(ordered, WRITTEN[name], strict=True):
+        got, expected = w.dequantize(), floats[source]
+        if (scale := initializers(path).get("w_awq_scale")) is not None:
+            got = got * scale.T
+        assert w.nbytes * 8 >= w.size * (8 if dtype == "int8" else 4)
+        assert relative(got, expected) < (0.01 if dtype == "int8" else 0.15), block
+
+
+BLOCKS_OF_SCALES = {
+    (2, 32): (16, 0),
+    (32, 2): (16, 1),
+    (1, 32): (-1, 1),
+    (32, 1): (-1, 0),
+    (3, 32): (11, 0),
+    (32, 32): (1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", BLOCKS_OF_SCALES, ids=str)
+@pytest.mark.parametrize("op", ["DequantizeLinear", "TRT_INT4DequantizeLinear"])
+def test_blocks_that_only_the_scales_show(op, shape, tmp_path):
+    """ModelOpt writes neither axis nor block size where it leaves the weight in float."""
+    scales = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(shape) / 64
+    nodes = [node(op, "q s", "w"), node("MatMul", "x w", "y")]
+    (w,) = read_weights(load_model(save(foreign(nodes, [Q, tensor("s", scales)]), tmp_path)))
+    assert (w.block_size, w.axis) == BLOCKS_OF_SCALES[shape]
+    rows, columns = (np.arange(32) // -(-32 // n) for n in shape)
+    np.testing.assert_array_equal(w.dequantize(), codes(32, 32) * scales[np.ix_(rows, columns)])
+
+
+def broken(inputs: str = "q s", **attributes: int) -> list[onnx.NodeProto]:
+    return [node("DequantizeLinear", inputs, "w", **attributes), node("MatMul", "x w", "y")]
+
+
+BROKEN = {
+    "no elements": (broken(), [tensor("q", np.zeros((0, 3), np.int8)), tensor("s", np.ones(3, np.float32))]),
+    "block_size": (broken(axis=0, block_size=-1), [Q, S]),
+    "axis": (broken(axis=7, block_size=16), [Q, S]),
+    "two axes": (broken(), [Q, tensor("s", np.ones((2, 4), np.float32))]),
+    "more scales than rows": (broken(), [Q, tensor("s", np.ones((40, 32), np.float32))]),
+    "no scales": (broken("q"), [Q]),
+    "no blocks": ([node("MatMulNBits", "x b s", "y", **NBITS | {"block_size": 0})], PACKED[:2]),
+    "no columns": ([node("MatMulNBits", "x b s", "y", **NBITS | {"N": 0})], PACKED[:2]),
+    "bits": ([node("GatherBlockQuantized", "b x s", "y", domain="com.microsoft", bits=0)], PACKED[:2]),
+    "no inputs": ([node("GatherBlockQuantized", "", "y", domain="com.microsoft")], [Q]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_nodes_are_listed(name, tmp_path):
+    found = read_back(load_model(save(foreign(*BROKEN[name]), tmp_path)))
+    assert found.weights == ()
+    assert found.unread
+    assert all(u.reason for u in found.unread)
+
+
 def test_scales_that_do_not_fit_are_refused(tmp_path):
     nodes = [DQ, node("MatMul", "x w", "y")]
     (w,) = read_weights(load_model(save(foreign(nodes, [Q, tensor("s", SCALES[:, :5])]), tmp_path)))

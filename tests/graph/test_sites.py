@@ -61,7 +61,7 @@ def contrib() -> onnx.ModelProto:
         pytest.param(
             models.embedding,
             "table",
-            "read by Gather as input 0: the second input of MatMul and Gemm can be quantized",
+            "a table that Gather reads: quantized where gather.axis is given",
             id="embedding",
         ),
         pytest.param(

@@ -52,6 +52,61 @@ def test_the_shorter_call_of_the_page_works(alpha: Any, zero: bool, convert: Any
             np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("true", [True, np.True_])
+def test_a_bool_in_fourth_place_is_the_zero_point(true: Any) -> None:
+    w = weight(16, 24)
+    for alpha in (1, 1.0, 0.5):
+        q, s, zp = quant_utils.quant_tensor(w, 8, 0, alpha, True)
+        for got in (int4.find_scales(w, 8, alpha, true), int4.quant_tensor(w, 8, alpha, true)[1:]):
+            np.testing.assert_array_equal(got[0], s)
+            np.testing.assert_array_equal(got[1], zp)
+        np.testing.assert_array_equal(int4.quant_tensor(w, 8, alpha, true)[0], q)
+        assert int4.find_scales(w, 8, alpha, np.False_)[1] is None
+    assert int4.find_scales(w, 8, 1)[0].shape == (16, 3)  # a lone integer is an axis
+
+
+@pytest.mark.parametrize("call", [int4.find_scales, int4.quant_tensor])
+@pytest.mark.parametrize(
+    ("arguments", "named", "text"),
+    [
+        ((0.5,), {"alpha": 0.9}, "0.9 follows the alpha 0.5"),
+        ((0.5, 1), {}, "1 follows the alpha 0.5"),
+        ((0.5, "x"), {}, "'x' follows the alpha 0.5"),
+        ((0.5, True, True), {}, "use_zero_point is given twice"),
+        ((True,), {}, "alpha is True"),
+        ((0, True), {}, "alpha is 0"),
+    ],
+)
+def test_what_follows_an_alpha(call: Any, arguments: Any, named: Any, text: str) -> None:
+    with pytest.raises(JaxqError, match=text):
+        call(weight(16, 24), 8, *arguments, **named)
+
+
+def test_none_in_fourth_place_keeps_the_zero_points() -> None:
+    w = weight(16, 24)
+    q, s, zp = quant_utils.quant_tensor(w, 8, use_zero_point=True)
+    np.testing.assert_array_equal(int4.rtn(w, s, 8, None, zp), q)
+    np.testing.assert_array_equal(int4.dq_tensor(q, s, 8, None, zp), int4.dq_tensor(q, s, 8, zp))
+    for call in (int4.rtn, int4.dq_tensor):
+        with pytest.raises(JaxqError, match="zero points are given twice"):
+            call(w, s, 8, zp, zp)
+
+
+def test_lists_are_arrays() -> None:
+    w, x = weight(8, 3), weight(5, 8)
+    lists: list[Any] = [[4.0, 1.0], [0.5, 0.5]]
+    pairs: list[tuple[Any, Any]] = [
+        (int4.get_act_scale(x.tolist()), int4.get_act_scale(x)),
+        (int4.get_weight_scale(w.tolist(), 4), int4.get_weight_scale(w, 4)),
+        (int4.get_scale(*lists, alpha=0.5), int4.get_scale(*map(np.asarray, lists), alpha=0.5)),
+        (int4.AWQLiteHelper(x.tolist(), w.tolist(), 4).weight_scale, int4.AWQLiteHelper(x, w, 4).weight_scale),
+        (int4.AWQClipHelper(w.tolist(), 4).w_amax, int4.AWQClipHelper(w, 4).w_amax),
+    ]
+    for mine, theirs in pairs:
+        assert isinstance(mine, np.ndarray)
+        np.testing.assert_array_equal(mine, theirs)
+
+
 def test_act_scale() -> None:
     x = weight(2, 5, 3)
     want = np.abs(x).mean(axis=(0, 1))
@@ -178,6 +233,13 @@ def test_options(make: Any) -> None:
         lambda: int4.AWQClipHelper(weight(4, 2), 4, awqclip_alpha_min=0),
         lambda: int4.AWQClipHelper(weight(4, 2), 0),
         lambda: int4.AWQLiteHelper(None, weight(4, 2), -3),
+        lambda: int4.AWQLiteHelper(None, None, 4, awqlite_alpha_step="x"),
+        lambda: int4.AWQClipHelper(weight(4, 2), 4, awqclip_bsz_col=5.5),
+        lambda: int4.AWQLiteHelper(weight(3, 5), weight(4, 2), 4),
+        lambda: int4.AWQClipHelper(weight(4), 4),
+        lambda: int4.AWQClipHelper(weight(4, 2), "4"),  # pyright: ignore[reportArgumentType]
+        lambda: int4.get_weight_scale(weight(4, 2), 2.0),  # pyright: ignore[reportArgumentType]
+        lambda: int4.get_scale(np.ones(3, np.float32), np.ones(4, np.float32), 0.5),
     ],
 )
 def test_values_out_of_range(call: Any) -> None:

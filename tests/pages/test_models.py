@@ -137,7 +137,8 @@ def test_nodes_to_exclude(patterns, left):
         pytest.param({"layers_8bit": "v_out"}, {"v"}, id="a name"),
         pytest.param({"layers_8bit": "/v_out/MatMul, /q_out"}, {"v", "q"}, id="names apart by commas"),
         pytest.param({"layers_8bit": ["o_out"]}, {"o"}, id="a list"),
-        pytest.param({"precision_info": {"k": 8, "q": 4}}, {"k"}, id="bits by weight"),
+        pytest.param({"precision_info": {"k": 8, "q": 4, "lm_head": 8}}, {"k"}, id="bits by weight"),
+        pytest.param({"precision_info": {"k": {"precision": 8, "block_size": -1, "axis": 0}}}, {"k"}, id="a record"),
     ],
 )
 @pytest.mark.parametrize("zero_points", [False, True])
@@ -152,6 +153,14 @@ def test_some_layers_in_8_bits(given, eight, zero_points):
     scales = {name: initializers(got)[f"{name}_scale"].ndim for name in "qkvo"}
     assert scales == {name: 1 if name in eight else 2 for name in "qkvo"}
     assert relative(run(got, DATA[0])[0], run(attention(), DATA[0])[0]) < 0.2
+
+
+def test_the_block_size_of_a_record():
+    info = {"q": {"precision": 8, "block_size": 32}, "k": {"precision": 4, "block_size": -1}}
+    got = quantize(attention(), "rtn_dq", block_size=16, precision_info=info)
+    shapes = {name: initializers(got)[f"{name}_scale"].shape for name in "qkv"}
+    assert shapes == {"q": (HIDDEN // 32, HIDDEN), "k": (HIDDEN,), "v": (HIDDEN // 16, HIDDEN)}
+    assert dtypes(got)["q"] == onnx.TensorProto.INT8 and dtypes(got)["k"] == onnx.TensorProto.INT4
 
 
 def test_column_major_and_tables():
@@ -203,15 +212,41 @@ REFUSED = {
     "columns": (bad(attention(), "rtn_dq", awqclip_bsz_col=0), "awqclip_bsz_col is 0"),
     "alpha step": (bad(attention(), "awq_lite", DATA, awqlite_alpha_step=2), "alpha_step is 2"),
     "no number": (bad(attention(), "awq_lite", DATA, awqclip_alpha_min="a"), "awqclip_alpha_min is 'a': give a number"),
-    "table axis": (bad(attention(), "rtn_dq", gather_quantize_axis=2), "gather.axis is 2"),
+    "table axis": (bad(attention(), "rtn_dq", gather_quantize_axis=5), "gather_quantize_axis is 5"),
+    "no table axis": (bad(attention(), "rtn_dq", gather_quantize_axis="x"), "gather_quantize_axis is 'x'"),
     "column-major rtn": (bad(attention(), "rtn", use_column_major=True), "use_column_major goes with rtn_dq"),
     "zero points in TensorRT": (bad(attention(), "rtn_dq_trt", use_zero_point=True), "'trt' cannot hold uint4"),
     "layers": (bad(attention(), "rtn_dq", layers_8bit="z"), "layers_8bit is 'z': no node has such a name"),
     "expression": (bad(attention(), "rtn_dq", nodes_to_exclude=["("]), "'(', which is no regular expression"),
-    "provider": (bad(attention(), "awq_lite", DATA, ["npu"]), "provider is 'npu': choose of cpu"),
+    "provider": (bad(attention(), "awq_lite", DATA, ["npu"]), "calibration_eps has 'npu': choose of cpu"),
+    "provider of rtn": (bad(attention(), "rtn", None, ["gpu"]), "calibration_eps has 'gpu': choose of cpu"),
+    "onnxruntime's name": (bad(attention(), "rtn_dq", None, ["CPUExecutionProvider"]), "has 'CPUExecutionProvider'"),
+    "no providers": (bad(attention(), "rtn_dq", calibration_eps=None), "calibration_eps is None: give a list"),
+    "empty providers": (bad(attention(), "rtn_dq", calibration_eps=[]), "calibration_eps is empty"),
+    "node": (bad(attention(), "rtn_dq", nodes_to_exclude=[3]), "nodes_to_exclude has 3: give strings"),
+    "nodes": (bad(attention(), "rtn_dq", nodes_to_exclude=3), "nodes_to_exclude is 3: give a list of strings"),
+    "no layers": (bad(attention(), "rtn_dq", layers_8bit=3), "layers_8bit is 3: give a list of strings"),
+    "block size as text": (bad(attention(), "rtn_dq", block_size="128"), "block_size is '128': give an integer"),
+    "item": (bad(attention(), "awq_lite", [*DATA, {"x": X * np.nan}]), "item 3 of calibration_data_reader: the data"),
+    "ragged": (bad(attention(), "awq_lite", [{"x": [[1.0], [1.0, 2.0]]}]), "input 'x' is no array"),
+    "nothing left": (bad(attention(), "rtn_dq", nodes_to_exclude=[""]), "the model given has no weight that can be"),
     "path": (bad("nowhere.onnx", "rtn_dq"), "model file 'nowhere.onnx' does not exist"),
     "no model": (bad(3, "rtn_dq"), "onnx_path is of type int"),
-    "bits": (bad(attention(), "rtn_dq", precision_info={"q": 9}), "dtype is 'int9'"),
+    "bits": (bad(attention(), "rtn_dq", precision_info={"q": 16}), "precision_info['q'] is 16: num_bits is 16"),
+    "text for bits": (
+        bad(attention(), "rtn_dq", precision_info={"q": "8"}),
+        "precision_info['q'] is '8': give a number",
+    ),
+    "bits in a list": (
+        bad(attention(), "rtn_dq", precision_info={"q": [8]}),
+        "precision_info['q'] is [8]: give a number",
+    ),
+    "a list of bits": (bad(attention(), "rtn_dq", precision_info=[8]), "precision_info is [8]: give a dictionary"),
+    "unknown weight": (
+        bad(attention(), "rtn_dq", precision_info={"q": 8, "z": 8}),
+        "precision_info names 'z': the model",
+    ),
+    "axis of a weight": (bad(attention(), "rtn_dq", precision_info={"q": {"precision": 8, "axis": 1}}), "the axis 1"),
 }
 
 
@@ -221,6 +256,8 @@ def test_bad_input_is_named(case):
     with pytest.raises(JaxqError) as error:
         call()
     assert sentence in str(error.value)
+    for word in ("npz", "mend the file", "source.onnx", "gather.axis"):  # of files and configurations
+        assert word not in str(error.value)
 
 
 def test_a_model_without_its_external_data_is_refused(tmp_path):
@@ -242,6 +279,25 @@ def test_quantize_rtn(kind, dq_only):
     assert ("QuantizeLinear" in operators(got)) != dq_only
     x = {"x": DATA[0]["x"].astype(dtype)}
     assert relative(run(got, x)[0], run(source, x)[0]) < 0.2
+
+
+def test_quantize_rtn_looks_at_weights_alone():
+    """A float32 constant of two dimensions beside float16 weights."""
+    source = models.typed(np.float16, onnx.TensorProto.FLOAT16)
+    source.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, 4), np.float32), "constant"))
+    source.graph.node.append(node("Abs", "constant", "unused"))
+    got = quantize_rtn(source, onnx.TensorProto.FLOAT16, 32, dq_only=True)
+    assert initializers(got)["w_scale"].dtype == np.float16
+
+
+def test_quantize_rtn_refuses_what_is_no_model_or_type():
+    wrong: Any = "model.onnx"
+    with pytest.raises(JaxqError, match=r"onnx_model is of type str: give an onnx.ModelProto"):
+        quantize_rtn(wrong, onnx.TensorProto.FLOAT, 32)
+    for kind in ("FLOAT", None, [1], onnx.TensorProto.INT4):
+        wrong = kind
+        with pytest.raises(JaxqError, match=r"gemm_io_type is .*: give onnx.TensorProto.FLOAT or"):
+            quantize_rtn(models.mlp(), wrong, 32)
 
 
 def test_quantize_rtn_refuses_another_type():

@@ -102,6 +102,8 @@ def test_means_of_a_subgraph() -> None:
     np.testing.assert_allclose(w_mean, want, rtol=1e-6)
     _, whole = int4.get_x_w_mean_for_subgraph(packs, [0], "", X[0], -1)
     np.testing.assert_allclose(whole, int4.get_weight_scale(W1), rtol=1e-6)
+    listed, _ = int4.get_x_w_mean_for_subgraph(packs, [0], "", X[0].tolist(), -1)
+    np.testing.assert_array_equal(listed, x_mean)
     for indices, x in (([], X[0]), ([0], X[0][..., :5])):
         with pytest.raises(JaxqError, match="cannot read"):
             int4.get_x_w_mean_for_subgraph(packs, indices, "", x, BLOCK)
@@ -278,6 +280,14 @@ def bad(*, packs: Any = PACKS, given: Any = None, inputs: Any = (), places: int 
         (lambda: bad(given=session(), inputs=feeds(1), awqlite_alpha_step=0), "alpha_step is 0"),
         (lambda: bad(given=session(), inputs=feeds(1), awqclip_bsz_col=0), "awqclip_bsz_col is 0"),
         (lambda: bad(given=session(), inputs=feeds(1), precision_info={"w1": 1}), "num_bits is 1"),
+        (lambda: bad(given=session(), awqlite_alpha_step="x"), "awqlite_alpha_step is 'x': give a number"),
+        (lambda: bad(given=session(), awqclip_bsz_col=5.5), "awqclip_bsz_col is 5.5"),
+        (lambda: bad(packs=[PACKS[0], (1, 2), PACKS[2]], given=session()), "pack 1 is not"),
+        (lambda: bad(packs=[PACKS[0], None, PACKS[2]], given=session()), "pack 1 is not"),
+        (lambda: bad(packs=[("x", *PACKS[0][1:])] * 3, given=session()), "pack 0 has an activation of type str"),
+        (lambda: int4.get_act_to_weight_map_and_act_to_wa_pack_map([("x", W1, False, 1)]), "pack 0 is not"),  # pyright: ignore[reportArgumentType]
+        (lambda: int4.get_x_w_mean_for_subgraph(PACKS, [9], "", X[0], BLOCK), "wa_pack_idx_list has 9"),
+        (lambda: int4.get_x_w_mean_for_subgraph(PACKS, ["x"], "", X[0], BLOCK), "wa_pack_idx_list is 'x'"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_refused(call: Any, text: str) -> None:

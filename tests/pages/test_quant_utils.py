@@ -62,10 +62,61 @@ def test_alpha_broadcasts() -> None:
         np.testing.assert_allclose(quant_utils.find_scales(w, 8, alpha=alpha)[0], whole * np.float32(0.5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0, -1.0, np.ones(5), np.ones((2, 4)), np.ones((1, 4, 4))])
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        *(0, -1.0, np.ones(5), np.ones((2, 4)), np.ones((1, 4, 4))),
+        *(np.float32(0), jnp.float32(-1), np.array([1, 1, 0, 1]), np.full((4, 4), np.nan), "x", None, True),
+    ],
+)
 def test_alpha_that_fits_nothing(alpha: Any) -> None:
     with pytest.raises(JaxqError, match="alpha"):
         quant_utils.find_scales(weight(32, 4), 8, alpha=alpha)
+
+
+def test_a_traced_alpha_is_not_looked_at() -> None:
+    w = weight(32, 4)
+    got = jax.jit(lambda alpha: quant_utils.find_scales(w, 8, alpha=alpha)[0])(jnp.float32(0.5))
+    np.testing.assert_allclose(got, quant_utils.find_scales(w, 8, alpha=0.5)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("block_size", ["16", None, 16.0, True])
+def test_block_sizes_are_integers(block_size: Any) -> None:
+    w, s = weight(32, 4), np.ones((2, 4), np.float32)
+    for call in (
+        lambda: quant_utils.find_scales(w, block_size),
+        lambda: quant_utils.quant_tensor(w, block_size),
+        lambda: quant_utils.rtn(w, s, block_size),
+        lambda: quant_utils.dq_tensor(w, s, block_size),
+        lambda: quant_utils.get_amax(w, 0, block_size),
+    ):
+        with pytest.raises(JaxqError, match=f"block_size is {block_size!r}: give an integer"):
+            call()
+    np.testing.assert_array_equal(quant_utils.find_scales(w, np.int64(16))[0], quant_utils.find_scales(w, 16)[0])  # pyright: ignore[reportArgumentType]
+
+
+def test_empty_axes_have_no_block() -> None:
+    empty = np.zeros((0, 4), np.float32)
+    for call in (quant_utils.find_scales, quant_utils.quant_tensor, lambda w, b: quant_utils.get_amax(w, 0, b)):
+        with pytest.raises(JaxqError, match="not empty"):
+            call(empty, -1)
+
+
+def test_lists_are_arrays() -> None:
+    w = weight(8, 4)
+    pairs: list[tuple[Any, Any]] = [
+        (quant_utils.get_amax(w.tolist(), 0, 4), quant_utils.get_amax(w, 0, 4)),
+        (quant_utils.pack_weights_to_int4(w.tolist()), quant_utils.pack_weights_to_int4(w)),
+        (quant_utils.find_scales(w.tolist(), 4)[0], quant_utils.find_scales(w, 4)[0]),
+        (quant_utils.reshape_scales_for_per_channel_nodes({"a": [[1.0, 2.0]]}, -1)["a"], [1, 2]),  # pyright: ignore[reportArgumentType]
+    ]
+    for mine, theirs in pairs:
+        assert isinstance(mine, np.ndarray)
+        np.testing.assert_array_equal(mine, theirs)
+    assert quant_utils.update_block_size(8, 16, 0, w.tolist()) == 8
+    for wrong in ([[1.0], [1.0, 2.0]], "weight", [None]):
+        with pytest.raises(JaxqError, match="the weight is"):
+            quant_utils.get_amax(wrong, 0, 4)  # pyright: ignore[reportArgumentType]
 
 
 def test_float_zero_points() -> None:
@@ -152,6 +203,9 @@ def test_nvfp4_zero_blocks_have_scale_one() -> None:
         (lambda: quant_utils.get_num_bits({"w": 9}, "w"), "num_bits is 9"),
         (lambda: quant_utils.get_num_bits({"w": "8"}, "w"), "'8'"),  # pyright: ignore[reportArgumentType]
         (lambda: quant_utils.get_num_bits({"w": {"axis": 0}}, "w"), "number of bits"),
+        (lambda: quant_utils.get_num_bits([8], "w"), "give a dictionary"),  # pyright: ignore[reportArgumentType]
+        (lambda: quant_utils.find_scales(weight(4, 4), 2, num_bits="4"), "num_bits is '4'"),  # pyright: ignore[reportArgumentType]
+        (lambda: quant_utils.find_scales(weight(4, 4), 2, 0.5), "quantize_axis is 0.5"),  # pyright: ignore[reportArgumentType]
         (lambda: quant_utils.update_block_size(8, 32), "w is missing"),
         (lambda: quant_utils.update_block_size(4, -1), "w is missing"),
         (lambda: quant_utils.update_block_size(4, -1, 2, weight(2, 2)), "axes"),

@@ -162,11 +162,12 @@ def positional_cases() -> list[dict[str, Any]]:
 def test_positional_calls_of_int4(case: dict[str, Any]) -> None:
     """The short signatures on ModelOpt's scales and codes, as its own int4 module calls them."""
     p = case["parameters"]
-    more = {"quantize_axis": p["quantize_axis"]}
-    codes = int4.rtn(case["w"], case["s"], p["block_size"], case["zp"], num_bits=p["num_bits"], **more)
+    axis = p["quantize_axis"]
+    more: tuple[Any, ...] = (axis, case["zp"]) if axis else (case["zp"],)  # the short form has no axis
+    codes = int4.rtn(case["w"], case["s"], p["block_size"], *more, num_bits=p["num_bits"])
     np.testing.assert_array_equal(codes, case["codes"].astype(codes.dtype))
     if case["dq"] is not None:
-        dq = int4.dq_tensor(case["codes"], case["s"], p["block_size"], case["zp"], **more)
+        dq = int4.dq_tensor(case["codes"], case["s"], p["block_size"], *more)
         np.testing.assert_array_equal(dq, case["dq"])
 
 
@@ -204,10 +205,23 @@ def test_act_scale(case: dict[str, Any]) -> None:
     np.testing.assert_allclose(got, case["act_scale"].astype(np.float32), rtol=tolerance)
 
 
+def blocks_of(w: np.ndarray, block_size: int | None) -> list[np.ndarray]:
+    """Consecutive rows, the last block ragged, in float64."""
+    size = len(w) if block_size in (None, -1) else block_size
+    return [w[i : i + size].astype(np.float64) for i in range(0, len(w), size)]
+
+
+def weight_scale(w: np.ndarray, block_size: int | None) -> np.ndarray:
+    """Mean over columns of ``|w| / max|block|``."""
+    blocks = [np.abs(block) for block in blocks_of(w, block_size)]
+    return np.concatenate([(b / np.where(b.max(axis=0) > 0, b.max(axis=0), 1)).mean(axis=1) for b in blocks])
+
+
 @pytest.mark.parametrize("case", cases("awq", "get_weight_scale"))
 def test_weight_scale(case: dict[str, Any]) -> None:
     block_size = case["parameters"]["block_size"]
     got = int4.get_weight_scale(case["w"], block_size)
+    np.testing.assert_allclose(got, weight_scale(case["w"], block_size), rtol=1e-6)
     if "strided_blocks" in case["reasons"]:
         assert not np.allclose(got, case["weight_scale"], rtol=1e-3)
     else:
@@ -234,6 +248,22 @@ def output_error(case: dict[str, Any], w: np.ndarray, s: Any, clip: Any = 1.0) -
     return float(np.mean((x @ w - (x / s) @ dq) ** 2))
 
 
+def numpy_error(case: dict[str, Any], alpha: float) -> float:
+    """`output_error` at AWQ's scale for alpha, all of it by numpy's formulas."""
+    x, w = (case[name].astype(np.float64) for name in ("x", "w"))
+    block_size, zero = case["parameters"]["block_size"], case["parameters"]["use_zero_point"]
+    s = np.abs(x).mean(axis=0) ** alpha / weight_scale(w, block_size) ** (1 - alpha)
+    s = s / np.sqrt(s.max() * s.min()) if alpha != IDENTITY else np.ones(len(w))
+    parts = []
+    for block in blocks_of(w * s[:, None], block_size):
+        lo, hi = np.minimum(block.min(axis=0), 0), np.maximum(block.max(axis=0), 0)
+        step = (hi - lo) / 15 if zero else np.abs(block).max(axis=0) / 7
+        zp = np.round(-lo / step) if zero else 0
+        low, high = (0, 15) if zero else (-8, 7)
+        parts.append((np.clip(np.round(block / step) + zp, low, high) - zp) * step)
+    return float(np.mean((x @ w - (x / s) @ np.concatenate(parts)) ** 2))
+
+
 @pytest.mark.parametrize("case", cases("awq", "run_awq_scale_search_per_node"))
 def test_search_per_node(case: dict[str, Any]) -> None:
     """ModelOpt's losses and choice where its blocks are consecutive rows; never a greater error than its choice's."""
@@ -253,6 +283,7 @@ def test_search_per_node(case: dict[str, Any]) -> None:
         {},
     )
     losses = list(found[0].loss.values())
+    np.testing.assert_allclose(losses, [numpy_error(case, alpha) for alpha in found[0].loss], rtol=5e-3)
     if "strided_blocks" not in case["reasons"] and not p["use_zero_point"]:
         np.testing.assert_allclose(losses[1:], case["losses"], rtol=1e-3)
         assert found[0].best_alpha == pytest.approx(case["best_alpha"])
@@ -276,6 +307,7 @@ def test_search_per_subgraph(case: dict[str, Any]) -> None:
     block_size = case["parameters"]["block_size"]
     x_mean, w_mean = int4.get_x_w_mean_for_subgraph(packs, [0, 1], "", case["x"], block_size)
     np.testing.assert_allclose(x_mean, case["x_mean"], rtol=1e-6)
+    np.testing.assert_allclose(w_mean, weight_scale(np.concatenate(case["ws"], axis=1), block_size), rtol=1e-6)
     if "strided_blocks" in case["reasons"]:
         assert not np.allclose(w_mean, case["w_mean"], rtol=1e-3)
     else:

@@ -28,10 +28,31 @@ CONFIG_ROWS = {
     "a form that holds no integers": (["form=portable"], ["'portable' cannot hold int4", "form=dq or qdq"]),
     "a form that holds integers": (["dtype=mxfp8", "form=dq"], ["'dq' cannot hold mxfp8", "form=mx_standard or port"]),
     "negative scales": (["form=trt", "method.full_range=true"], ["'trt' takes positive scales only"]),
-    "tables": (["method=nvfp4", "gather.axis=1"], ["'portable' cannot hold tables of Gather", "form=dq or qdq"]),
+    "tables": (
+        ["method=nvfp4", "gather.axis=1"],
+        [
+            "'portable' cannot hold tables of Gather",
+            "no form holds nvfp4 and tables of int4 blocked along axis 1 in one",
+        ],
+    ),
+    "tables in NVFP4": (
+        ["gather.axis=1", "gather.dtype=nvfp4"],
+        ["'dq' cannot hold nvfp4", "no form holds int4 and t"],
+    ),
+    "blocks of tables": (["gather.axis=1", "gather.block_size=17"], ["gather.block_size is 17: ", "16, 32, 64"]),
+    "8 bits beside NVFP4": (
+        ["method=nvfp4", "mixed.int8=[a]"],
+        ["'portable' cannot hold int8", "no form holds nvfp4 and"],
+    ),
+    "NVFP4 in name only": (["method=nvfp4", "dtype=int4"], ["method=nvfp4 with dtype=int4: take method=rtn_dq"]),
+    "an option of another group": (["method.dtype=nvfp4"], ["no option 'method.dtype': did you mean 'dtype'"]),
+    "a folder": (["model=onnx", "model.path=."], ["'.' is a folder"]),
     "an axis that tables lack": (["gather.axis=2"], ["gather.axis is 2"]),
     "accuracy level": (["form=matmulnbits", "form.accuracy_level=5"], ["accuracy_level is 5", "0 to 4"]),
-    "8 bits that the form lacks": (["form=matmulnbits", "mixed.int8=[a]"], ["block_size is -1", "16, 32"]),
+    "8 bits that the form lacks": (
+        ["form=matmulnbits", "mixed.int8=[a]", "mixed.block_size=-1"],
+        ["mixed.block_size is -1", "16, 32"],
+    ),
     "alpha step": (["method.alpha_step=0"], ["alpha_step is 0"]),
     "clip step": (["method.clip_step=-1"], ["clip_step is -1"]),
     "least clip ratio": (["method.min_alpha=1.5"], ["min_alpha is 1.5"]),

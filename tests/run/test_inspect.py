@@ -139,11 +139,44 @@ def test_what_is_not_understood(show, tmp_path):
     assert "all weights: 0.001 MB, 8.000 bits each" in out
 
 
+def test_a_weight_without_elements(show, tmp_path):
+    weights = {"q": np.zeros((HIDDEN, 0), np.int8), "s": np.float32(1)}
+    nodes = [models.node("DequantizeLinear", "q s", "w"), models.node("MatMul", "x w", "y")]
+    proto = models.build(nodes, {k: np.asarray(v) for k, v in weights.items()}, {"y": (*models.ACTIVATION[:-1], 0)})
+    code, out, _ = show(save(proto, tmp_path))
+    assert code == 0
+    assert "not understood: " in out and "a weight of shape [64, 0], without elements" in out
+
+
+def test_bytes_that_do_not_fit(show, tmp_path):
+    """Copies are told by their bytes: those that cannot be read are refused."""
+    target = tmp_path / "out.onnx"
+    quantize(save(models.shared(), tmp_path), target, form="dq")
+    proto = onnx.load(target)
+    for t in proto.graph.initializer:
+        t.dims[:] = [2 * d for d in t.dims]
+    code, out, err = show(save(proto, tmp_path, "broken.onnx"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "has bytes that do not fit its type and shape" in err
+
+
+@pytest.mark.parametrize("option", ["--json", "--all"])
+def test_a_reader_that_goes_away(option, tmp_path):
+    """As ``head`` does: no error is shown."""
+    path = save(models.mlp(), tmp_path)
+    command = [sys.executable, "-m", "jaxq.inspect", path.name, option]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as running:
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait() == 1
+
+
 BAD = {
     "no argument": ([], ["model", "required"]),
     "unknown option": (["a.onnx", "--al1"], ["--al1"]),
     "missing": (["nowhere.onnx"], ["'nowhere.onnx'", "does not exist"]),
-    "folder": (["."], ["'.'", "does not exist"]),
+    "folder": (["."], ["'.'", "is a folder"]),
     "text": (["text.onnx"], ["'text.onnx'", "not an ONNX model"]),
     "empty": (["empty.onnx"], ["'empty.onnx'", "not an ONNX model"]),
 }
@@ -176,7 +209,7 @@ def test_as_a_program(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert "matmulnbits" in done.stdout
     assert done.stdout.startswith("out.onnx: ")
-    assert done.stdout.splitlines()[0].endswith("opset 18, ir_version 8, com.microsoft 1")
+    assert done.stdout.splitlines()[0].endswith("opset 18, ir_version 10, com.microsoft 1")
     assert max(map(len, done.stdout.splitlines())) <= 80
     code = (
         "import inspect, jaxq.inspect; assert inspect.signature(jaxq.inspect.main) and 'jaxq' not in inspect.__file__"

@@ -41,7 +41,7 @@ CASES = {
         "trt_qdq", "keeps the float weights, but awq_full scales them: take form=", method="awq_full", data=True
     ),
     "block size": Case(
-        "dq", "48: the form 'dq' holds int4 in blocks of 16, 32, 64, 128, 256, or -1", IntegerFormat(48)
+        "dq", "48: the form 'dq' holds int4 in blocks of 16, 32, 64, 128, 256 or with -1", IntegerFormat(48)
     ),
     "per channel in matmulnbits": Case(
         "matmulnbits", "block_size is -1: the form 'matmulnbits' holds int4 in blocks of 16,", IntegerFormat(-1)
@@ -70,34 +70,43 @@ CASES = {
     "integers in mx_standard": Case("mx_standard", "it holds mxfp8, mxfp4; int4 goes with form=dq or qdq or"),
     "negative scales in TensorRT": Case("trt", "takes positive scales only: leave method.full_range out", FULL),
     "a rule's dtype": Case(
-        "portable", "'portable' cannot hold int8: it holds nvfp4", NVFP4, rules=(Rule(("*",), IntegerFormat(32, 8)),)
+        "portable",
+        "'portable' cannot hold int8: it holds nvfp4, .*; no form holds nvfp4 and int8 in one",
+        NVFP4,
+        rules=(Rule(("*",), IntegerFormat(32, 8)),),
     ),
     "a rule's block size": Case(
         "matmulnbits",
-        "block_size is -1: the form 'matmulnbits' holds int8",
+        "mixed.block_size is -1: the form 'matmulnbits' holds int8",
         rules=(Rule(("*",), IntegerFormat(-1, 8)),),
     ),
     "a rule's scales": Case("trt", "positive scales only", rules=(Rule(("*",), FULL),)),
     "tables in portable": Case(
         "portable",
-        "tables of Gather blocked along axis -1: form=dq or qdq or column_major or matmulnbits or trt",
+        "tables of Gather blocked along axis 1; no form holds nvfp4 and tables of int4 blocked along axis 1 in one",
         NVFP4,
         gather=Gather(-1, INT4),
     ),
     "tables by columns in matmulnbits": Case(
         "matmulnbits",
-        "tables of Gather blocked along axis 0: form=dq or qdq or column_major or trt or trt_qdq can",
+        "int4 and tables of int4 blocked along axis 0 go with form=dq or qdq or column_major or trt or trt_qdq",
         gather=Gather(0, INT4),
     ),
     "a table's dtype": Case(
         "qdq",
-        "'qdq' cannot hold int3: .*; int3 goes with form=dq or column_major$",
+        "'qdq' cannot hold int3: .*; int4 and tables of int3 blocked along axis 0 go with form=dq or column_major$",
         gather=Gather(0, IntegerFormat(32, 3)),
     ),
-    "a table in NVFP4": Case("dq", "no form holds tables of Gather in nvfp4", gather=Gather(1, NVFP4)),
-    "a table in MXFP8": Case("dq", "mxfp8 goes with form=trt", gather=Gather(1, MXFP8)),
+    "a table in NVFP4": Case(
+        "dq", "no form holds int4 and tables of nvfp4 blocked along axis 1 in one file", gather=Gather(1, NVFP4)
+    ),
+    "a table in MXFP8": Case(
+        "dq", "int4 and tables of mxfp8 blocked along axis 1 go with form=trt$", gather=Gather(1, MXFP8)
+    ),
     "a table's block size": Case(
-        "matmulnbits", "block_size is -1: the form 'matmulnbits' holds int8", gather=Gather(1, IntegerFormat(-1, 8))
+        "matmulnbits",
+        "gather.block_size is -1: the form 'matmulnbits' holds int8",
+        gather=Gather(1, IntegerFormat(-1, 8)),
     ),
     "a table's axis": Case("dq", "gather.axis is 2: a table has the axes 0, 1 and -1", gather=Gather(2, INT4)),
     "an unknown form": Case("gguf", "form is 'gguf': choose one of dq, qdq, column_major, matmulnbits"),
