@@ -156,16 +156,32 @@ def search_shared_scales(
         raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")
     for w, _ in parts:
         _check_moments(w, moments.h)
-    widths = [w.shape[1] for w, _ in parts]
-    means = [weight_magnitude(w, fmt.block_size) for w, fmt in parts]
-    w_mean = sum(mean * (width / sum(widths)) for mean, width in zip(means, widths, strict=True))
-    losses = jnp.zeros(len(alphas))
+    shares = [w.shape[1] for w, _ in parts]
+    w_mean = _weighted_sum([weight_magnitude(w, fmt.block_size) for w, fmt in parts], [n / sum(shares) for n in shares])
+    losses, weights = [], []
     for w, fmt in parts:
         seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
-        found = _scale_losses(seen, w_mean, moments, alphas, fmt, batch_size)
-        losses += found * (w.shape[1] / seen.shape[1]) if len(parts) > 1 else found
+        losses.append(_scale_losses(seen, w_mean, moments, alphas, fmt, batch_size))
+        weights.append(w.shape[1] / seen.shape[1] if len(parts) > 1 else 1.0)
+    return _choose_scale(_weighted_sum(losses, weights), moments.a, w_mean, alphas)
+
+
+def _weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
+    """A single array as it is: that compiles nothing."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return jnp.sum(jnp.stack(arrays) * jnp.array(weights)[:, None], axis=0)
+
+
+@jax.jit
+def _choose_scale(
+    losses: Float[Array, "candidates"],
+    a: Float[Array, "c_in"],
+    w_mean: Float[Array, "c_in"],
+    alphas: Float[Array, "candidates"],
+) -> ScaleChoice:
     best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-    return ScaleChoice(awq_scale(moments.a, w_mean, alphas[best]), best, losses)
+    return ScaleChoice(awq_scale(a, w_mean, alphas[best]), best, losses)
 
 
 @partial(jax.jit, static_argnames="columns")

@@ -20,7 +20,7 @@ def weight(rows: int, columns: int, seed: int = 0, spread: float = 6.0) -> np.nd
     return w.astype(np.float32)
 
 
-def reference(w: np.ndarray, fmt: WeightFormat, ratio: float = 1.0) -> tuple[np.ndarray, ...]:
+def reference(w: np.ndarray, fmt: WeightFormat, ratio: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.floating]:
     """Codes as numbers, block scales as numbers, and the scale of the weight; in numpy, a row of blocks at a time."""
     rows = [w[i : i + fmt.block_size] for i in range(0, len(w), fmt.block_size)]
     s2 = np.float32(abs(w).max() / np.float32(6 * 448)) if fmt.dtype == "nvfp4" else np.float32(1)

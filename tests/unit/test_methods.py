@@ -147,7 +147,7 @@ def test_zeros_give_numbers(name, zero):
 
 def test_the_two_rtn_methods_choose_alike():
     assert METHODS["rtn"] is METHODS["rtn_dq"]
-    assert {name for name, method in METHODS.items() if not method.needs_data} == {"rtn", "rtn_dq"}
+    assert {name for name, method in METHODS.items() if not method.needs_data} == {"rtn", "rtn_dq", "nvfp4"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -187,5 +187,7 @@ def test_siblings_of_two_formats_share_the_best_scale(second, name):
 
 @pytest.mark.parametrize("name", ["awq", "", "AWQ_LITE"])
 def test_an_unknown_method_is_named_with_the_choices(name):
-    with pytest.raises(JaxqError, match=f"^method.name is '{name}': choose one of rtn, rtn_dq, awq_lite, awq_clip, a"):
+    with pytest.raises(
+        JaxqError, match=f"^method.name is '{name}': choose one of rtn, rtn_dq, nvfp4, awq_lite, awq_cl"
+    ):
         find_method(name)
