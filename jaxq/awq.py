@@ -131,6 +131,7 @@ def search_scales(
         >>> x = jax.random.normal(jax.random.key(0), (64, 8)) * jnp.array([30.0, 1, 1, 1, 1, 1, 1, 1])
         >>> w = jax.random.normal(jax.random.key(1), (8, 4))
         >>> m = Moments(x.T @ x / 64, jnp.abs(x).mean(0), jnp.array(64))
+        >>> from jaxq.formats import IntegerFormat
         >>> choice = search_scales(w, m, jnp.array(alpha_grid(0.25)), IntegerFormat(block_size=8))
         >>> bool(choice.losses[choice.best] < choice.losses[0])    # better than no scaling
         True
@@ -241,6 +242,7 @@ def search_clip(
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (64, 8))
         >>> w = jax.random.normal(jax.random.key(1), (8, 4))
+        >>> from jaxq.formats import IntegerFormat
         >>> search_clip(w, x.T @ x / 64, jnp.array(ratio_grid(0.5, 0.05)), IntegerFormat(block_size=4)).shape
         (2, 4)
     """
