@@ -1,4 +1,4 @@
-"""Calibration and evaluation data: from token files, texts or the embedded splits to inputs of a model."""
+"""Calibration and evaluation data: from token files and token ids to inputs of a model."""
 
 import zlib
 from collections.abc import Mapping
@@ -8,14 +8,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 import onnx_ir as ir
-from tokenizers import Tokenizer
 
 from jaxq.capture import Batch
-from jaxq.embedded import windows
-from jaxq.embedded.text import Split
 from jaxq.errors import JaxqError
 
-_TOKENS = "input_ids"
+TOKENS = "input_ids"
 _MASK = "attention_mask"
 
 
@@ -56,14 +53,9 @@ def read_input_spec(model: ir.Model) -> InputSpec:
         inputs.append(ModelInput(str(value.name), dtype, None if value.shape is None else len(value.shape)))
         for node, index in value.uses():
             table = node.inputs[0]
-            if value.name == _TOKENS and node.op_type == "Gather" and index == 1 and table and table.const_value:
+            if value.name == TOKENS and node.op_type == "Gather" and index == 1 and table and table.const_value:
                 vocabulary = int(table.const_value.shape.numpy()[0])
     return InputSpec(tuple(inputs), vocabulary)
-
-
-def embedded_samples(split: Split, samples: int, length: int) -> dict[str, np.ndarray]:
-    """Token ids [samples, length] of the documentation that this Python carries, evenly spread over the split."""
-    return {_TOKENS: _spread(windows(split, length), samples)}
 
 
 def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> dict[str, np.ndarray]:
@@ -82,7 +74,7 @@ def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> d
     arrays = _read_npz(path)
     if key in arrays:
         masked = {_MASK: arrays[_MASK][:samples]} if _MASK in arrays else {}
-        return {_TOKENS: arrays[key][:samples], **masked}
+        return {TOKENS: arrays[key][:samples], **masked}
     feeds = {name: array[:samples] for name, array in arrays.items() if name in spec.names}
     if not feeds:
         raise JaxqError(
@@ -98,27 +90,6 @@ def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> d
 def has_key(path: Path, key: str) -> bool:
     """Whether an npz file holds an array of that name."""
     return key in _read_npz(path)
-
-
-def text_samples(text: Path, tokenizer: Path, samples: int, length: int) -> dict[str, np.ndarray]:
-    """Token ids [samples, length] of a text file, or of the ``*.txt`` and ``*.md`` files of a folder, evenly spread.
-
-    Raises:
-        JaxqError: a file is missing or unreadable, or the text is shorter than one sample.
-    """
-    if not tokenizer.is_file():
-        raise JaxqError(f"tokenizer file {str(tokenizer)!r} does not exist: give calib.tokenizer=<tokenizer.json>")
-    try:
-        encoder = Tokenizer.from_file(str(tokenizer))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise JaxqError(f"tokenizer file {str(tokenizer)!r} cannot be read: {error}") from error
-    encoder.no_truncation()  # settings of the file that are not for a whole text
-    encoder.no_padding()
-    ids = np.array(encoder.encode(_read_text(text)).ids, np.int64)
-    if len(ids) < length:
-        raise JaxqError(f"text {str(text)!r} has {len(ids)} tokens: one sample needs {length}; give more text")
-    cut = len(ids) // length * length
-    return {_TOKENS: _spread(ids[:cut].reshape(-1, length), samples)}
 
 
 def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: int) -> list[Batch]:
@@ -155,12 +126,12 @@ def to_batch(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
     if unknown := sorted(set(arrays) - {*spec.names, _MASK}):
         raise JaxqError(f"the data has {', '.join(unknown)}, and the model's inputs are {', '.join(spec.names)}")
     feeds = {i.name: _checked(i, full[i.name], spec) for i in spec.inputs}
-    return Batch(feeds, full.get(_MASK) if _TOKENS in full else None)
+    return Batch(feeds, full.get(_MASK) if TOKENS in full else None)
 
 
 def _complete(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, np.ndarray]:
     full = dict(arrays)
-    ids = full.get(_TOKENS)
+    ids = full.get(TOKENS)
     mask = full.get(_MASK)
     if ids is not None and mask is not None and mask.shape != ids.shape:
         raise JaxqError(f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}: they must agree")
@@ -187,7 +158,7 @@ def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarr
         raise JaxqError(f"the data for input {name!r} has shape {list(array.shape)}: it needs {wanted.rank} dimensions")
     if array.ndim and not len(array):
         raise JaxqError(f"the data for input {name!r} is empty: give at least one sample")
-    if name == _TOKENS and spec.vocabulary is not None:
+    if name == TOKENS and spec.vocabulary is not None:
         bad = (array < 0) | (array >= spec.vocabulary)
         if bad.any():
             where = [int(i) for i in np.argwhere(bad)[0]]
@@ -211,17 +182,3 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if flat := [name for name, array in arrays.items() if not array.ndim]:
         raise JaxqError(f"token file {str(path)!r} has a single number in {flat[0]!r}: arrays with samples are needed")
     return arrays
-
-
-def _read_text(path: Path) -> str:
-    files = sorted(p for p in path.rglob("*") if p.suffix in (".txt", ".md")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise JaxqError(f"text {str(path)!r} does not exist: give a text file, or a folder of .txt and .md files")
-    try:
-        return "\n\n".join(p.read_text(encoding="utf8") for p in files)
-    except (OSError, UnicodeDecodeError) as error:
-        raise JaxqError(f"text {str(path)!r} cannot be read as UTF-8: {error}") from error
-
-
-def _spread(rows: np.ndarray, samples: int) -> np.ndarray:
-    return rows[np.linspace(0, len(rows) - 1, min(samples, len(rows))).round().astype(int)]

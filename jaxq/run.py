@@ -25,15 +25,7 @@ from jaxq.embedded.text import Split
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
 from jaxq.forms import FORMS
-from jaxq.inputs import (
-    InputSpec,
-    embedded_samples,
-    has_key,
-    read_input_spec,
-    text_samples,
-    to_batches,
-    token_file_samples,
-)
+from jaxq.inputs import InputSpec, has_key, read_input_spec, to_batches, token_file_samples
 from jaxq.job import Job
 from jaxq.model_file import hash_model, load_model, save_model
 from jaxq.pipeline import hash_batches, quantize_model
@@ -41,6 +33,7 @@ from jaxq.records import Report, write_failure, write_report
 from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock, Outcome
 from jaxq.store import hash_files
+from jaxq.texts import embedded_samples, text_samples
 
 _DEFAULT_LEVEL = 4
 _TRACEBACK = "JAXQ_TRACEBACK"

@@ -10,7 +10,8 @@ import pytest
 
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
-from jaxq.inputs import InputSpec, ModelInput, text_samples, to_batches, token_file_samples
+from jaxq.inputs import InputSpec, ModelInput, to_batches, token_file_samples
+from jaxq.texts import text_samples
 
 ROOT = Path(__file__).parents[2]
 INT = np.dtype(np.int64)
