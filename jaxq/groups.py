@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxq.awq import IDENTITY
 from jaxq.formats import WeightFormat
-from jaxq.forms.weight import StoredWeight
+from jaxq.forms.weight import Arrays, StoredWeight
 from jaxq.graph import Group, Site
 from jaxq.methods import ROUND_TO_NEAREST, Choice, Errors, Method, MethodSpec, Part, choose, find_method, measure
 from jaxq.packing import pack_int4
@@ -105,14 +105,13 @@ def _sum(per_column: jax.Array | None) -> float:
 def _stored(choice: Choice, site: Site, columns: slice, fmt: WeightFormat) -> StoredWeight:
     quantized = choice.quantized
     codes = quantized.q[:, columns]
-    return StoredWeight(
+    arrays = Arrays(
         codes=np.asarray(pack_int4(codes) if fmt.code_bits == 4 else codes),
         s=np.asarray(quantized.s[:, columns]),
         zp=None if quantized.zp is None else np.asarray(quantized.zp[:, columns]),
         s2=None if quantized.s2 is None else np.asarray(quantized.s2),
-        shape=(site.c_in, site.c_out),
-        fmt=fmt,
     )
+    return StoredWeight.of(arrays, (site.c_in, site.c_out), fmt)
 
 
 def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, errors: Errors, columns: slice) -> Layer:

@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from jaxq.edit import drop_unused, new_initializer
 from jaxq.formats import IntegerFormat
-from jaxq.forms.weight import StoredWeight, code_tensor, pack, scale_tensor, tensor, zero_point_tensor
+from jaxq.forms.weight import Read, StoredWeight, code_tensor, pack, scale_tensor, tensor, zero_point_tensor
 from jaxq.graph import Site
 
 DOMAIN = "com.microsoft"
@@ -35,32 +35,42 @@ def stored_bits(fmt: IntegerFormat) -> int:
 
 
 def _matmul(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight, accuracy_level: int) -> ir.Node:
-    """Codes are bytes [c_out, n_blocks, bytes of a block], low bits first; signed ones are shifted up."""
+    """Codes are bytes [c_out, n_blocks, bytes of a block], low bits first."""
     assert isinstance(weight.fmt, IntegerFormat)
-    bits, block = stored_bits(weight.fmt), weight.fmt.block_size
-    n_blocks = weight.s.shape[0]
-    codes = weight.unpacked().T
-    middle = 0 if weight.zp is not None else 2 ** (bits - 1)
-    shifted = np.full((site.c_out, n_blocks * block), middle, np.uint8)
-    shifted[:, : site.c_in] = (codes.astype(np.int16) + middle).astype(np.uint8)
-    packed = pack(shifted, bits).reshape(site.c_out, n_blocks, block * bits // 8)
+    bits, block, n_blocks = stored_bits(weight.fmt), weight.fmt.block_size, weight.n_blocks
+    shape = (site.c_out, n_blocks, block * bits // 8)
+    packed = tensor(lambda: _product_codes(weight, bits), ir.DataType.UINT8, shape)
     inputs: list[ir.Value | None] = [
         node.inputs[0],
-        new_initializer(graph, f"{site.name}_quantized", tensor(packed)),
+        new_initializer(graph, f"{site.name}_quantized", packed),
         new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True)),
     ]
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     if weight.zp is not None:
-        rows = weight.zp.T
-        zp = np.zeros((site.c_out, -(-n_blocks * bits // 8) * 8 // bits), np.uint8)
-        zp[:, :n_blocks] = rows
-        packed = tensor(pack(zp, bits).reshape(site.c_out, -1))
+        zp, width = weight.zp, -(-n_blocks * bits // 8)
+        packed = tensor(lambda: _product_zero_points(zp, bits), ir.DataType.UINT8, (site.c_out, width))
         inputs.append(new_initializer(graph, f"{site.name}_zero_point", packed))
     if bias is not None:
         inputs += [None] * (5 - len(inputs)) + [bias]
     numbers = {"K": site.c_in, "N": site.c_out, "bits": bits, "block_size": block, "accuracy_level": accuracy_level}
     attributes = [ir.AttrInt64(key, value) for key, value in numbers.items()]
     return _named(ir.Node(DOMAIN, "MatMulNBits", inputs, attributes, name=f"{node.name}_MatMulNBits"), node)
+
+
+def _product_codes(weight: StoredWeight, bits: int) -> np.ndarray:
+    """Signed codes are shifted up; the end of a ragged block holds zeros."""
+    middle = 0 if weight.zp is not None else 2 ** (bits - 1)
+    codes = weight.unpacked().T
+    shifted = np.full((len(codes), weight.n_blocks * weight.fmt.block_size), middle, np.uint8)
+    shifted[:, : codes.shape[1]] = (codes.astype(np.int16) + middle).astype(np.uint8)
+    return pack(shifted, bits)
+
+
+def _product_zero_points(zp: Read, bits: int) -> np.ndarray:
+    rows = zp().T
+    full = np.zeros((len(rows), -(-rows.shape[1] * bits // 8) * 8 // bits), np.uint8)
+    full[:, : rows.shape[1]] = rows
+    return pack(full, bits)
 
 
 def _gather(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Node:
@@ -72,7 +82,7 @@ def _gather(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
     if weight.fmt.code_bits == 8:
         numbers["bits"] = 8
         if weight.zp is None:
-            codes = tensor((weight.codes.T.astype(np.int16) + 128).astype(np.uint8))
+            codes = tensor(lambda: _shifted_up(weight), ir.DataType.UINT8, weight.shape[::-1])
     values = [new_initializer(graph, f"{site.name}_quantized", codes), node.inputs[1]]
     values.append(new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True)))
     if weight.zp is not None:
@@ -85,3 +95,7 @@ def _gather(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
 def _named(new: ir.Node, old: ir.Node) -> ir.Node:
     new.outputs[0].type, new.outputs[0].shape = old.outputs[0].type, old.outputs[0].shape
     return new
+
+
+def _shifted_up(weight: StoredWeight) -> np.ndarray:
+    return (weight.codes().T.astype(np.int16) + 128).astype(np.uint8)

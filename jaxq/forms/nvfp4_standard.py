@@ -4,18 +4,17 @@ import onnx_ir as ir
 
 from jaxq.edit import drop_unused, new_initializer
 from jaxq.forms.nodes import add_node, float_type, place, shape_of
-from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, tensor
+from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, second_scale_tensor
 from jaxq.graph import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Two DequantizeLinear for each node: block scales times the weight's, then codes [c_out, c_in] times these."""
-    assert weight.s2 is not None
-    blocks = (site.c_out, weight.s.shape[0])
+    blocks = (site.c_out, weight.n_blocks)
     for node in site.nodes:
         codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned=True))
         s = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True))
-        s2 = new_initializer(graph, f"{site.name}_scale_2", tensor(weight.s2.reshape(1)))
+        s2 = new_initializer(graph, f"{site.name}_scale_2", second_scale_tensor(weight))
         name = f"{node.name}_weight_scale"
         scale = add_node(graph, node, "DequantizeLinear", [s, s2], name=name, dtype=ir.DataType.FLOAT, shape=blocks)
         how = {"axis": -1, "block_size": weight.fmt.block_size}

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from jaxq.edit import drop_unused, new_initializer
 from jaxq.forms.nodes import add_node, as_float, constant, float_type, place, shape_of, shared
-from jaxq.forms.weight import StoredWeight, code_tensor, pack, scale_tensor, tensor
+from jaxq.forms.weight import StoredWeight, code_tensor, pack, scale_tensor, second_scale_tensor, tensor
 from jaxq.graph import Site
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -30,7 +30,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
 def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """Values of the codes times scales. No DequantizeLinear: onnxruntime would compute that at every run."""
     rows, columns = shape_of(site, turned=True)
-    n_blocks, block = weight.s.shape[0], weight.fmt.block_size
+    n_blocks, block = weight.n_blocks, weight.fmt.block_size
     values = (_values if weight.fmt.code_bits == 4 else _e4m3_values)(graph, site, node, weight)
     padded = n_blocks * block
     if padded != columns:
@@ -63,17 +63,18 @@ def _e4m3_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeigh
 
 def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """What the bytes of the codes [c_out, c_in] stand for, in a row."""
-    packed = pack(weight.unpacked().T)
-    codes = new_initializer(graph, f"{site.name}_quantized", tensor(packed))
+    count = weight.shape[0] * weight.shape[1]
+    size = -(-count // 2)
+    packed = tensor(lambda: pack(weight.unpacked().T), ir.DataType.UINT8, (size,))
+    codes = new_initializer(graph, f"{site.name}_quantized", packed)
     to = ir.AttrInt64("to", int(ir.DataType.INT32))
-    name, size = f"{node.name}_weight_bytes", packed.size
+    name = f"{node.name}_weight_bytes"
     indices = add_node(graph, node, "Cast", [codes], [to], name=name, dtype=ir.DataType.INT32, shape=(size,))
     signed = np.concatenate([_E2M1, -_E2M1])
     pairs = np.stack([np.tile(signed, 16), np.repeat(signed, 16)], axis=1)
     table = shared(graph, "e2m1_pairs", pairs)
     name = f"{node.name}_weight_pairs"
     values = add_node(graph, node, "Gather", [table, indices], name=name, dtype=_FLOAT, shape=(size, 2))
-    count = weight.shape[0] * weight.shape[1]
     if count == 2 * size:
         return values
     values = _reshape(graph, node, values, (2 * size,))
@@ -84,10 +85,9 @@ def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
 
 def _nvfp4_scale(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """Block scales times the weight's, [c_out, n_blocks, 1]."""
-    assert weight.s2 is not None
     s = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True))
-    s2 = new_initializer(graph, f"{site.name}_scale_2", tensor(weight.s2.reshape(1)))
-    shape = weight.s.T.shape
+    s2 = new_initializer(graph, f"{site.name}_scale_2", second_scale_tensor(weight))
+    shape = (weight.shape[1], weight.n_blocks)
     floats = as_float(graph, node, s, _FLOAT, shape)
     floats.name = f"{node.name}_weight_block_scale"
     product = add_node(graph, node, "Mul", [floats, s2], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
@@ -96,7 +96,7 @@ def _nvfp4_scale(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeigh
 
 def _powers(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight, shape: tuple[int, ...]) -> ir.Value:
     """``2^(exponent - 127)`` of the exponents [c_out, n_blocks] in uint8."""
-    s = new_initializer(graph, f"{site.name}_scale", tensor(np.ascontiguousarray(weight.s.T).reshape(shape)))
+    s = new_initializer(graph, f"{site.name}_scale", tensor(lambda: weight.s().T, ir.DataType.UINT8, shape))
     floats = as_float(graph, node, s, _FLOAT, shape)
     floats.name = f"{node.name}_weight_exponent"
     bias, two = shared(graph, "e8m0_bias", np.float32(127).reshape(1)), shared(graph, "two", np.float32(2).reshape(1))

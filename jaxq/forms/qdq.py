@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from jaxq.edit import drop_unused, new_initializer
 from jaxq.forms.nodes import add_node, add_parameters, blocked_attributes, float_type, place, shape_of
-from jaxq.forms.weight import StoredWeight
+from jaxq.forms.weight import StoredWeight, tensor
 from jaxq.graph import Site
 
 
@@ -16,7 +16,8 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", d
     turned = site.gathered and site.transposed
     source = site.weight
     if site.transposed and not turned:
-        source = new_initializer(graph, f"{site.name}_transposed", site.array())
+        floats = tensor(site.array, float_type(site), shape_of(site, turned))
+        source = new_initializer(graph, f"{site.name}_transposed", floats)
     parameters = add_parameters(graph, site, weight, turned)
     how, shape = blocked_attributes(weight, turned), shape_of(site, turned)
     to = [] if weight.zp is not None or domain else [ir.AttrInt64("output_dtype", int(weight.dtype))]

@@ -1,12 +1,14 @@
 """A quantized weight as files hold it, and the tensors that hold it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.formats import IntegerFormat, WeightFormat
+from jaxq.formats import IntegerFormat, Nvfp4Format, WeightFormat
 
 _INTEGERS = {
     (4, False): ir.DataType.INT4,
@@ -16,9 +18,13 @@ _INTEGERS = {
 }
 
 
+Read = Callable[[], np.ndarray]
+"""Gives an array; it is read, or made, anew each time."""
+
+
 @dataclass(frozen=True, eq=False)
 class StoredWeight:
-    """Codes and scales of one weight in numpy.
+    """Codes and scales of one weight, read when a file is written and not kept: a model's do not fit into memory.
 
     Attributes:
         codes: [c_in, c_out] int8, uint8 or float8 for formats of 8 bits; else packed bytes, two codes each, row by row.
@@ -29,12 +35,19 @@ class StoredWeight:
         fmt: How the codes were made.
     """
 
-    codes: np.ndarray
-    s: np.ndarray
-    zp: np.ndarray | None
-    s2: np.ndarray | None
+    codes: Read
+    s: Read
+    zp: Read | None
+    s2: Read | None
     shape: tuple[int, int]
     fmt: WeightFormat
+
+    @classmethod
+    def of(cls, arrays: "Arrays", shape: tuple[int, int], fmt: WeightFormat) -> "StoredWeight":
+        """A weight whose arrays are in memory."""
+        zp = None if arrays.zp is None else partial(_same, arrays.zp)
+        s2 = None if arrays.s2 is None else partial(_same, arrays.s2)
+        return cls(partial(_same, arrays.codes), partial(_same, arrays.s), zp, s2, shape, fmt)
 
     @property
     def dtype(self) -> ir.DataType:
@@ -44,23 +57,38 @@ class StoredWeight:
         return ir.DataType.FLOAT4E2M1 if self.fmt.code_bits == 4 else ir.DataType.FLOAT8E4M3FN
 
     @property
+    def scale_dtype(self) -> ir.DataType:
+        """ONNX type of the scales; of MX formats that of the exponents' bytes."""
+        if isinstance(self.fmt, IntegerFormat):
+            return ir.DataType.from_numpy(np.dtype(self.fmt.scale_dtype))
+        return ir.DataType.FLOAT8E4M3FN if isinstance(self.fmt, Nvfp4Format) else ir.DataType.UINT8
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks a column."""
+        return 1 if self.fmt.block_size == -1 else -(-self.shape[0] // self.fmt.block_size)
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the file: codes, scales and zero points."""
-        zero_points = 0 if self.zp is None else -(-self.zp.size * self.fmt.code_bits // 8)
-        return self.codes.nbytes + self.s.nbytes + zero_points + (0 if self.s2 is None else self.s2.nbytes)
+        parameters = self.n_blocks * self.shape[1]
+        codes = -(-self.shape[0] * self.shape[1] * self.fmt.code_bits // 8)
+        zero_points = 0 if self.zp is None else -(-parameters * self.fmt.code_bits // 8)
+        return codes + parameters * int(self.scale_dtype.itemsize) + zero_points + (0 if self.s2 is None else 4)
 
     def unpacked(self) -> np.ndarray:
         """One code an element, [c_in, c_out]: int8, uint8 or float8; E2M1 codes in uint8."""
+        codes = self.codes()
         if self.fmt.code_bits == 8:
-            return self.codes
-        nibbles = np.stack([self.codes & 15, self.codes >> 4], axis=1).ravel()[: self.shape[0] * self.shape[1]]
+            return codes
+        nibbles = np.stack([codes & 15, codes >> 4], axis=1).ravel()[: self.shape[0] * self.shape[1]]
         if self.dtype == ir.DataType.INT4:
             nibbles = ((nibbles ^ 8).astype(np.int8) - 8).astype(np.int8)
         return nibbles.reshape(self.shape)
 
     def divide_columns(self, divisor: np.ndarray) -> "StoredWeight":
         """The weight with its columns divided by ``divisor`` [c_out]: the scales take it up, the codes stay."""
-        return replace(self, s=(self.s / divisor).astype(self.s.dtype))
+        return replace(self, s=partial(_divided, self.s, divisor))
 
     def can_divide_columns(self, divisor: np.ndarray) -> bool:
         """Whether the divided scales are exact enough: floats, and normal numbers of their type.
@@ -69,33 +97,81 @@ class StoredWeight:
         """
         if not isinstance(self.fmt, IntegerFormat):
             return False
-        s = self.divide_columns(divisor).s
-        return bool((np.isfinite(s) & (np.abs(s) >= np.finfo(s.dtype).tiny)).all())
+        s = _divided(self.s, divisor)
+        return bool((np.isfinite(s) & (np.abs(s) >= ml_dtypes.finfo(s.dtype).tiny)).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """What a `StoredWeight` reads, in memory."""
+
+    codes: np.ndarray
+    s: np.ndarray
+    zp: np.ndarray | None = None
+    s2: np.ndarray | None = None
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _divided(s: Read, divisor: np.ndarray) -> np.ndarray:
+    old = s()
+    with np.errstate(over="ignore", under="ignore"):
+        return (old.astype(np.float32) / divisor).astype(old.dtype)
 
 
 def code_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
     """The codes as an ONNX tensor [c_in, c_out], or [c_out, c_in] if ``turned``."""
     if not turned:
         return tensor(weight.codes, weight.dtype, weight.shape)
-    codes = np.ascontiguousarray(weight.unpacked().T)
-    return tensor(pack(codes) if weight.fmt.code_bits == 4 else codes, weight.dtype, codes.shape)
+
+    def make() -> np.ndarray:
+        codes = np.ascontiguousarray(weight.unpacked().T)
+        return pack(codes) if weight.fmt.code_bits == 4 else codes
+
+    return tensor(make, weight.dtype, weight.shape[::-1])
 
 
 def scale_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
     """The scales as an ONNX tensor: [n_blocks, c_out], turned, or [c_out] of a format with one block a column."""
-    return tensor(_laid_out(weight.s, weight, turned))
+    return tensor(lambda: _laid_out(weight.s(), weight, turned), weight.scale_dtype, parameter_shape(weight, turned))
 
 
 def exponent_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
     """The scales of an MX format as E8M0."""
-    return tensor(_laid_out(weight.s, weight, turned).view(ml_dtypes.float8_e8m0fnu))
+
+    def make() -> np.ndarray:
+        return _laid_out(weight.s(), weight, turned).view(ml_dtypes.float8_e8m0fnu)
+
+    return tensor(make, ir.DataType.FLOAT8E8M0, parameter_shape(weight, turned))
+
+
+def second_scale_tensor(weight: StoredWeight) -> ir.TensorProtocol:
+    """NVFP4's scale of the weight, [1]."""
+    s2 = weight.s2
+    assert s2 is not None
+    return tensor(lambda: s2().reshape(1), ir.DataType.FLOAT, (1,))
 
 
 def zero_point_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
     """The zero points in the codes' type, shaped as the scales."""
-    assert weight.zp is not None
-    zp = _laid_out(weight.zp, weight, turned)
-    return tensor(pack(zp) if weight.fmt.code_bits == 4 else zp, weight.dtype, zp.shape)
+    zp = weight.zp
+    assert zp is not None
+
+    def make() -> np.ndarray:
+        laid_out = _laid_out(zp(), weight, turned)
+        return pack(laid_out) if weight.fmt.code_bits == 4 else laid_out
+
+    return tensor(make, weight.dtype, parameter_shape(weight, turned))
+
+
+def parameter_shape(weight: StoredWeight, turned: bool) -> tuple[int, ...]:
+    """The shape that scales and zero points have in the file."""
+    if weight.fmt.block_size == -1:
+        return (weight.shape[1],)
+    shape = (weight.n_blocks, weight.shape[1])
+    return shape[::-1] if turned else shape
 
 
 def _laid_out(parameters: np.ndarray, weight: StoredWeight, turned: bool) -> np.ndarray:
@@ -104,13 +180,16 @@ def _laid_out(parameters: np.ndarray, weight: StoredWeight, turned: bool) -> np.
     return np.ascontiguousarray(parameters.T if turned else parameters)
 
 
-def tensor(
-    array: np.ndarray, dtype: ir.DataType | None = None, shape: tuple[int, ...] | None = None
-) -> ir.TensorProtocol:
-    """An ONNX tensor; of a type of 4 bits from packed bytes and its shape."""
-    if dtype is not None and shape is not None and dtype.bitwidth == 4:
-        return ir.PackedTensor(array, dtype, shape=shape)
-    return ir.Tensor(np.ascontiguousarray(array), dtype=dtype)
+def tensor(make: Read, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
+    """An ONNX tensor that is made when a file is written; of a type of 4 bits from packed bytes."""
+
+    def evaluate() -> ir.TensorProtocol:
+        array = np.ascontiguousarray(make())
+        if dtype.bitwidth == 4:
+            return ir.PackedTensor(array.reshape(-1), dtype, shape=ir.Shape(shape))
+        return ir.Tensor(array.reshape(shape), dtype=dtype)
+
+    return ir.LazyTensor(evaluate, dtype, ir.Shape(shape))
 
 
 def pack(codes: np.ndarray, bits: int = 4) -> np.ndarray:
