@@ -1,44 +1,27 @@
 """Run a model over calibration data, window by window, and keep the second moments of its activations.
 
-Every window runs once per batch, so the whole is one forward pass. What later windows need of a batch waits on disk:
-memory holds the weights of two windows (the next one loads meanwhile), one batch and the moments of one window, however
-many tokens there are.
+Every window runs once per batch, so the whole is one forward pass. Memory holds what `jaxq.forward` needs, and the
+moments of one window.
 """
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
 
+from jaxq.batches import Batch, check_feeds
 from jaxq.errors import JaxqError
-from jaxq.graph import in_memory
+from jaxq.forward import Runner, Runtime, forward, plan_hash
 from jaxq.progress import Progress, silent
-from jaxq.runtime import ValueType, output_types, run, session, to_jax
+from jaxq.runtime import to_jax
+from jaxq.spool import Spool
 from jaxq.statistics import Moments, MomentSums, accumulate_in_place, finish, zero_sums
-from jaxq.windows import Window, plan_windows, window_model
-
-if TYPE_CHECKING:
-    from jaxq.runtime import Session
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """One input of the model.
-
-    Attributes:
-        feeds: Array of each input name.
-        keep: 1 for real tokens and 0 for padding, [batch, sequence]; None where everything is real.
-    """
-
-    feeds: Mapping[str, np.ndarray]
-    keep: np.ndarray | None = None
+from jaxq.windows import Window, plan_windows
 
 
 @dataclass(frozen=True)
@@ -62,6 +45,19 @@ class WindowRun:
     unmasked: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Where a calibration keeps what it has finished.
+
+    Attributes:
+        folder: Holds the values between windows.
+        found: Names of wanted activations whose moments the caller has already.
+    """
+
+    folder: Path
+    found: Collection[str]
+
+
 def capture_moments(
     model: ir.Model,
     wanted: Sequence[ir.Value],
@@ -70,6 +66,7 @@ def capture_moments(
     max_bytes: int = 64 << 20,
     providers: Sequence[str] = ("cpu",),
     progress: Progress = silent,
+    checkpoint: Checkpoint | None = None,
 ) -> list[WindowRun]:
     """One forward pass of the model; hands over the moments of each wanted activation as soon as it has them.
 
@@ -81,111 +78,43 @@ def capture_moments(
         max_bytes: Weight bytes a window.
         providers: Where onnxruntime may run it; see `jaxq.runtime.session`.
         progress: Told of each batch of each window.
+        checkpoint: Goes on where a run with the same arguments was stopped; the windows that ran then are not among
+            those returned. None begins anew and leaves nothing.
 
     Raises:
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
-    _check_feeds(model, batches)
+    check_feeds(model, batches)
     for value in wanted:
         if value.is_graph_input():
             keep_moments(str(value.name), _input_moments(str(value.name), batches))
     windows = plan_windows(model.graph, wanted, max_bytes)
-    runs = []
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
-        spool = _Spool(Path(folder), batches)
-        advance = progress("calibrate", len(batches) * len(windows))
-        for i, (window, runner) in enumerate(_load_ahead(model, windows, batches[0], providers)):
-            runs.append(_run_window(window, runner, spool, keep_moments, advance))
-            spool.keep_only({str(v.name) for later in windows[i + 1 :] for v in later.inputs})
-    return runs
+        spool = Spool(Path(folder) if checkpoint is None else checkpoint.folder, batches)
+        done = 0 if checkpoint is None else _done(windows, spool, checkpoint)
+        advance = progress("calibrate", len(batches) * (len(windows) - done))
+        how = Runtime(tuple(providers))
+        return [_run_window(runner, keep_moments, advance) for runner in forward(model, windows, spool, how, done)]
 
 
-def _load_ahead(
-    model: ir.Model, windows: Sequence[Window], batch: Batch, providers: Sequence[str]
-) -> Iterator[tuple[Window, "Session"]]:
-    """Each window with its session; the next one loads while the caller runs this one."""
-    types = {name: ValueType.of(array) for name, array in batch.feeds.items()}
-    with ThreadPoolExecutor(1) as pool:
-        ahead = [pool.submit(_load, model, window, types, providers) for window in windows[:1]]
-        for i, window in enumerate(windows):
-            runner = ahead.pop().result()
-            types |= output_types(runner)
-            ahead += [pool.submit(_load, model, later, dict(types), providers) for later in windows[i + 1 : i + 2]]
-            yield window, runner
-            del runner
+def _done(windows: Sequence[Window], spool: Spool, checkpoint: Checkpoint) -> int:
+    """Windows that need not run again: they left their values, and the caller has their moments."""
+    done = spool.resume(plan_hash(windows))
+    captured = {str(v.name) for window in windows[:done] for v in window.captures}
+    return done if captured <= set(checkpoint.found) else 0
 
 
-def _check_feeds(model: ir.Model, batches: Sequence[Batch]) -> None:
-    if not batches:
-        raise JaxqError("the calibration data has no samples: give at least one")
-    names = [str(v.name) for v in model.graph.inputs]
-    for i, batch in enumerate(batches):
-        if missing := [name for name in names if name not in batch.feeds]:
-            raise JaxqError(f"batch {i} of the calibration data lacks {missing}: the model's inputs are {names}")
-        for value in model.graph.inputs:
-            _check_feed(value, np.asarray(batch.feeds[str(value.name)]))
-
-
-def _check_feed(value: ir.Value, array: np.ndarray) -> None:
-    """Refuses an array that does not fit the model's input."""
-    wanted = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
-    fits = wanted is None or (
-        len(wanted) == array.ndim and all(d is None or d == n for d, n in zip(wanted, array.shape, strict=True))
-    )
-    if not fits or (value.dtype is not None and value.dtype != ir.DataType.from_numpy(array.dtype)):
-        raise JaxqError(
-            f"the calibration data for input {value.name!r} is {array.dtype} of shape {list(array.shape)}: "
-            f"the model wants {value.dtype} of shape {value.shape}"
-        )
-
-
-class _Spool:
-    """Values of each batch that later windows read: the model's inputs, and files for computed ones."""
-
-    def __init__(self, folder: Path, batches: Sequence[Batch]) -> None:
-        self.folder, self.batches = folder, batches
-        self._numbers: dict[str, int] = {}
-
-    def get(self, batch: int, name: str) -> np.ndarray:
-        feeds = self.batches[batch].feeds
-        return feeds[name] if name in feeds else np.load(self._path(batch, name), mmap_mode="r")
-
-    def put(self, batch: int, name: str, array: np.ndarray) -> None:
-        np.save(self._path(batch, name), array)
-
-    def keep_only(self, names: Collection[str]) -> None:
-        for name in self._numbers.keys() - names:
-            for batch in range(len(self.batches)):
-                self._path(batch, name).unlink(missing_ok=True)
-
-    def _path(self, batch: int, name: str) -> Path:
-        number = self._numbers.setdefault(name, len(self._numbers))
-        return self.folder / f"{number}-{batch}.npy"
-
-
-def _run_window(
-    window: Window,
-    runner: "Session",
-    spool: _Spool,
-    keep_moments: Callable[[str, Moments], None],
-    advance: Callable[[], None],
-) -> WindowRun:
+def _run_window(runner: Runner, keep_moments: Callable[[str, Moments], None], advance: Callable[[], None]) -> WindowRun:
     start = time.perf_counter()
-    inputs = [str(v.name) for v in window.inputs]
+    window, batches = runner.window, runner.spool.batches
     captures = [str(v.name) for v in window.captures]
-    outputs = [str(v.name) for v in dict.fromkeys((*window.captures, *window.live))]
-    live = {str(v.name) for v in window.live}
     sums: dict[str, MomentSums] = {}
     unmasked: set[str] = set()
-    runs = 0
-    for i in range(len(spool.batches)):
-        values = run(runner, outputs, {name: spool.get(i, name) for name in inputs})
-        runs += 1
-        for name in live:
-            spool.put(i, name, values[name].numpy())
+    for i, batch in enumerate(batches):
+        values = runner.run(i)
         for name in captures:
             x = to_jax(values[name])
-            keep, masked = token_mask(x.shape, spool.batches[i].keep)
+            keep, masked = token_mask(x.shape, batch.keep)
             if not masked:
                 unmasked.add(name)
             c_in = x.shape[-1]
@@ -195,7 +124,9 @@ def _run_window(
     for name in captures:
         keep_moments(name, checked(name, finish(sums.pop(name))))
     seconds = time.perf_counter() - start
-    return WindowRun(len(window.nodes), window.weight_bytes, len(live), runs, seconds, tuple(sorted(unmasked)))
+    return WindowRun(
+        len(window.nodes), window.weight_bytes, len(window.live), len(batches), seconds, tuple(sorted(unmasked))
+    )
 
 
 def token_mask(shape: tuple[int, ...], keep: np.ndarray | None) -> tuple[np.ndarray, bool]:
@@ -218,19 +149,6 @@ def checked(name: str, moments: Moments) -> Moments:
     if not bool(jnp.isfinite(moments.h).all()):
         raise JaxqError(f"activation {name!r} is NaN or infinite on the calibration data: mend the model or the data")
     return moments
-
-
-def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType], providers: Sequence[str]) -> "Session":
-    part = window_model(window, model.ir_version, model.opset_imports, list(model.functions.values()))
-    for value in part.graph.inputs:
-        # Files need not say the types of inner values; the windows before this one do.
-        known = types[str(value.name)]
-        value.type = ir.TensorType(known.dtype)
-        value.shape = None if known.rank is None else ir.Shape([None] * known.rank)
-    for value in part.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = in_memory(value)
-    return session(ir.to_proto(part).SerializeToString(), providers=providers)
 
 
 def _input_moments(name: str, batches: Sequence[Batch]) -> Moments:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from jaxtyping import Array, Float, Int
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.forms import FORMS
 from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
 from jaxq.progress import Progress, silent

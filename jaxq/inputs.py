@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.errors import JaxqError
 
 TOKENS = "input_ids"

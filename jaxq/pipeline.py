@@ -1,14 +1,17 @@
 """From an ONNX file to its quantized copy: sites, moments, method, form, file. No printing, no Hydra."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.capture import Batch, WindowRun, capture_moments
+from jaxq.batches import Batch
+from jaxq.capture import Checkpoint, WindowRun, capture_moments
+from jaxq.checkpoint import ResultStore, RunState, run_state
 from jaxq.errors import JaxqError
 from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
 from jaxq.forms import Form
@@ -22,18 +25,22 @@ from jaxq.progress import Progress, silent
 from jaxq.results import Clock, Layer, Outcome
 from jaxq.statistics import Moments, mean_moments
 from jaxq.store import MomentStore, hash_arrays
+from jaxq.version import __version__
 
 # Groups searched at a time: one compiles or reads while the other computes.
 _WORKERS = 2
 
 
-def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress = silent) -> Outcome:
+def quantize_model(
+    job: Job, batches: Sequence[Batch] = (), progress: Progress = silent, tell: Callable[[str], None] | None = None
+) -> Outcome:
     """Writes the quantized copy of a model.
 
     Args:
         job: What to do.
         batches: Calibration data; may be empty for methods that need none.
         progress: Told of each step.
+        tell: Called with sentences that matter while it runs: that work of a run that was stopped is used, or is not.
 
     Returns:
         What was done to every weight, and what it took.
@@ -60,16 +67,20 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
         quantized_bytes = sum(_nbytes(site) for site in sites)
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash)
-    with clock.phase("calibrate"):
-        found, windows = _calibrate(model, groups, batches, store, job, progress)
-    with clock.phase("search"):
-        results = _search(groups, store if batches else None, job, progress)
-    with clock.phase("write"):
-        layers = _write(model, results, form, job)
+    told: list[str] = []
+    hear = told.append if tell is None else _both(told.append, tell)
+    with run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear) as state:
+        with clock.phase("calibrate"):
+            found, windows = _calibrate(model, groups, batches, store, state, job, progress)
+        with clock.phase("search"):
+            results = _search(groups, store if batches else None, state, job, progress)
+        with clock.phase("write"):
+            layers = _write(model, results, form, job)
     return Outcome(
         layers=layers,
         declined=tuple(declined),
         unmatched=tuple(useless),
+        told=tuple(told),
         windows=tuple(windows),
         moments_found=found,
         tokens=max((result.tokens for result in results), default=0),
@@ -82,6 +93,29 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
         bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.c_in * x.c_out for x in layers),
         phases=tuple(clock.phases),
     )
+
+
+def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
+    def tell(sentence: str) -> None:
+        first(sentence)
+        second(sentence)
+
+    return tell
+
+
+def _identity(job: Job) -> str:
+    """The command; where the file goes does not matter, nor how it is written."""
+    return repr((job.source.resolve(), job.method, job.form, job.exclude, job.rules, job.gather))
+
+
+def _content(job: Job, model_hash: str, data_hash: str) -> dict[str, str]:
+    """What the work of a run depends on besides the command; the names are read in a sentence."""
+    return {
+        "model": model_hash,
+        "calibration data": data_hash,
+        "window size": f"{job.window_bytes} {job.providers}",
+        "version": f"{__version__} {jax.__version__} {jax.default_backend()} {ir.__version__} {np.__version__}",
+    }
 
 
 def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
@@ -117,24 +151,37 @@ def _calibrate(
     groups: Sequence[Group],
     batches: Sequence[Batch],
     store: MomentStore,
+    state: RunState,
     job: Job,
     progress: Progress,
 ) -> tuple[int, list[WindowRun]]:
     """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
     if not batches:
         return 0, []
-    wanted = list(dict.fromkeys(value for group in groups for value in group.activations))
-    missing = [value for value in wanted if str(value.name) not in store]
-    windows = capture_moments(model, missing, batches, store.put, job.window_bytes, job.providers, progress)
-    return len(wanted) - len(missing), windows
+    values = {str(value.name): value for group in groups for value in group.activations}
+    begun = state.wanted([name for name in values if name not in store])
+    found = [name for name in values if name in store]
+    if len(found) == len(values):
+        return len(found), []
+    # A run that goes on plans the windows that it began with.
+    wanted = [values[name] for name in values if name in begun or name not in found]
+    checkpoint = Checkpoint(state.windows, found)
+    window_bytes, providers = job.window_bytes, job.providers
+    windows = capture_moments(model, wanted, batches, store.put, window_bytes, providers, progress, checkpoint)
+    return len(found), windows
 
 
-def _search(groups: Sequence[Group], store: MomentStore | None, job: Job, progress: Progress) -> list[GroupResult]:
+def _search(
+    groups: Sequence[Group], store: MomentStore | None, state: RunState, job: Job, progress: Progress
+) -> list[GroupResult]:
     advance = progress("search", len(groups))
+    kept = ResultStore(state.folder / "weights")
 
     def quantize(group: Group) -> GroupResult:
         formats = [job.format_of(site) for site in group.sites]
-        result = quantize_group(group, formats, _moments(group, store), job.method)
+        result = kept.get(group, formats) if state.found else None
+        if result is None:
+            result = kept.put(quantize_group(group, formats, _moments(group, store), job.method))
         advance()
         return result
 

@@ -90,6 +90,7 @@ def report_dict(report: Report) -> dict[str, object]:
             "moments_found": outcome.pop("moments_found"),
             "windows": outcome.pop("windows"),
         },
+        "resumed": outcome.pop("told"),
         "exclude_unmatched": outcome.pop("unmatched"),
         "declined": outcome.pop("declined"),
         "layers": outcome.pop("layers"),

@@ -68,6 +68,7 @@ class Outcome:
         layers: Quantized weights, in graph order.
         declined: Float weights left alone, with reasons.
         unmatched: Exclude patterns that excluded nothing.
+        told: Sentences about work of an earlier run that was used, or was not.
         windows: Runs of the calibration; empty if there was none or all moments were on disk.
         moments_found: Number of activations whose moments were on disk already.
         tokens: Real tokens of calibration.
@@ -82,6 +83,7 @@ class Outcome:
     layers: tuple[Layer, ...]
     declined: tuple[Declined, ...]
     unmatched: tuple[str, ...]
+    told: tuple[str, ...]
     windows: tuple[WindowRun, ...]
     moments_found: int
     tokens: int

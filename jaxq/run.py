@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
 from jaxq.embedded import build_model, documents, text_hash
@@ -107,7 +107,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             calib = _samples(config, "calib", inputs)
             held_out = _samples(config, "eval", inputs)
             job = make_job(config, source, folder / "model.onnx", bool(calib))
-        outcome = quantize_model(job, calib, progress)
+        outcome = quantize_model(job, calib, progress, lambda sentence: _say(console, sentence))
         failure = None
         with clock.phase("evaluate"):
             try:
@@ -161,6 +161,7 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield f"form.accuracy_level has no effect on form={job.form}: only matmulnbits stores it"
     if job.gather is not None and not any(layer.activation == layer.name for layer in outcome.layers):
         yield "gather.axis has no effect: the model has no table that Gather alone reads"
+    yield from outcome.told
     for pattern in outcome.unmatched:
         yield f"the pattern {pattern!r} fits no weight"
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})
@@ -228,6 +229,10 @@ def _refuse_unknown(raw: DictConfig) -> None:
     for key in flat_keys(OmegaConf.to_container(raw)):  # +key=value adds keys that nothing reads
         if key not in option_names():
             raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(f"{sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:

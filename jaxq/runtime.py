@@ -40,7 +40,10 @@ _PROVIDERS = {
 
 
 def session(
-    model: bytes | str | Path, accuracy_level: int | None = None, providers: Sequence[str] = ("cpu",)
+    model: bytes | str | Path,
+    accuracy_level: int | None = None,
+    providers: Sequence[str] = ("cpu",),
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> "Session":
     """An onnxruntime session.
 
@@ -50,6 +53,8 @@ def session(
             to 8 bits; None leaves onnxruntime's default, which is 4.
         providers: Where it may run, the first one first: "cpu", "cuda:0" (the number is the device), "trt". Those that
             this onnxruntime lacks are passed over.
+        weights: Values of initializers that the model says are external data. They are read where they are, and have
+            to stay there as long as the session.
 
     Raises:
         JaxqError: onnxruntime cannot load the model, or has none of the providers.
@@ -59,6 +64,9 @@ def session(
     options.log_severity_level = 3
     if accuracy_level is not None:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    if weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+        options.add_external_initializers(list(weights), values)
     source = model if isinstance(model, bytes) else str(model)
     try:
         return ort.InferenceSession(source, options, providers=find_providers(providers))

@@ -38,6 +38,13 @@ def hash_arrays(arrays: Iterable[Mapping[str, np.ndarray]]) -> str:
     return total.hexdigest()
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
 class MomentStore:
     """A folder with one file for each activation's moments. Files appear whole or not at all.
 

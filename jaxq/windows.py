@@ -18,14 +18,19 @@ class Window:
         inputs: Values that the nodes read from the model's inputs or from earlier windows.
         captures: Activations, computed here or read here first, that were asked for.
         live: Values computed here, or passed through, that later windows read.
-        weight_bytes: Size of the initializers that the nodes read.
+        weights: Initializers that the nodes read.
     """
 
     nodes: tuple[ir.Node, ...]
     inputs: tuple[ir.Value, ...]
     captures: tuple[ir.Value, ...]
     live: tuple[ir.Value, ...]
-    weight_bytes: int
+    weights: tuple[ir.Value, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights."""
+        return sum(v.const_value.nbytes for v in self.weights if v.const_value is not None)
 
 
 def plan_windows(graph: ir.Graph, wanted: Sequence[ir.Value], max_bytes: int) -> list[Window]:
@@ -62,7 +67,7 @@ def window_model(
         window.inputs,
         outputs,
         nodes=window.nodes,
-        initializers=_initializers(window.nodes),
+        initializers=window.weights,
         opset_imports=dict(opsets),
         name="window",
     )
@@ -130,5 +135,4 @@ def _window(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], later: Collect
     inputs = tuple(v for v in reads if v not in own and not v.is_initializer())
     captures = tuple(v for v in wanted if v in own)
     live = tuple(v for v in outputs if v in later)
-    weight_bytes = sum(v.const_value.nbytes for v in _initializers(nodes) if v.const_value is not None)
-    return Window(tuple(nodes), inputs, captures, live, weight_bytes)
+    return Window(tuple(nodes), inputs, captures, live, tuple(_initializers(nodes)))

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat, make_format
 from jaxq.graph import find_sites, prepare, unmatched

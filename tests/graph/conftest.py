@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.embedded import ModelConfig
 from jaxq.embedded import build as embedded
 from jaxq.embedded.weights import save_weights, weight_shapes

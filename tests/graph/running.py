@@ -1,5 +1,6 @@
 """Write models, run them in onnxruntime, quantize them."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.formats import IntegerFormat, WeightFormat
 from jaxq.job import Gather, Job, Rule
 from jaxq.methods import MethodSpec
@@ -89,8 +90,8 @@ def quantize(
     gather: Gather | None = None,
     accuracy_level: int = 1,
 ) -> Outcome:
-    """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache beside the target."""
+    """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache of its own."""
     spec = MethodSpec(method, fmt or IntegerFormat(block_size=32), alpha_step=0.25, clip_step=0.25)
-    cache = cache or target.parent / f"{target.name}.moments"
+    cache = cache or Path(tempfile.mkdtemp(prefix="jaxq-test-"))
     job = Job(source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level)
     return quantize_model(job, batches)

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 
 from jaxq.awq import alpha_grid, awq_scale, search_scales, weight_magnitude
-from jaxq.capture import Batch, WindowRun, capture_moments
+from jaxq.batches import Batch
+from jaxq.capture import WindowRun, capture_moments
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat
 from jaxq.graph import find_sites, prepare

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.fold import Fold, divide_vectors, find_fold, insert_division
 from jaxq.formats import IntegerFormat
 from jaxq.graph import Group, Site, find_sites, prepare, sibling_groups

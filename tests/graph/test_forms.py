@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.formats import IntegerFormat
 from tests.graph import models
 from tests.graph.forms.readers import every_reader, fused, in_place

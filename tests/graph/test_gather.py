@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.formats import IntegerFormat, WeightFormat, make_format
 from jaxq.forms import FORMS
 from jaxq.job import Gather

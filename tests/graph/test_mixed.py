@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.formats import IntegerFormat, make_format
 from jaxq.forms import FORMS
 from jaxq.job import Rule

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat
 from tests.graph import models
@@ -168,7 +168,7 @@ def test_a_disk_that_fills_up_leaves_nothing(external_above, tmp_path):
     resource = pytest.importorskip("resource", reason="needs a limit on file sizes")
     source, target = save(models.attention(), tmp_path / "in"), tmp_path / "out" / "out.onnx"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
     try:
         with pytest.raises(JaxqError) as caught:
             quantize(source, target, external_above=external_above)

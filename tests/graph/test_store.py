@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.errors import JaxqError
 from jaxq.results import Outcome
 from jaxq.statistics import Moments

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.formats import make_format
 from jaxq.results import Outcome
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, vector, weight

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.errors import JaxqError
 from jaxq.formats import DTYPES, IntegerFormat, WeightFormat, make_format
 from jaxq.forms import FORMS

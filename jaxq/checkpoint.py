@@ -1,0 +1,205 @@
+"""What a run has finished, kept on disk until its file is written: one that was stopped goes on from there."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxq.errors import JaxqError
+from jaxq.formats import WeightFormat
+from jaxq.forms.weight import Read, StoredWeight
+from jaxq.graph import Group
+from jaxq.groups import GroupResult
+from jaxq.results import Layer
+from jaxq.store import hash_arrays, write_whole
+
+_DTYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn")}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A folder of its own for what one run has finished.
+
+    Attributes:
+        folder: Holds ``windows/`` of the calibration and ``weights/``, one file for each group of siblings.
+        found: It holds work of a run that was stopped.
+    """
+
+    folder: Path
+    found: bool
+
+    @property
+    def windows(self) -> Path:
+        """For `jaxq.capture.Checkpoint`."""
+        return self.folder / "windows"
+
+    def wanted(self, missing: Sequence[str]) -> list[str]:
+        """The activations that the run began to calibrate on; at its first call those that are missing now."""
+        path = self.folder / "wanted.json"
+        if not path.is_file():
+            write_whole(path, json.dumps(list(missing)).encode())
+        return json.loads(path.read_text())
+
+
+@contextlib.contextmanager
+def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Callable[[str], None]) -> Iterator[RunState]:
+    """The state of a run; removed when the block ends without an error.
+
+    Args:
+        root: Folder of all states.
+        identity: What makes two runs the same command: another command's state is not looked at.
+        content: What the work depends on besides, by name: hashes of model and data, versions. A state with other
+            content is stale: told of and removed.
+        tell: Called with a sentence when something was found.
+
+    Raises:
+        JaxqError: the folder cannot be written.
+    """
+    folder = root / f"run-{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        tell("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
+        with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
+            yield RunState(Path(own), found=False)
+        return
+    except OSError as error:
+        raise JaxqError(f"cannot write to the cache {str(root)!r}: {error}; give another cache_dir") from error
+    with lock:
+        yield RunState(folder, _fits(folder, content, tell))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fits(folder: Path, content: Mapping[str, str], tell: Callable[[str], None]) -> bool:
+    """Whether the folder holds work that can be used; else it is made ready for a new run."""
+    path = folder / "content.json"
+    left = [p for p in folder.iterdir() if p.name != "lock"]
+    try:
+        old = json.loads(path.read_text())
+    except (OSError, ValueError):
+        old = None
+    if old == content:
+        tell("a run of this command was stopped before: it goes on from there")
+        return True
+    if left:
+        other = [name for name in content if not isinstance(old, dict) or old.get(name) != content[name]]
+        what = f"another {', another '.join(other)}" if isinstance(old, dict) else "unreadable"
+        tell(f"a run of this command was stopped before, but what it left is of {what}: begun anew")
+        for p in left:
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
+    write_whole(path, json.dumps(dict(content)).encode())
+    return False
+
+
+class ResultStore:
+    """A folder with the quantized weights of each group of siblings. Files appear whole or not at all.
+
+    Args:
+        folder: Where they lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, result: GroupResult) -> GroupResult:
+        """Stores a result; gives the same one with weights that lie on disk.
+
+        Raises:
+            JaxqError: the folder cannot be written, or the disk is full.
+        """
+        arrays = {"s": np.asarray(result.s)}
+        for i, weight in enumerate(result.weights):
+            reads = {"codes": weight.codes, "s": weight.s, "zp": weight.zp, "s2": weight.s2}
+            arrays |= {f"{i}.{name}": read() for name, read in reads.items() if read is not None}
+        record = {
+            "layers": [asdict(layer) for layer in result.layers],
+            "scaled": result.scaled,
+            "tokens": result.tokens,
+            "arrays": {name: [str(a.dtype), a.shape] for name, a in arrays.items()},
+        }
+        plain = {name: np.ascontiguousarray(a).reshape(-1).view(np.uint8) for name, a in arrays.items()}
+        text = json.dumps(record)
+        path = self._path(result.group)
+        beside = path.with_suffix(".partial")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(plain, beside, {"record": text, "hash": _digest(text, plain)})
+            beside.replace(path)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise JaxqError(
+                f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
+            ) from error
+        return self._result(result.group, [w.fmt for w in result.weights], path, record)
+
+    def get(self, group: Group, formats: Sequence[WeightFormat]) -> GroupResult | None:
+        """The result that an earlier run left of a group; None if there is none, or it is not as it was written."""
+        path = self._path(group)
+        try:
+            with safe_open(path, "np") as file:
+                meta = file.metadata()
+                plain = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if _digest(meta["record"], plain) != meta["hash"]:
+                return None
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+        record = json.loads(meta["record"])
+        dtypes = [record["arrays"][f"{i}.s"][0] for i in range(len(formats))]
+        held = [fmt.with_scale_dtype(dtype) for fmt, dtype in zip(formats, dtypes, strict=True)]
+        return self._result(group, held, path, record)
+
+    def _result(
+        self, group: Group, formats: Sequence[WeightFormat], path: Path, record: Mapping[str, object]
+    ) -> GroupResult:
+        arrays = record["arrays"]
+        assert isinstance(arrays, dict)
+        layers = record["layers"]
+        assert isinstance(layers, list)
+        weights = []
+        for i, (site, fmt) in enumerate(zip(group.sites, formats, strict=True)):
+            codes, s, zp, s2 = (_reader(path, f"{i}.{name}", arrays) for name in ("codes", "s", "zp", "s2"))
+            assert codes is not None and s is not None
+            weights.append(StoredWeight(codes, s, zp, s2, (site.c_in, site.c_out), fmt))
+        s = _reader(path, "s", arrays)
+        assert s is not None
+        return GroupResult(
+            group,
+            tuple(weights),
+            tuple(Layer(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in layers),
+            s(),
+            bool(record["scaled"]),
+            int(str(record["tokens"])),
+        )
+
+    def _path(self, group: Group) -> Path:
+        return self.folder / f"{hashlib.sha256(group.sites[0].name.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _digest(record: str, arrays: Mapping[str, np.ndarray]) -> str:
+    return hash_arrays([{"": np.frombuffer(record.encode(), np.uint8)}, arrays])
+
+
+def _reader(path: Path, name: str, arrays: Mapping[str, tuple[str, Sequence[int]]]) -> Read | None:
+    if name not in arrays:
+        return None
+    dtype, shape = arrays[name]
+    return partial(_read, path, name, _DTYPES.get(dtype) or np.dtype(dtype), tuple(shape))
+
+
+def _read(path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    with safe_open(path, "np") as file:
+        return file.get_tensor(name).view(dtype).reshape(shape)
