@@ -96,8 +96,8 @@ def _fits(folder: Path, content: Mapping[str, str], tell: Callable[[str], None])
         return True
     if left:
         other = [name for name in content if not isinstance(old, dict) or old.get(name) != content[name]]
-        what = f"another {', another '.join(other)}" if isinstance(old, dict) else "unreadable"
-        tell(f"a run of this command was stopped before, but what it left is of {what}: begun anew")
+        what = f"is of another {' and another '.join(other)}" if isinstance(old, dict) else "cannot be read"
+        tell(f"a run of this command was stopped before, but what it left {what}: begun anew")
         for p in left:
             shutil.rmtree(p) if p.is_dir() else p.unlink()
     write_whole(path, json.dumps(dict(content)).encode())
