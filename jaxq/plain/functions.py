@@ -28,14 +28,14 @@ def inline_functions(model: ir.Model) -> None:
     for function in model.functions.values():
         if "ai.onnx" in function.opset_imports:  # another name of the standard operators
             function.opset_imports.setdefault("", function.opset_imports.pop("ai.onnx"))
-    while chosen := _concerned(model) - _left(model).keys():
-        for key in chosen:
-            own = model.functions[key].opset_imports
+        if not _why_not(model, function):
+            own = function.opset_imports
             own.update({domain: model.opset_imports[domain] for domain in own if domain in model.opset_imports})
+    while chosen := _concerned(model) - _left(model).keys():
         before = set(model.functions)
         try:
             passes.InlinePass(partial(_is_chosen, chosen))(model)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ir.passes.InvariantError) as error:
             raise JaxqError(f"the model's functions cannot be written out: {error}") from error
         if before == set(model.functions):
             return

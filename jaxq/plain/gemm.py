@@ -105,7 +105,7 @@ def _constant(node: ir.Node, name: str, array: np.ndarray, names: Names) -> ir.V
     w = node.inputs[1]
     assert node.graph is not None and w is not None and w.dtype is not None
     assert isinstance(node.graph, ir.Graph)
-    return names.initializer(node.graph, name, array.astype(w.dtype.numpy()))
+    return names.initializer(node.graph, name, np.asarray(array, w.dtype.numpy()))
 
 
 def _append(last: ir.Node, op: str, other: ir.Value, name: str, names: Names) -> ir.Node:

@@ -69,13 +69,17 @@ def _read(tensor: ir.TensorProtocol, steps: tuple[Step, ...], dtype: ir.DataType
 def remove_identities(model: ir.Model) -> None:
     """Lets readers of Identity of a float constant read the constant; outputs of a graph stay."""
     for node in list(model.graph.all_nodes()):
-        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.graph is None:
+        if not _is_identity(node) or node.graph is None:
             continue
         source, copy = node.inputs[0], node.outputs[0]
         if source is None or not _is_float_constant(source) or copy.is_graph_output():
             continue
         copy.replace_all_uses_with(source)
         node.graph.remove(node, safe=True)
+
+
+def _is_identity(node: ir.Node) -> bool:
+    return node.op_type == "Identity" and node.domain in ("", "ai.onnx")
 
 
 def _is_float_constant(value: ir.Value) -> bool:
@@ -127,6 +131,9 @@ def _readers(
     if value.is_graph_output():
         yield None
     for node, index in value.uses():
+        if _is_identity(node):
+            yield from _readers(node.outputs[0], steps, names, shape)
+            continue
         outputs = [(v, read_step(node, v, shape)) for v in node.outputs] if index == 0 else []
         if not outputs or any(step is None for _, step in outputs):
             yield _Reader(node, index, steps, names, shape)
@@ -178,7 +185,9 @@ def _restored(
             op, attributes, numbers = step.operands()
             inputs = [value, *(names.initializer(graph, f"{name}_{op}", n) for n in numbers)]
             out = ir.Value(name=names.unique(name))
-            ir.Node("", op, inputs, attributes, outputs=[out], name=node_name)
+            twins = sum(producer.name == node_name for v in made.values() if (producer := v.producer()))  # of a Split
+            own_name = f"{node_name}_{twins}" if twins else node_name
+            ir.Node("", op, inputs, attributes, outputs=[out], name=own_name)
             made[key] = out
         value = made[key]
     return value
