@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from jaxq.errors import JaxqError
-from jaxq.plain import inline_functions, left_functions, make_plain
+from jaxq.plain import View, inline_functions, left_functions, make_plain
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _QUANTIZED_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -259,8 +259,9 @@ def _excluded(weight: ir.Value, exclude: Sequence[str]) -> str | None:
 
 
 def _names(weight: ir.Value) -> list[str]:
-    """What patterns are compared with: the weight's name and its nodes'."""
-    return [str(weight.name), *(str(node.name) for node, _ in weight.uses())]
+    """What patterns are compared with: the weight's name, that of the initializer it is a view of, and its nodes'."""
+    source = [str(weight.const_value.source.name)] if isinstance(weight.const_value, View) else []
+    return [str(weight.name), *source, *(str(node.name) for node, _ in weight.uses())]
 
 
 def _site(weight: ir.Value) -> Site:

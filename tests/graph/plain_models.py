@@ -138,6 +138,29 @@ def held(opset: int = 18) -> onnx.ModelProto:
     return linear(nodes, {}, opset, 4)
 
 
+def sparse(array: np.ndarray, name: str, flat: bool) -> onnx.SparseTensorProto:
+    """An array as its numbers and where they stand: by their positions, or by coordinates."""
+    values = numpy_helper.from_array(array[array != 0], name)
+    where = np.flatnonzero(array) if flat else np.argwhere(array)
+    return helper.make_sparse_tensor(values, numpy_helper.from_array(where.astype(np.int64), "where"), array.shape)
+
+
+def thinned(*shape: int) -> np.ndarray:
+    w = weight(*shape)
+    return np.where(np.abs(w) > np.abs(w).mean(), w, 0)
+
+
+def sparse_weights(opset: int = 18) -> onnx.ModelProto:
+    """An initializer and a constant, both sparse."""
+    hold = node("Constant", "", "v", sparse_value=sparse(thinned(FFN, FFN), "v", flat=True))
+    nodes = [hold, node("MatMul", "x w", "h"), node("MatMul", "h v", "y")]
+    model = linear(nodes, {"w": thinned(HIDDEN, FFN)}, opset)
+    model.graph.ClearField("initializer")
+    model.graph.sparse_initializer.append(sparse(thinned(HIDDEN, FFN), "w", flat=False))
+    onnx.checker.check_model(model)
+    return model
+
+
 def unnamed_branches(opset: int = 18) -> onnx.ModelProto:
     """Unnamed nodes with subgraphs; a branch reads a weight of the main graph turned."""
     inner = [helper.make_node("Transpose", ["w"], ["wt"]), helper.make_node("MatMul", ["x", "wt"], ["t"])]

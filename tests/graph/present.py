@@ -56,8 +56,9 @@ def scaled_by_mul(opset: int) -> onnx.ModelProto:
 
 def mat_mul_n_bits(opset: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    how = {"K": HIDDEN, "N": HIDDEN, "bits": 4, "block_size": BLOCK, "accuracy_level": 1}
-    made = helper.make_node("MatMulNBits", ["x", "q", "s"], ["h"], "/h/MatMulNBits", domain="com.microsoft", **how)
+    sizes = {"K": HIDDEN, "N": HIDDEN, "bits": 4, "block_size": BLOCK, "accuracy_level": 1}
+    made = helper.make_node("MatMulNBits", ["x", "q", "s"], ["h"], "/h/MatMulNBits", domain="com.microsoft")
+    made.attribute.extend(helper.make_attribute(name, size) for name, size in sizes.items())
     weights = {
         "q": rng.integers(256, size=(HIDDEN, HIDDEN // BLOCK, BLOCK // 2)).astype(np.uint8),
         "s": rng.uniform(0.01, 0.02, (HIDDEN, HIDDEN // BLOCK)).astype(np.float32),
@@ -103,6 +104,14 @@ def dynamic(opset: int) -> onnx.ModelProto:
 
 PRESENT = {
     f.__name__: f
-    for f in (dequantized_columns, dequantized_turned, dequantized_blocks, scaled_by_mul, mat_mul_n_bits, qlinear, dynamic)
+    for f in (
+        dequantized_columns,
+        dequantized_turned,
+        dequantized_blocks,
+        scaled_by_mul,
+        mat_mul_n_bits,
+        qlinear,
+        dynamic,
+    )
 }
 X = {"x": tokens(2, 6, HIDDEN)}

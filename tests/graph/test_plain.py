@@ -1,6 +1,7 @@
 """Graphs brought to the plain shape: results stay, weights are found, and no number is read before it is needed."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from jaxq.capture import Batch
 from jaxq.errors import JaxqError
-from jaxq.graph import declined_in_functions, find_sites, prepare
+from jaxq.graph import declined_in_functions, find_sites, prepare, unmatched
 from jaxq.model_file import load_model
 from jaxq.plain import View, restore_views
 from tests.graph import plain_models as plain
 from tests.graph.models import ACTIVATION, FFN, HIDDEN, build, node, tokens, value, weight
 from tests.graph.plain_models import PLAIN
-from tests.graph.running import OPSET_23, quantize, relative, run, save
+from tests.graph.running import OPSET_23, quantize, relative, run, save, with_weights
 from tests.graph.unpacked import dequantized
 
 X = {"x": tokens(2, 6, HIDDEN)}
@@ -82,6 +84,15 @@ def test_each_opset_with_functions(name, opset, form, tmp_path):
 def test_views_are_sites_with_names_that_stay(tmp_path):
     names = [[site.name for site in find_sites(prepared(plain.experts()).graph)[0]] for _ in range(2)]
     assert names[0] == names[1] == [f"stack_{i}_transposed" for i in range(3)]
+
+
+@pytest.mark.parametrize("pattern", ["w", "w_transposed", "/y/*"])
+def test_views_are_excluded_by_either_name(pattern):
+    graph = prepared(plain.transposed()).graph
+    sites, declined = find_sites(graph, (pattern,))
+    assert not sites
+    assert [(d.name, d.reason) for d in declined] == [("w_transposed", f"excluded by the pattern {pattern!r}")]
+    assert unmatched(graph, (pattern,)) == []
 
 
 def test_a_name_that_is_taken_is_not_given_again():
@@ -157,6 +168,17 @@ def mapped(path: Path) -> bool:
     return str(path) in Path("/proc/self/maps").read_text()
 
 
+def test_views_of_one_file_can_be_read_side_by_side(tmp_path):
+    """Each in its own thread, as the pipeline's searches do."""
+    model = load_model(save(plain.experts(), tmp_path, external=True))
+    prepare(model)
+    sites, _ = find_sites(model.graph)
+    expected = weight(3, FFN, HIDDEN).transpose(0, 2, 1)
+    with ThreadPoolExecutor(6) as pool:
+        for i, array in pool.map(lambda i: (i % 3, sites[i % 3].array()), range(300)):
+            np.testing.assert_array_equal(array, expected[i])
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
 def test_views_of_a_file_leave_nothing_of_it_in_memory(tmp_path):
     path = save(plain.experts(), tmp_path, external=True)
@@ -215,6 +237,15 @@ def test_weights_of_subgraphs_and_unnamed_nodes():
     np.testing.assert_array_equal(run(ir.to_proto(model), X)[0], run(source, X)[0])
 
 
+@pytest.mark.parametrize("form", ["dq", "matmulnbits"])
+def test_sparse_weights_are_quantized_as_dense_ones(form, tmp_path):
+    source, target = plain.sparse_weights(), tmp_path / "out.onnx"
+    outcome = quantize(save(source, tmp_path), target, form=form)
+    assert [layer.name for layer in outcome.layers] == ["w", "v"]
+    given = with_values(source, dequantized(onnx.load(target)))
+    assert relative(run(target, X)[0], run(given, X)[0]) < 2e-6
+
+
 BIASES = [None, (), (1,), (FFN,), (1, FFN), (8, 1), (8, FFN)]
 
 
@@ -250,10 +281,7 @@ def test_each_bias_is_right_when_the_weight_is_quantized(how, shape, form, tmp_p
     source, target = plain.gemm(shape, **how), tmp_path / "out.onnx"
     quantize(save(source, tmp_path), target, form=form)
     w = dequantized(onnx.load(target))["w"]
-    reference = onnx.ModelProto()
-    reference.CopyFrom(source)
-    array = (w.T if how else w).astype(np.float32)
-    reference.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), "w"))
+    reference = with_weights(source, {"w": w.T if how else w})
     x = {"x": tokens(HIDDEN, 8) if how else tokens(8, HIDDEN)}
     assert relative(run(target, x)[0], run(reference, x)[0]) < 2e-6
 
@@ -270,6 +298,25 @@ def test_a_gemm_in_float16_stays_in_float16():
 def test_a_gemm_with_alpha_0_is_left_alone():
     ((), (declined, *_)) = find_sites(prepared(plain.gemm(alpha=0.0)).graph)
     assert (declined.name, declined.reason) == ("w", "read by a Gemm with alpha=0")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_awq_sees_the_activations_of_each(name, tmp_path):
+    source, target = PLAIN[name].make(18), tmp_path / "out.onnx"
+    outcome = quantize(save(source, tmp_path), target, "awq_lite", [Batch({"x": tokens(4, 10, HIDDEN)})])
+    assert all(x.loss is not None and x.loss_rtn is not None for x in outcome.layers)
+    assert all((x.loss or 0) <= (x.loss_rtn or 0) * (1 + 1e-6) for x in outcome.layers)
+    assert relative(run(target, X)[0], run(source, X)[0]) < 0.25
+
+
+@pytest.mark.parametrize("form", ["dq", "matmulnbits"])
+@pytest.mark.parametrize("opset", OPSETS)
+def test_each_opset_with_a_gemm_of_all_attributes(opset, form, tmp_path):
+    source = plain.gemm((8, 1), opset=opset, alpha=0.5, beta=2.0, transA=1, transB=1)
+    quantize(save(source, tmp_path), tmp_path / "out.onnx", form=form)
+    w = dequantized(onnx.load(tmp_path / "out.onnx"))["w"]
+    x = {"x": tokens(HIDDEN, 8)}
+    assert relative(run(tmp_path / "out.onnx", x)[0], run(with_weights(source, {"w": w.T}), x)[0]) < 2e-6
 
 
 def test_functions_with_weights_are_written_out_and_others_stay():

@@ -43,6 +43,6 @@ def test_scales_are_no_weights(name):
     prepare(model)
     sites, declined = find_sites(model.graph)
     assert [site.name for site in sites] == ["w"]
-    names = [v.name for v in model.graph.initializers.values() if v.name in ("s", "xs", "hs")]
-    sized = [n for n in names if model.graph.initializers[n].const_value.size > 1]
-    assert [d.name for d in declined] == sized
+    names = [name for name in model.graph.initializers if name in ("s", "xs", "hs")]
+    tensors = {name: model.graph.initializers[name].const_value for name in names}
+    assert [d.name for d in declined] == [name for name, tensor in tensors.items() if tensor and tensor.size > 1]
