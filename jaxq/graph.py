@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from jaxq.errors import JaxqError
+from jaxq.plain import View, inline_functions, left_functions, make_plain
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _QUANTIZED_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
@@ -83,14 +84,26 @@ class Group:
 def prepare(model: ir.Model) -> None:
     """Brings a model, in place, to the shape that the other functions expect; its results stay the same.
 
-    Constants become initializers, initializers are no longer inputs (onnxruntime fuses neither otherwise), nodes and
-    values have names, and nodes stand in topological order.
+    Functions with weights are written out. Constants become initializers, initializers are no longer inputs
+    (onnxruntime fuses neither otherwise; a caller could have given such an input another value), nodes and values have
+    names, and nodes stand in topological order. See `jaxq.plain.make_plain` for the rest.
 
     Raises:
         JaxqError: the graph has a cycle, or names that cannot be told apart.
     """
+    tidy(model)
+    make_plain(model)
+
+
+def tidy(model: ir.Model) -> None:
+    """The part of `prepare` that leaves weights as the file has them; functions with weights are written out.
+
+    Raises:
+        JaxqError: as in `prepare`.
+    """
+    inline_functions(model)
     for step in (
-        passes.LiftConstantsToInitializersPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2),
         passes.RemoveInitializersFromInputsPass(),
         passes.NameFixPass(),
         passes.TopologicalSortPass(),
@@ -158,6 +171,12 @@ def in_memory(weight: ir.Value) -> ir.TensorProtocol:
     source = ir.Value(name=weight.name, const_value=tensor)
     shape = ir.Shape(tensor.shape.numpy())
     return ir.LazyTensor(lambda: ir.Tensor(read_weight(source)), tensor.dtype, shape, name=weight.name)
+
+
+def declined_in_functions(model: ir.Model) -> list[Declined]:
+    """Weights in functions that `prepare` could not write out, each with the reason."""
+    found = left_functions(model)
+    return [Declined(name, tuple(tensor.shape.numpy()), tensor.nbytes, why) for name, tensor, why in found]
 
 
 def attribute(node: ir.Node, name: str, default: float) -> float:
@@ -240,8 +259,9 @@ def _excluded(weight: ir.Value, exclude: Sequence[str]) -> str | None:
 
 
 def _names(weight: ir.Value) -> list[str]:
-    """What patterns are compared with: the weight's name and its nodes'."""
-    return [str(weight.name), *(str(node.name) for node, _ in weight.uses())]
+    """What patterns are compared with: the weight's name, that of the initializer it is a view of, and its nodes'."""
+    source = [str(weight.const_value.source.name)] if isinstance(weight.const_value, View) else []
+    return [str(weight.name), *source, *(str(node.name) for node, _ in weight.uses())]
 
 
 def _site(weight: ir.Value) -> Site:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxq.errors import JaxqError
-from jaxq.graph import FLOAT_TYPES, prepare
+from jaxq.graph import FLOAT_TYPES, tidy
 from jaxq.model_file import data_files, load_model
 from jaxq.readback import FoundWeight, Unread, read_back
 
@@ -104,7 +104,7 @@ def inspect_model(path: Path) -> Inspection:
     """
     model = load_model(path)
     file_bytes = sum(p.stat().st_size for p in (path, *data_files(path, model)))
-    prepare(model)
+    tidy(model)
     found = read_back(model)
     floats = [
         FloatWeight(str(value.name), tensor.dtype.numpy().name, tuple(tensor.shape.numpy()), tensor.size, tensor.nbytes)

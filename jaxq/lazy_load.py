@@ -12,6 +12,8 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from jaxq.sparse import densify
+
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9  # field numbers in onnx.proto
 _SMALL = 1024
 
@@ -28,6 +30,7 @@ def load_lazily(path: Path) -> ir.Model:
             raise DecodeError("the file is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             proto = _strip_model(data, path.name)
+    densify(proto, path.parent)
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.parent)
     return model

@@ -95,7 +95,8 @@ def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
             with _silenced("onnxscript"):  # it says on stderr that it falls back on onnx's own converter
                 convert_version(model, opset, fallback=True)
         except Exception as error:  # the converter raises many kinds
-            raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: {error}") from error
+            why = error.__cause__ or error  # a pass that fails wraps the reason
+            raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: {why}") from error
         if model.opset_imports.get("", 0) < opset:
             raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: an operator has no conversion")
     model.ir_version = max(model.ir_version, ir_version)

@@ -17,10 +17,11 @@ from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_d
 from jaxq.forms import Form
 from jaxq.forms.nodes import is_shared
 from jaxq.forms.weight import StoredWeight
-from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
+from jaxq.graph import Declined, Group, Site, declined_in_functions, find_sites, prepare, sibling_groups, unmatched
 from jaxq.groups import GroupResult, quantize_group
 from jaxq.job import Job, check_job, useless_patterns
 from jaxq.model_file import data_files, data_path, file_bytes, hash_model, load_model, raise_opset, save_model
+from jaxq.plain import inline_functions, restore_views
 from jaxq.progress import Progress, silent
 from jaxq.results import Clock, Layer, Outcome
 from jaxq.statistics import Moments, mean_moments
@@ -56,10 +57,12 @@ def quantize_model(
         sources = [job.source, *data_files(job.source, model)]
         _refuse_overwriting(sources, job.target)
         source_bytes = sum(p.stat().st_size for p in sources)
+        inline_functions(model)  # the converter writes out all of them, and refuses some
         raise_opset(model, form.opset, form.ir_version)
         prepare(model)
         gather_axis = None if job.gather is None else job.gather.positive_axis
         sites, declined = find_sites(model.graph, job.exclude, gather_axis)
+        declined += declined_in_functions(model)
         useless = [*unmatched(model.graph, job.exclude), *useless_patterns(job, sites)]
         if not sites:
             raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
@@ -211,6 +214,7 @@ def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job
             form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
             held = _new_bytes(model.graph, before) if form.scaled else weight.nbytes
             layers.append(replace(layer, fold=where, nbytes=held))
+    restore_views(model)
     save_model(model, job.target, job.external_above)
     return tuple(layers)
 
