@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
+from jaxq.store import hash_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +49,10 @@ def _check_feed(value: ir.Value, array: np.ndarray) -> None:
             f"the calibration data for input {value.name!r} is {array.dtype} of shape {list(array.shape)}: "
             f"the model wants {value.dtype} of shape {value.shape}"
         )
+
+
+def hash_batches(batches: Sequence[Batch]) -> str:
+    """SHA-256 over data, padding masks included; "" for none."""
+    if not batches:
+        return ""
+    return hash_arrays({**batch.feeds, **({} if batch.keep is None else {"/keep": batch.keep})} for batch in batches)

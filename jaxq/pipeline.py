@@ -1,35 +1,29 @@
 """From an ONNX file to its quantized copy: sites, moments, method, form, file. No printing, no Hydra."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.batches import Batch
+from jaxq.batches import Batch, hash_batches
 from jaxq.capture import Checkpoint, WindowRun, capture_moments
 from jaxq.checkpoint import ResultStore, RunState, run_state
-from jaxq.errors import JaxqError
-from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
-from jaxq.forms import Form
-from jaxq.forms.nodes import is_shared
-from jaxq.forms.weight import StoredWeight
-from jaxq.graph import Declined, Group, Site, declined_in_functions, find_sites, prepare, sibling_groups, unmatched
+from jaxq.graph import Group
 from jaxq.groups import GroupResult, quantize_group
-from jaxq.job import Job, check_job, useless_patterns
-from jaxq.model_file import data_files, data_path, file_bytes, hash_model, load_model, raise_opset, save_model
-from jaxq.plain import inline_functions, restore_views
+from jaxq.job import Job, check_job
+from jaxq.model_file import file_bytes, save_model
 from jaxq.progress import Progress, silent
-from jaxq.results import Clock, Layer, Outcome
+from jaxq.results import Clock, Outcome
+from jaxq.rewrite import write_weights
+from jaxq.source import Source, open_source
 from jaxq.statistics import Moments, mean_moments
-from jaxq.store import MomentStore, hash_arrays
+from jaxq.store import MomentStore, hash_files
 from jaxq.version import __version__
 
 # Groups searched at a time: one compiles or reads while the other computes.
-_WORKERS = 2
+WORKERS = 2
 
 
 def quantize_model(
@@ -52,47 +46,34 @@ def quantize_model(
     form = check_job(job, bool(batches))
     clock = Clock()
     with clock.phase("load"):
-        model = load_model(job.source)
-        model_hash = hash_model(job.source, model)
-        sources = [job.source, *data_files(job.source, model)]
-        _refuse_overwriting(sources, job.target)
-        source_bytes = sum(p.stat().st_size for p in sources)
-        inline_functions(model)  # the converter writes out all of them, and refuses some
-        raise_opset(model, form.opset, form.ir_version)
-        prepare(model)
-        gather_axis = None if job.gather is None else job.gather.positive_axis
-        sites, declined = find_sites(model.graph, job.exclude, gather_axis)
-        declined += declined_in_functions(model)
-        useless = [*unmatched(model.graph, job.exclude), *useless_patterns(job, sites)]
-        if not sites:
-            raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
-        groups = sibling_groups(sites)
-        quantized_bytes = sum(_nbytes(site) for site in sites)
+        source = open_source(job, form)
+        model_hash = hash_files(source.files)
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash)
     told: list[str] = []
     hear = told.append if tell is None else _both(told.append, tell)
     with run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear) as state:
         with clock.phase("calibrate"):
-            found, windows = _calibrate(model, groups, batches, store, state, job, progress)
+            found, windows = _calibrate(source, batches, store, state, job, progress)
         with clock.phase("search"):
-            results = _search(groups, store if batches else None, state, job, progress)
+            results = _search(source.groups, store if batches else None, state, job, progress)
         with clock.phase("write"):
-            layers = _write(model, results, form, job)
+            layers = write_weights(source.model, results, form)
+            save_model(source.model, job.target, job.external_above)
     return Outcome(
         layers=layers,
-        declined=tuple(declined),
-        unmatched=tuple(useless),
+        declined=source.declined,
+        unmatched=source.unmatched,
         told=tuple(told),
         windows=tuple(windows),
         moments_found=found,
         tokens=max((result.tokens for result in results), default=0),
         model_hash=model_hash,
         data_hash=data_hash,
-        source_bytes=source_bytes,
+        source_bytes=source.nbytes,
         target_bytes=file_bytes(job.target),
-        quantized_bytes=quantized_bytes,
-        weight_bytes=quantized_bytes + sum(d.nbytes for d in declined),
+        quantized_bytes=source.quantized_bytes,
+        weight_bytes=source.weight_bytes,
         bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.c_in * x.c_out for x in layers),
         phases=tuple(clock.phases),
     )
@@ -121,37 +102,8 @@ def _content(job: Job, model_hash: str, data_hash: str) -> dict[str, str]:
     }
 
 
-def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
-    kept = {path.resolve() for path in sources}
-    for path in (target, data_path(target)):
-        if path.resolve() in kept:
-            raise JaxqError(
-                f"the target {str(path)!r} belongs to the source, which is never changed: give another path"
-            )
-
-
-def hash_batches(batches: Sequence[Batch]) -> str:
-    """SHA-256 over data, padding masks included; "" for none."""
-    if not batches:
-        return ""
-    return hash_arrays({**batch.feeds, **({} if batch.keep is None else {"/keep": batch.keep})} for batch in batches)
-
-
-def _reasons(declined: Sequence[Declined]) -> str:
-    if not declined:
-        return "it holds no float weights"
-    reasons = dict.fromkeys(d.reason for d in sorted(declined, key=lambda d: -d.nbytes))
-    return "; ".join(list(reasons)[:3])
-
-
-def _nbytes(site: Site) -> int:
-    assert site.weight.const_value is not None
-    return site.weight.const_value.nbytes
-
-
 def _calibrate(
-    model: ir.Model,
-    groups: Sequence[Group],
+    source: Source,
     batches: Sequence[Batch],
     store: MomentStore,
     state: RunState,
@@ -161,7 +113,7 @@ def _calibrate(
     """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
     if not batches:
         return 0, []
-    values = {str(value.name): value for group in groups for value in group.activations}
+    values = {str(value.name): value for group in source.groups for value in group.activations}
     begun = state.wanted([name for name in values if name not in store])
     found = [name for name in values if name in store]
     if len(found) == len(values):
@@ -170,7 +122,7 @@ def _calibrate(
     wanted = [values[name] for name in values if name in begun or name not in found]
     checkpoint = Checkpoint(state.windows, found)
     window_bytes, providers = job.window_bytes, job.providers
-    windows = capture_moments(model, wanted, batches, store.put, window_bytes, providers, progress, checkpoint)
+    windows = capture_moments(source.model, wanted, batches, store.put, window_bytes, providers, progress, checkpoint)
     return len(found), windows
 
 
@@ -188,7 +140,7 @@ def _search(
         advance()
         return result
 
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(quantize, groups))
 
 
@@ -196,46 +148,3 @@ def _moments(group: Group, store: MomentStore | None) -> Moments | None:
     if store is None or not group.activations:
         return None
     return mean_moments([store.get(str(value.name)) for value in group.activations])
-
-
-def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job) -> tuple[Layer, ...]:
-    """Puts the results into the graph and writes the file."""
-    stored = {site: w for result in results for site, w in zip(result.group.sites, result.weights, strict=True)}
-    folds = {result: _find_fold(result, stored) for result in results if result.scaled}
-    divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
-    if form.domain:
-        model.opset_imports.setdefault(form.domain, 1)
-    layers = []
-    for result in results:
-        where = _divide_activation(model.graph, result, folds[result]) if result.scaled else ""
-        for site, weight, layer in zip(result.group.sites, result.weights, result.layers, strict=True):
-            divisor = divisors.get(site.weight)
-            before = set(model.graph.initializers)
-            form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
-            held = _new_bytes(model.graph, before) if form.scaled else weight.nbytes
-            layers.append(replace(layer, fold=where, nbytes=held))
-    restore_views(model)
-    save_model(model, job.target, job.external_above)
-    return tuple(layers)
-
-
-def _new_bytes(graph: ir.Graph, before: Collection[str]) -> int:
-    """Bytes of a weight that was written: all initializers that are new, but for those that weights share."""
-    new = (v.const_value for name, v in graph.initializers.items() if name not in before and not is_shared(name))
-    return sum(tensor.nbytes for tensor in new if tensor is not None)
-
-
-def _find_fold(result: GroupResult, stored: Mapping[Site, StoredWeight]) -> Fold | None:
-    fold = find_fold(result.group, stored)
-    weights = {site.weight: weight for site, weight in stored.items()}
-    if fold is None or not all(weights[w].can_divide_columns(result.s) for w in fold.weights):
-        return None
-    return fold if all(np.isfinite(v).all() for v in divided_vectors(fold, result.s)) else None
-
-
-def _divide_activation(graph: ir.Graph, result: GroupResult, fold: Fold | None) -> str:
-    if fold is None:
-        insert_division(graph, result.group, result.s)
-        return "Mul"
-    divide_vectors(graph, fold, result.s)
-    return str(fold)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from jaxq.batches import Batch
+from jaxq.batches import Batch, hash_batches
 from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
 from jaxq.embedded import build_model, documents, text_hash
@@ -28,7 +28,7 @@ from jaxq.forms import FORMS
 from jaxq.inputs import InputSpec, has_key, read_input_spec, to_batches, token_file_samples
 from jaxq.job import Job
 from jaxq.model_file import hash_model, load_model, save_model
-from jaxq.pipeline import hash_batches, quantize_model
+from jaxq.pipeline import quantize_model
 from jaxq.records import Report, write_failure, write_report
 from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock, Outcome

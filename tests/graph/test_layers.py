@@ -19,7 +19,8 @@ LAYERS: list[set[str]] = [
     {"awq", "graph", "plain", "edit", "fold", "windows", "runtime", "lazy_load", "sparse", "forms"},
     {"batches", "store", "spool", "forward", "capture"},
     {"methods", "groups", "checkpoint", "job", "model_file", "results", "readback"},
-    {"pipeline", "inspect"},
+    {"source", "rewrite"},
+    {"pipeline", "estimate", "inspect"},
     {"evaluation", "inputs", "texts", "config", "config_errors", "records", "modelopt", "int4"},
     {"run", "report"},
 ]
