@@ -19,7 +19,21 @@ LAYERS: list[set[str]] = [
     {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
     {"methods", "groups", "job", "model_file", "store", "results", "readback"},
     {"pipeline", "inspect"},
-    {"evaluation", "inputs", "texts", "config", "config_errors", "records", "modelopt", "int4"},
+    {
+        "evaluation",
+        "inputs",
+        "texts",
+        "config",
+        "config_errors",
+        "records",
+        "modelopt",
+        "int4",
+        "data",
+        "hf",
+        "hf_export",
+        "output_errors",
+        "text_datasets",
+    },
     {"run", "report"},
 ]
 ASIDE: dict[str, set[str]] = {
