@@ -50,7 +50,6 @@ def read_data(config: Config, source: Path, spec: InputSpec) -> RunData:
     Raises:
         JaxqError: data is missing, unreadable, or does not fit the model; or the evaluation is on calibration data.
     """
-    _check(config)
     calib, rest = _calibration(config, source, spec)
     held_out = _held_out(config, source, spec, rest)
     batches = [
@@ -60,7 +59,12 @@ def read_data(config: Config, source: Path, spec: InputSpec) -> RunData:
     return RunData(batches[0], batches[1], tuple(_shared(*batches)))
 
 
-def _check(config: Config) -> None:
+def check_data(config: Config) -> None:
+    """Refuses what cannot be read, or would judge a model on its calibration data, before any work.
+
+    Raises:
+        JaxqError: options contradict each other or are out of range.
+    """
     for part, data in (("calib", config.calib), ("eval", config.eval)):
         if data.samples < 0 or data.length < 2:
             raise JaxqError(

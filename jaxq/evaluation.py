@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.capture import Batch
 from jaxq.forms import FORMS
+from jaxq.inputs import read_input_spec
 from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
 from jaxq.output_errors import OutputComparison, compare_outputs
 from jaxq.progress import Progress, silent
@@ -100,8 +101,9 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         others = _sessions(quantized, form, Path(folder))
     output = logits_name(base)
+    vocabulary = read_input_spec(load_model(reference)).vocabulary
     advance = progress("evaluate", len(batches))
-    if output is None or not is_language_model(base, output, batches[0]):
+    if output is None or not is_language_model(base, output, batches[0], vocabulary):
         return compare_outputs(base, others, batches, advance)
     sums = {name: np.zeros(4) for name in others}
     tokens = 0
@@ -124,9 +126,10 @@ def evaluate(
 
 
 _CAUSAL = 1e-5
+_LOGITS = "logits"
 
 
-def is_language_model(model: "Session", output: str, batch: Batch) -> bool:
+def is_language_model(model: "Session", output: str, batch: Batch, vocabulary: int | None = None) -> bool:
     """Whether an output holds logits of the next token: one for every id, at every token, that no later token changes.
 
     The last is what tells a language model from a BERT with a head: it is tried out, by another last token in the first
@@ -137,12 +140,14 @@ def is_language_model(model: "Session", output: str, batch: Batch) -> bool:
         model: The float model.
         output: Its output that may hold logits.
         batch: Any input.
+        vocabulary: Number of ids that the model knows, if that is known: hidden states that are narrower are no logits.
     """
     ids = batch.feeds.get("input_ids")
     if ids is None or ids.ndim != 2 or ids.shape[1] < 2:
         return False
     before = np.asarray(run(model, [output], batch.feeds)[output].numpy(), np.float32)
-    if before.shape[:2] != ids.shape or int(ids.max()) >= before.shape[-1]:
+    least = int(ids.max()) + 1 if output == _LOGITS else max(int(ids.max()) + 1, vocabulary or 0)
+    if before.shape[:2] != ids.shape or before.shape[-1] < least:
         return False
     keep = np.ones(ids.shape) if batch.keep is None else np.asarray(batch.keep)
     real = np.flatnonzero(keep[0])
@@ -177,5 +182,5 @@ def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
 def logits_name(model: "Session") -> str | None:
     """The output named "logits", or the first float one with three dimensions."""
     outputs = model.get_outputs()
-    named = [o.name for o in outputs if o.name == "logits"]
+    named = [o.name for o in outputs if o.name == _LOGITS]
     return next(iter(named + [o.name for o in outputs if len(o.shape or ()) == 3 and "float" in o.type]), None)

@@ -79,7 +79,7 @@ def _accuracy(evaluation: Evaluation) -> Table:
 
 
 def _outputs(comparison: OutputComparison) -> Table:
-    table = Table(title=f"on {comparison.samples} held-out samples, against the float model", title_justify="left")
+    table = Table(title=f"on {comparison.samples} held-out samples", title_justify="left")
     table.add_column("")
     for setting in comparison.outputs[0].runtimes:
         table.add_column(setting, justify="right")
@@ -157,7 +157,8 @@ class SweepTable(Callback):
 
 _COLUMNS: tuple[str, ...] = (
     "run", "model", "method", "dtype", "block_size", "form", "perplexity", "perplexity_default", "float_perplexity",
-    "kl", "top1", "cosine", "cosine_min", "relative_error", "relative_error_default", "file_mb", "bits_per_weight", "seconds", "moments_found", "overrides", "error",
+    "kl", "top1", "cosine", "cosine_min", "relative_error", "relative_error_default", "file_mb", "bits_per_weight",
+    "seconds", "moments_found", "overrides", "error",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
-from jaxq.data import has_data, read_data
+from jaxq.data import check_data, has_data, read_data
 from jaxq.embedded import build_model, documents, text_hash
 from jaxq.embedded.text import Split
 from jaxq.errors import JaxqError
@@ -103,6 +103,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     with progress_bars(console) as progress:
         with clock.phase("data"):
             make_job(config, Path(), Path(), has_data(config))  # refuses what cannot be done, before any work
+            check_data(config)
             source, origin = _source(config, cache, progress)
             data = read_data(config, source, read_input_spec(load_model(source)))
             job = make_job(config, source, folder / "model.onnx", bool(data.calib))

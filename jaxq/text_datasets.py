@@ -17,7 +17,7 @@ class TextDataset:
     """Where text lies.
 
     Attributes:
-        name: A dataset of the hub; a folder of parquet, JSON, CSV or text files, or made by ``save_to_disk``; or a file.
+        name: A dataset of the hub; a folder of parquet, JSON, CSV or text files, or of ``save_to_disk``; or a file.
         split: "train", "test", ...
         subset: Which of a dataset's configurations, where it has several.
         column: The column with text; None: the one named "text", or the only one that holds strings.
