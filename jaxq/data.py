@@ -160,6 +160,8 @@ def _rows(config: Config, part: str, source: Path, samples: int) -> np.ndarray:
     data = config.calib if part == "calib" else config.eval
     given = data.tokenizer or config.calib.tokenizer
     beside = Path(embedded.__file__).parent if config.model.name == "embedded" else source.parent
+    if beside.name == "onnx" and not (beside / "tokenizer.json").is_file():  # a repository's folder of exports
+        beside = beside.parent
     tokenizer = Path(given) if given else beside / "tokenizer.json"
     if not given and not tokenizer.is_file():
         what = "text" if data.text else "dataset"

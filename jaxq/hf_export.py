@@ -27,7 +27,7 @@ def export(source: Path, target: Path, dtype: str) -> None:
         target: A folder that exists.
         dtype: "float32" or "float16".
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig  # pyright: ignore[reportMissingImports]
 
     config = AutoConfig.from_pretrained(source)
     name = (config.architectures or [""])[0]
@@ -49,8 +49,8 @@ def build(source: Path, target: Path, dtype: str) -> bool:
 
 def trace(name: str, config: Any, source: Path, target: Path, dtype: str) -> None:
     """Exports with ``torch.onnx.export``, without a cache, with free batch and sequence axes."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     kind = getattr(transformers, name, None) or transformers.AutoModel
     model = kind.from_pretrained(source, dtype=getattr(torch, dtype)).eval()
@@ -81,7 +81,7 @@ def trace(name: str, config: Any, source: Path, target: Path, dtype: str) -> Non
 
 def _examples(model: Any, config: Any, dtype: str) -> dict[str, Any]:
     """Inputs that the model is traced with."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     accepted = inspect.signature(model.forward).parameters
     if model.main_input_name == "input_ids":
@@ -126,7 +126,7 @@ def save_tokenizer(source: Path, target: Path) -> None:
     """Writes ``tokenizer.json`` where the folder holds a tokenizer in another form; nothing where it holds none."""
     if (source / "tokenizer.json").is_file() or (target / "tokenizer.json").is_file():
         return
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
 
     try:
         AutoTokenizer.from_pretrained(source).save_pretrained(target)

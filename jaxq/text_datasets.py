@@ -45,7 +45,7 @@ def dataset_text(source: TextDataset, tokens: int) -> str:
         JaxqError: the extra is not installed; there is no such dataset, split, or column of text; or it cannot be read.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise JaxqError(
             f"{source.title} needs the library datasets, which is not installed: install jaxq with its extra datasets, "

@@ -150,8 +150,8 @@ def _tokenizer(texts, special, template):
 
 
 def _save(folder: Path, name: str) -> None:
-    import torch
-    import transformers as t
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers as t  # pyright: ignore[reportMissingImports]
 
     torch.manual_seed(0)
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 384, "max_position_embeddings": 128}
@@ -177,8 +177,8 @@ def _save(folder: Path, name: str) -> None:
 def test_a_folder_becomes_a_4_bit_model(jaxq, tmp_path, name):
     """Exported, quantized, judged; the export gives transformers' own numbers."""
     import onnxruntime
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     _save(tmp_path / name, name)
     (tmp_path / "calib.txt").write_text(LONG * 150)

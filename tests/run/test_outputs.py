@@ -82,7 +82,7 @@ def test_an_encoder_is_judged_by_its_outputs_on_real_tokens(tmp_path):
     paths = [encoder(tmp_path / "a.onnx"), encoder(tmp_path / "b.onnx", noise=0.1)]
     data = _padded()
     batches = to_batches(data, read_input_spec(load_model(paths[0])), batch_size=4)
-    found = evaluate(*paths, batches)
+    found = evaluate(paths[0], paths[1], batches)
     assert isinstance(found, OutputComparison)
     assert found.samples == 6
     assert found.passed_over.keys() == {"labels", "present.0.key"}

@@ -164,7 +164,7 @@ class TestDatasets:
 
     @pytest.mark.parametrize("kind", ["parquet", "json", "csv", "text", "saved", "file"])
     def test_forms(self, tmp_path, kind):
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
 
         rows = [_text(6, seed=i) for i in range(30)]
         folder = tmp_path / "d"
@@ -190,7 +190,7 @@ class TestDatasets:
         assert few == "\n\n".join(rows[: few.count("\n\n") + 1]) and len(few) < 80
 
     def test_columns_and_splits(self, tmp_path):
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
 
         datasets.Dataset.from_dict({"a": ["x"], "b": ["y"], "n": [1]}).to_json(tmp_path / "train.jsonl")
         where = str(tmp_path)
@@ -206,7 +206,7 @@ class TestDatasets:
                 dataset_text(source, 5)
 
     def test_a_run_on_two_splits(self, jaxq, model, tmp_path):
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
 
         folder = tmp_path / "d"
         folder.mkdir()
