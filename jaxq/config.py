@@ -20,10 +20,12 @@ from jaxq.model_file import PROTOBUF_LIMIT
 
 @dataclass
 class ModelConfig:
-    """Which model: ``embedded``, or an ONNX file at ``path``."""
+    """Which model: ``embedded``, an ONNX file at ``path``, or the Hugging Face model ``id``; see `jaxq.hf`."""
 
     name: str = MISSING
     path: str | None = None
+    id: str | None = None
+    dtype: str = "float32"
 
 
 @dataclass
@@ -74,14 +76,25 @@ class GatherConfig:
 
 @dataclass
 class DataConfig:
-    """Where text or tokens come from; see `jaxq.inputs`."""
+    """Where text or tokens come from; see `jaxq.data`."""
 
     tokens: str | None = None
     text: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    column: str | None = None
     tokenizer: str | None = None
     samples: int = MISSING
     length: int = MISSING
     batch_size: int = MISSING
+
+
+@dataclass
+class EvalConfig(DataConfig):
+    """The same for the evaluation, and the share of the calibration text that is kept for it."""
+
+    share: float = 0.0
 
 
 @dataclass
@@ -95,7 +108,7 @@ class Config:
     mixed: MixedConfig = field(default_factory=MixedConfig)
     gather: GatherConfig = field(default_factory=GatherConfig)
     calib: DataConfig = field(default_factory=DataConfig)
-    eval: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     block_size: int = MISSING
     cache_dir: str | None = None
     window_mb: int = MISSING

@@ -25,7 +25,9 @@ def suggestion(key: str) -> str:
     """What to write in place of a key that does not exist."""
     last = key.rpartition(".")[2]
     same = [name for name in option_names() if last in (name, name.rpartition(".")[2])]  # in another group
-    near = same[:1] or difflib.get_close_matches(key, option_names(), n=1, cutoff=0.5)
+    near = sorted(same, key=lambda name: name.count("."))[:1] or difflib.get_close_matches(
+        key, option_names(), n=1, cutoff=0.5
+    )
     return f"did you mean {near[0]!r}?" if near else "see --help for all of them"
 
 

@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.batches import Batch
 from jaxq.forms import FORMS
+from jaxq.inputs import read_input_spec
 from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
+from jaxq.output_errors import OutputComparison, compare_outputs
 from jaxq.progress import Progress, silent
 from jaxq.readback import float_model
 from jaxq.runtime import run, session, to_jax
@@ -79,38 +81,39 @@ def compare(
 
 def evaluate(
     reference: Path, quantized: Path, batches: Sequence[Batch], progress: Progress = silent, form: str = "dq"
-) -> Evaluation | str:
-    """Perplexity, KL and top-1 agreement of a language model, or a sentence that says why there are none.
+) -> Evaluation | OutputComparison | str:
+    """What a model that was quantized lost on held-out data, or a sentence that says why that is not known.
+
+    Language models are judged by perplexity, KL and top-1 agreement, all others by their outputs; see
+    `is_language_model` and `jaxq.output_errors`.
 
     Args:
         reference: The float model.
         quantized: Its quantized copy.
-        batches: Held-out text; inputs with ``input_ids``.
+        batches: Held-out data.
         progress: Told of each batch.
         form: The quantized file's form. One that onnxruntime cannot run on a CPU is judged at level 1 alone, on the
             float model with the weights that the file's bytes stand for.
     """
     if not batches:
-        return "no held-out text was given"
-    if "input_ids" not in batches[0].feeds:
-        return "the model has no input_ids: perplexity is for language models"
+        return "no held-out data was given"
     base = session(reference)
-    output = logits_name(base)
-    if output is None:
-        return "the model has no output of shape [batch, sequence, vocabulary]"
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         others = _sessions(quantized, form, Path(folder))
+    output = logits_name(base)
+    vocabulary = read_input_spec(load_model(reference)).vocabulary
+    advance = progress("evaluate", len(batches))
+    if output is None or not is_language_model(base, output, batches[0], vocabulary):
+        return compare_outputs(base, others, batches, advance)
     sums = {name: np.zeros(4) for name in others}
     tokens = 0
-    advance = progress("evaluate", len(batches))
     for batch in batches:
         ids = jnp.asarray(batch.feeds["input_ids"], jnp.int32)
         keep = jnp.ones(ids.shape, jnp.float32) if batch.keep is None else jnp.asarray(batch.keep, jnp.float32)
         tokens += int(jnp.sum(keep[:, 1:] * keep[:, :-1]))
         expected = to_jax(run(base, [output], batch.feeds)[output])
-        if expected.shape[:2] != ids.shape or int(ids.max()) >= expected.shape[-1]:
-            shapes = f"{list(expected.shape)} for tokens of shape {list(ids.shape)}"
-            return f"output {output!r} of shape {shapes} holds no logits of every token"
+        if int(ids.max()) >= expected.shape[-1]:
+            return f"output {output!r} of shape {list(expected.shape)} has no logit of token {int(ids.max())}"
         for name, other in others.items():
             got = to_jax(run(other, [output], batch.feeds)[output])
             sums[name] += np.asarray(compare(expected, got, ids, keep), np.float64)
@@ -120,6 +123,44 @@ def evaluate(
     means = {name: total / tokens for name, total in sums.items()}
     runtimes = {n: Accuracy(float(np.exp(m[1])), float(m[2]), float(m[3])) for n, m in means.items()}
     return Evaluation(tokens, float(np.exp(next(iter(means.values()))[0])), runtimes)
+
+
+_CAUSAL = 1e-5
+_LOGITS = "logits"
+
+
+def is_language_model(model: "Session", output: str, batch: Batch, vocabulary: int | None = None) -> bool:
+    """Whether an output holds logits of the next token: one for every id, at every token, that no later token changes.
+
+    The last is what tells a language model from a BERT with a head: it is tried out, by another last token in the first
+    sample. A causal model's earlier logits stay the same to the bit; those that move by more than 1e-5 of the greatest
+    saw the token.
+
+    Args:
+        model: The float model.
+        output: Its output that may hold logits.
+        batch: Any input.
+        vocabulary: Number of ids that the model knows, if that is known: hidden states that are narrower are no logits.
+    """
+    ids = batch.feeds.get("input_ids")
+    if ids is None or ids.ndim != 2 or ids.shape[1] < 2:
+        return False
+    before = np.asarray(run(model, [output], batch.feeds)[output].numpy(), np.float32)
+    least = int(ids.max()) + 1 if output == _LOGITS else max(int(ids.max()) + 1, vocabulary or 0)
+    if before.shape[:2] != ids.shape or before.shape[-1] < least:
+        return False
+    keep = np.ones(ids.shape) if batch.keep is None else np.asarray(batch.keep)
+    real = np.flatnonzero(keep[0])
+    if len(real) < 2:
+        return False
+    last = int(real[-1])
+    others = ids[ids != ids[0, last]]  # an id that the model surely knows
+    changed = ids.copy()
+    changed[0, last] = others[0] if others.size else (int(ids[0, last]) + 1) % before.shape[-1]
+    after = np.asarray(run(model, [output], {**batch.feeds, "input_ids": changed})[output].numpy(), np.float32)
+    earlier = real[:-1]
+    moved = np.abs(after[0, earlier] - before[0, earlier])
+    return not bool(np.nanmax(moved, initial=0.0) > _CAUSAL * np.nanmax(np.abs(before[0, earlier]), initial=0.0))
 
 
 def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
@@ -141,5 +182,5 @@ def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
 def logits_name(model: "Session") -> str | None:
     """The output named "logits", or the first float one with three dimensions."""
     outputs = model.get_outputs()
-    named = [o.name for o in outputs if o.name == "logits"]
+    named = [o.name for o in outputs if o.name == _LOGITS]
     return next(iter(named + [o.name for o in outputs if len(o.shape or ()) == 3 and "float" in o.type]), None)

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from jaxq.evaluation import Evaluation
+from jaxq.output_errors import OutputComparison
 from jaxq.results import Layer, Outcome, Phase
 from jaxq.runtime import runtime
 from jaxq.version import __version__
@@ -28,7 +29,7 @@ class Report:
         config: The configuration as Hydra composed it.
         method: The method that ran; differs from the config's where that says ``auto``.
         outcome: What was done to the model.
-        evaluation: Accuracy on held-out text, or why there is none.
+        evaluation: Accuracy on held-out data, or why there is none.
         hashes: SHA-256 of model, calibration data, evaluation data and output.
         phases: Wall time and memory of each phase.
         total_seconds: From the start of the run, imports left out.
@@ -39,7 +40,7 @@ class Report:
     config: Mapping[str, object]
     method: str
     outcome: Outcome
-    evaluation: Evaluation | str
+    evaluation: Evaluation | OutputComparison | str
     hashes: Mapping[str, str]
     phases: tuple[Phase, ...]
     total_seconds: float

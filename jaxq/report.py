@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from jaxq.evaluation import Evaluation
+from jaxq.output_errors import OutputComparison
 from jaxq.progress import Progress as ProgressCallback
 from jaxq.records import Report
 from jaxq.results import Outcome
@@ -40,6 +41,10 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if isinstance(report.evaluation, Evaluation):
         console.print(_accuracy(report.evaluation))
+    elif isinstance(report.evaluation, OutputComparison):
+        console.print(_outputs(report.evaluation))
+        for line in _remarks(report.evaluation):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     else:
         console.print(f"accuracy: not measured, {report.evaluation}", highlight=False, markup=False)
     for line in _facts(report, folder):
@@ -71,6 +76,39 @@ def _accuracy(evaluation: Evaluation) -> Table:
     table.add_row("KL to float (nats)", "", *(f"{f.kl:.5f}" for f in figures))
     table.add_row("top-1 agreement", "", *(f"{f.top1:.2%}" for f in figures))
     return table
+
+
+def _outputs(comparison: OutputComparison) -> Table:
+    table = Table(title=f"on {comparison.samples} held-out samples", title_justify="left")
+    table.add_column("")
+    for setting in comparison.outputs[0].runtimes:
+        table.add_column(setting, justify="right")
+    for output in comparison.outputs[:_MOST_OUTPUTS]:
+        figures = list(output.runtimes.values())
+        table.add_row(f"{output.name}: mean cosine", *(f"{f.cosine:.5f}" for f in figures))
+        table.add_row(f"{output.name}: least cosine", *(f"{f.cosine_min:.5f}" for f in figures))
+        table.add_row(f"{output.name}: relative error", *(f"{f.relative_error:.4f}" for f in figures))
+    return table
+
+
+_MOST_OUTPUTS = 4
+
+
+def _remarks(comparison: OutputComparison) -> Iterator[str]:
+    if (more := len(comparison.outputs) - _MOST_OUTPUTS) > 0:
+        yield f"{more} more outputs: see report.json"
+    for output in comparison.outputs:
+        if output.zero_rows:
+            yield f"{output.name}: {output.zero_rows} of {output.rows} rows are zero and have no cosine"
+        if output.nonfinite_rows:
+            yield f"{output.name}: {output.nonfinite_rows} rows of the float model are NaN or infinite and left out"
+        for setting, figures in output.runtimes.items():
+            if figures.nonfinite_rows:
+                yield f"{output.name}: quantization made {figures.nonfinite_rows} rows NaN or infinite ({setting})"
+    for reason in dict.fromkeys(comparison.passed_over.values()):
+        names = [name for name, why in comparison.passed_over.items() if why == reason]
+        shown = names[0] if len(names) == 1 else f"{len(names)} outputs"
+        yield f"not compared: {shown}, {reason}"
 
 
 def _facts(report: Report, folder: Path) -> Iterator[str]:
@@ -119,7 +157,8 @@ class SweepTable(Callback):
 
 _COLUMNS: tuple[str, ...] = (
     "run", "model", "method", "dtype", "block_size", "form", "perplexity", "perplexity_default", "float_perplexity",
-    "kl", "top1", "file_mb", "bits_per_weight", "seconds", "moments_found", "overrides", "error",
+    "kl", "top1", "cosine", "cosine_min", "relative_error", "relative_error_default", "file_mb", "bits_per_weight",
+    "seconds", "moments_found", "overrides", "error",
 )  # fmt: skip
 
 
@@ -135,6 +174,8 @@ def _number(name: str) -> int:
 
 
 def _model_name(model: dict[str, Any]) -> str:
+    if model["name"] == "hf":
+        return Path(str(model.get("id"))).name
     if not model.get("path"):
         return model["name"]
     path = Path(model["path"])
@@ -155,6 +196,8 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
         exact, default = accuracy["runtimes"]["level 1"], accuracy["runtimes"].get("default", {})
         row |= {"perplexity": exact["perplexity"], "kl": exact["kl"], "top1": exact["top1"]}
         row |= {"perplexity_default": default.get("perplexity"), "float_perplexity": accuracy["reference"]}
+    if "outputs" in accuracy:
+        row |= _worst_output(accuracy["outputs"])
     return row | {
         "method": report["method"],
         "file_mb": report["size"]["target_bytes"] / 1e6,
@@ -164,12 +207,30 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     }
 
 
+def _worst_output(outputs: Sequence[dict[str, Any]]) -> dict[str, object]:
+    """The output with the greatest error at level 1; one without a figure is worse than any."""
+
+    def error(output: dict[str, Any]) -> float:
+        found = output["runtimes"]["level 1"]["relative_error"]
+        return float("inf") if found is None else found
+
+    worst = max(outputs, key=error)["runtimes"]
+    exact, default = worst["level 1"], worst.get("default", {})
+    return {
+        "cosine": exact["cosine"],
+        "cosine_min": exact["cosine_min"],
+        "relative_error": exact["relative_error"],
+        "relative_error_default": default.get("relative_error"),
+    }
+
+
 def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
     table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = {
         "run": "#", "model": "model", "method": "method", "dtype": "dtype", "block_size": "block", "form": "form",
         "perplexity": "ppl",
         "perplexity_default": "default", "float_perplexity": "float", "kl": "KL", "top1": "top-1",
+        "cosine": "cosine", "cosine_min": "least", "relative_error": "error", "relative_error_default": "default",
         "file_mb": "MB", "bits_per_weight": "bits", "seconds": "s", "error": "error",
     }  # fmt: skip
     for name, title in names.items():
@@ -189,7 +250,17 @@ _FILE_WIDTH = 160
 _WORDS = ("model", "method", "dtype", "form", "error")
 
 # Short enough for a terminal of 80 columns.
-_FORMATS = {"kl": ".3g", "top1": ".3f", "file_mb": ".3g", "bits_per_weight": ".3g", "seconds": ".3g"}
+_FORMATS = {
+    "kl": ".3g",
+    "top1": ".3f",
+    "cosine": ".5f",
+    "cosine_min": ".4f",
+    "relative_error": ".3g",
+    "relative_error_default": ".3g",
+    "file_mb": ".3g",
+    "bits_per_weight": ".3g",
+    "seconds": ".3g",
+}
 
 
 def _cell(value: object, form: str) -> str:

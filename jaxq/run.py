@@ -17,23 +17,25 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from jaxq.batches import Batch, hash_batches
+from jaxq.batches import hash_batches
 from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
+from jaxq.data import check_data, has_data, read_data
 from jaxq.embedded import build_model, documents, text_hash
 from jaxq.embedded.text import Split
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
 from jaxq.forms import FORMS
-from jaxq.inputs import InputSpec, has_key, read_input_spec, to_batches, token_file_samples
+from jaxq.hf import export_model
+from jaxq.inputs import read_input_spec
 from jaxq.job import Job
 from jaxq.model_file import hash_model, load_model, save_model
 from jaxq.pipeline import quantize_model
+from jaxq.progress import Progress
 from jaxq.records import Report, write_failure, write_report
 from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock, Outcome
 from jaxq.store import hash_files
-from jaxq.texts import embedded_samples, text_samples
 
 _DEFAULT_LEVEL = 4
 _TRACEBACK = "JAXQ_TRACEBACK"
@@ -101,23 +103,22 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     clock = Clock()
     with progress_bars(console) as progress:
         with clock.phase("data"):
-            make_job(config, Path(), Path(), _has_data(config))  # refuses what cannot be done, before any work
-            source = _source(config, cache)
-            inputs = read_input_spec(load_model(source))
-            calib = _samples(config, "calib", inputs)
-            held_out = _samples(config, "eval", inputs)
-            job = make_job(config, source, folder / "model.onnx", bool(calib))
-        outcome = quantize_model(job, calib, progress, lambda sentence: _say(console, sentence))
+            make_job(config, Path(), Path(), has_data(config))  # refuses what cannot be done, before any work
+            check_data(config)
+            source, origin = _source(config, cache, progress)
+            data = read_data(config, source, read_input_spec(load_model(source)))
+            job = make_job(config, source, folder / "model.onnx", bool(data.calib))
+        outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence))
         failure = None
         with clock.phase("evaluate"):
             try:
-                evaluation = evaluate(source, job.target, held_out, progress, job.form)
+                evaluation = evaluate(source, job.target, data.held_out, progress, job.form)
             except JaxqError as error:  # the report on what was done is kept all the same
                 failure, evaluation = error, str(error)
     hashes = {
         "model": outcome.model_hash,
         "calibration_data": outcome.data_hash,
-        "evaluation_data": hash_batches(held_out),
+        "evaluation_data": hash_batches(data.held_out),
         "output": hash_model(job.target, load_model(job.target)),
         **_text_hashes(config),
     }
@@ -131,7 +132,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         phases=tuple(phases),
         overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=tuple(_notes(outcome, job)),
+        notes=(*origin, *data.notes, *_notes(outcome, job)),
     )
     write_report(report, folder)
     if failure:
@@ -150,7 +151,7 @@ def _text_hashes(config: Config) -> dict[str, str]:
     return {
         name: text_hash(documents(split))
         for name, (data, split) in parts.items()
-        if data.samples and not data.tokens and not data.text
+        if data.samples and not data.tokens and not data.text and not data.dataset
     }
 
 
@@ -169,54 +170,24 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield f"padding counts in {len(unmasked)} activations whose shape shows no tokens: {', '.join(unmasked[:3])}"
 
 
-def _source(config: Config, cache: Path) -> Path:
+def _source(config: Config, cache: Path, progress: Progress) -> tuple[Path, list[str]]:
+    """The model's file, and what a reader should know of where it comes from."""
     if config.model.name == "onnx":
         if not config.model.path:
             raise JaxqError("model.path is not given: say which file, as in model=onnx model.path=model.onnx")
-        return Path(config.model.path)
+        return Path(config.model.path), []
+    if config.model.name == "hf":
+        if not config.model.id:
+            raise JaxqError("model.id is not given: say which folder or repository, as in model=hf model.id=folder")
+        export = export_model(config.model.id, config.model.dtype, cache, progress)
+        return export.path, [export.sentence]
     if config.model.name != "embedded":
-        raise JaxqError(f"model.name is {config.model.name!r}: choose embedded or onnx")
+        raise JaxqError(f"model.name is {config.model.name!r}: choose embedded, onnx or hf")
     weights = Path(__file__).parent / "embedded" / "weights.safetensors"
     path = cache / f"embedded-{hash_files([weights])[:16]}.onnx"
     if not path.is_file():
         save_model(build_model(), path, external_above=1 << 30)
-    return path
-
-
-def _has_data(config: Config) -> bool:
-    calib = config.calib
-    return calib.samples > 0 and bool(calib.tokens or calib.text or config.model.name == "embedded")
-
-
-def _samples(config: Config, part: str, spec: InputSpec) -> list[Batch]:
-    """Batches of "calib" or "eval" data; none where the config names none."""
-    data = config.calib if part == "calib" else config.eval
-    if data.samples < 0 or data.length < 2:
-        raise JaxqError(
-            f"{part}.samples is {data.samples} and {part}.length {data.length}: at least 0 and 2 are needed"
-        )
-    if data.samples == 0:
-        return []
-    tokens, text, tokenizer = data.tokens, data.text, data.tokenizer or config.calib.tokenizer
-    if (
-        part == "eval"
-        and not tokens
-        and not text
-        and config.calib.tokens
-        and has_key(Path(config.calib.tokens), "eval")
-    ):
-        tokens = config.calib.tokens
-    if tokens:
-        arrays = token_file_samples(Path(tokens), part, data.samples, spec)
-    elif text:
-        if not tokenizer:
-            raise JaxqError(f"{part}.text is given without a tokenizer: give {part}.tokenizer=<tokenizer.json>")
-        arrays = text_samples(Path(text), Path(tokenizer), data.samples, data.length)
-    elif config.model.name == "embedded":
-        arrays = embedded_samples("calib" if part == "calib" else "eval", data.samples, data.length)
-    else:
-        return []
-    return to_batches(arrays, spec, data.batch_size)
+    return path, []
 
 
 def _keep_compiled(cache: Path) -> None:

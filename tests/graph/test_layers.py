@@ -21,7 +21,8 @@ LAYERS: list[set[str]] = [
     {"methods", "groups", "checkpoint", "job", "model_file", "results", "readback"},
     {"source", "rewrite"},
     {"pipeline", "estimate", "inspect"},
-    {"evaluation", "inputs", "texts", "config", "config_errors", "records", "modelopt", "int4"},
+    {"modelopt", "int4", "evaluation", "output_errors", "inputs", "caches", "companions", "config", "config_errors"},
+    {"texts", "text_datasets", "data", "hf", "hf_export", "records"},
     {"run", "report"},
 ]
 ASIDE: dict[str, set[str]] = {

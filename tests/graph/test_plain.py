@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from jaxq.capture import Batch
+from jaxq.batches import Batch
 from jaxq.errors import JaxqError
 from jaxq.graph import declined_in_functions, find_sites, prepare, unmatched
 from jaxq.model_file import load_model
