@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
     {"methods", "groups", "job", "model_file", "store", "results", "readback"},
     {"pipeline", "inspect"},
-    {"evaluation", "inputs", "texts", "config", "config_errors", "records", "modelopt", "int4"},
+    {"evaluation", "caches", "inputs", "companions", "texts", "config", "config_errors", "records", "modelopt", "int4"},
     {"run", "report"},
 ]
 ASIDE: dict[str, set[str]] = {
