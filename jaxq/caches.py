@@ -1,4 +1,4 @@
-"""Inputs that carry what a language model computed before: found by name, and fed as they are before the first token."""
+"""Inputs that hold what a language model computed before: found by name, fed as they are before the first token."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import onnx_ir as ir
 from jaxq.errors import JaxqError
 from jaxq.graph import attribute
 
-_CACHE = re.compile(r"(^|[._/])past([._/\d]|$)|past_key|past_value|(^|[._/])(k|v|kv|key|value)_?cache|cache_(k|v|key|value)")
+_CACHE = re.compile(r"(^|[._/])past([._/\d]|$)|(^|[._/])(k|v|kv|key|value)_?cache|cache_(k|v|key|value)")
 _STATE = re.compile(r"conv|recurrent|ssm|state")
 _LENGTH = re.compile(r"past|seq|len|total|cache_size", re.IGNORECASE)
 _BATCH = re.compile(r"batch", re.IGNORECASE)

@@ -121,11 +121,11 @@ def has_key(path: Path, key: str) -> bool:
 def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: int) -> list[Batch]:
     """Inputs of a model, ``batch_size`` samples at a time, checked and completed.
 
-    With ``input_ids`` [samples, sequence] the data may leave out: ``attention_mask`` (ones), ``position_ids`` (the count
-    of real tokens before each), ``cache_position``, ``token_type_ids`` (zeros), keys and values of earlier tokens (of
-    length 0), states of recurrent layers (zeros) and ``use_cache_branch`` (whether there are earlier tokens). A mask is
-    [samples, sequence], or [samples, past + sequence] beside a past. Rows that are padded on the left, or within, are
-    moved together where the model wants real tokens first; each real token keeps its position.
+    With ``input_ids`` [samples, sequence] the data may leave out: ``attention_mask`` (ones), ``position_ids`` (the
+    count of real tokens before each), ``cache_position``, ``token_type_ids`` (zeros), keys and values of earlier tokens
+    (of length 0), states of recurrent layers (zeros) and ``use_cache_branch`` (whether there are earlier tokens). A
+    mask is [samples, sequence], or [samples, past + sequence] beside a past. Where the model wants real tokens first,
+    padding on the left or within a row is moved behind them.
 
     Integers are cast to the model's type where that changes none, floats are rounded to it.
 
@@ -177,9 +177,11 @@ def _complete(given: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
         keep = _real_tokens(full.get(_MASK), ids.shape)
         if spec.real_tokens_first and not keep.all():
             full, keep = _move_padding(full, keep, past)
-        for wanted in spec.inputs:
-            if wanted.name not in full and (made := _default(wanted, ids.shape, past, full.get(_MASK, keep))) is not None:
-                full[wanted.name] = made
+            if any(i.window for i in spec.inputs):  # such a node takes no padding; real tokens never see what follows
+                full[_MASK] = np.ones_like(keep)
+        mask = full.get(_MASK, keep)
+        made = {i.name: _default(i, ids.shape, past, mask) for i in spec.inputs if i.name not in full}
+        full |= {name: array for name, array in made.items() if array is not None}
     if missing := [name for name in spec.names if name not in full]:
         raise JaxqError(
             f"the model's inputs are {', '.join(spec.names)}, and the data has none for {', '.join(missing)}: "
@@ -210,7 +212,7 @@ def _move_padding(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The feeds with each row's real tokens first, and which they are then."""
     if past:
-        raise JaxqError("the model has GroupQueryAttention, which takes no padding beside a past: leave one of them out")
+        raise JaxqError("GroupQueryAttention takes no padding beside a past: leave one of them out of the data")
     if not keep.any(axis=1).all():
         row = int(np.argmin(keep.any(axis=1)))
         raise JaxqError(f"row {row} of a batch is padding alone: leave that sample out")

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from jaxq.capture import Batch
+from jaxq.companions import copy_companions, find_companions
 from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
 from jaxq.embedded import build_model, documents, text_hash
@@ -103,11 +104,13 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         with clock.phase("data"):
             make_job(config, Path(), Path(), _has_data(config))  # refuses what cannot be done, before any work
             source = _source(config, cache)
+            companions = find_companions(source, "model.onnx")
             inputs = read_input_spec(load_model(source))
             calib = _samples(config, "calib", inputs)
             held_out = _samples(config, "eval", inputs)
             job = make_job(config, source, folder / "model.onnx", bool(calib))
         outcome = quantize_model(job, calib, progress)
+        notes = copy_companions(companions, folder)
         failure = None
         with clock.phase("evaluate"):
             try:
@@ -131,7 +134,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         phases=tuple(phases),
         overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=tuple(_notes(outcome, job)),
+        notes=(*_notes(outcome, job), *notes),
     )
     write_report(report, folder)
     if failure:
