@@ -84,18 +84,35 @@ def cache_length(array: np.ndarray, dims: Dims | None) -> int:
     return 0 if axis is None or axis >= array.ndim else array.shape[axis]
 
 
-def head_size(value: ir.Value) -> int | None:
-    """Size of a head in a cache, as the attention node that reads it tells; None where none does."""
+def cache_dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    """Shape of a cache, with the sizes that the nodes which read it tell where the input's own shape does not."""
+    if value.shape is None:
+        return None
+    dims: list[int | str | None] = [size if isinstance(size, int) else size.value for size in value.shape]
     for node, index in value.uses():
-        places, heads = _ATTENTION.get(node.op_type, ((), ""))
-        if node.domain != "com.microsoft" or index not in places or node.inputs[0] is None:
-            continue
-        number, width = int(attribute(node, heads, 0)), _width(node.inputs[0])
-        if len(node.inputs) < 2 or node.inputs[1] is None:  # queries, keys and values lie side by side
-            number += 2 * int(attribute(node, "kv_num_heads", number))
-        if width and number and width % number == 0:
-            return width // number
-    return None
+        if node.op_type == "Concat":  # with keys or values of this call
+            for other in node.inputs:
+                shape = other.shape if other is not None and other.shape is not None else ()
+                if len(shape) == len(dims):
+                    joined = int(attribute(node, "axis", 0)) % len(dims)
+                    dims = [
+                        new if i != joined and isinstance(new, int) else old
+                        for i, (old, new) in enumerate(zip(dims, shape, strict=True))
+                    ]
+        elif dims and not isinstance(dims[-1], int):
+            dims[-1] = _head_size(node, index) or dims[-1]
+    return tuple(dims)
+
+
+def _head_size(node: ir.Node, index: int) -> int | None:
+    """Size of a head, of an attention node that reads a cache as its input ``index``; None where it does not tell."""
+    places, heads = _ATTENTION.get(node.op_type, ((), ""))
+    if node.domain != "com.microsoft" or index not in places or node.inputs[0] is None:
+        return None
+    number, width = int(attribute(node, heads, 0)), _width(node.inputs[0])
+    if node.inputs[1] is None:  # queries, keys and values lie side by side
+        number += 2 * int(attribute(node, "kv_num_heads", number))
+    return width // number if width and number and width % number == 0 else None
 
 
 def window_size(value: ir.Value) -> int:

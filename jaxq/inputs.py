@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.caches import cache_length, empty_cache, head_size, is_cache, window_size
+from jaxq.caches import cache_dims, cache_length, empty_cache, is_cache, window_size
 from jaxq.capture import Batch
 from jaxq.errors import JaxqError
 
@@ -66,22 +66,13 @@ def read_input_spec(model: ir.Model) -> InputSpec:
         if value.is_initializer():
             continue
         dtype = np.dtype((value.dtype or ir.DataType.FLOAT).numpy())
-        inputs.append(ModelInput(str(value.name), dtype, _dims(value), window_size(value)))
+        inputs.append(ModelInput(str(value.name), dtype, cache_dims(value), window_size(value)))
         for node, index in value.uses():
             table = node.inputs[0]
             if value.name == TOKENS and node.op_type == "Gather" and index == 1 and table and table.shape:
                 vocabulary = table.shape[0] if isinstance(table.shape[0], int) else vocabulary
     grouped = any(node.op_type == "GroupQueryAttention" for node in model.graph.all_nodes())
     return InputSpec(tuple(inputs), vocabulary, grouped)
-
-
-def _dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
-    if value.shape is None:
-        return None
-    dims = [size if isinstance(size, int) else size.value for size in value.shape]
-    if is_cache(str(value.name)) and dims and not isinstance(dims[-1], int):
-        dims[-1] = head_size(value) or dims[-1]
-    return tuple(dims)
 
 
 def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> dict[str, np.ndarray]:
