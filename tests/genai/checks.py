@@ -39,7 +39,6 @@ def check_run(done, source: Path, weights: int, tmp_path: Path, tolerance: float
     fed = batch(source, random_ids(2, 20, seed=2))
     expected, got = logits(tmp_path / "dequantized" / "model.onnx", fed), logits(target, fed)
     spread = expected.std()
-    print(source.parent.name, np.abs(got - expected).max() / spread)
     assert np.abs(got - expected).max() < tolerance * spread
     assert 1e-3 * spread < np.abs(got - logits(source, fed)).mean() < spread  # quantized, and still that model
 

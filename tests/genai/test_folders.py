@@ -97,7 +97,7 @@ def test_quantized(path, form, jaxq, tmp_path):
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
     level = () if form == "dq" else ("form.accuracy_level=1",)
     done = run_jaxq(jaxq, path, tmp_path, f"form={form}", *level)
-    check_run(done, path, SIZES[path.parent.name], tmp_path, 1e-2 if "fp16" in path.parent.name else 1e-4)
+    check_run(done, path, SIZES[path.parent.name], tmp_path, 3e-2 if "fp16" in path.parent.name else 1e-4)
     check_folder(path, done.run_folder)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
     if path.parent.name != "llama-fp16":  # whose float model onnxruntime cannot run token by token on a CPU
