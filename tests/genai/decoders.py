@@ -42,12 +42,15 @@ def decoder(
     for i in range(LAYERS):
         inputs += _cache_inputs(past, i, dtype)
         nodes += _layer(i, past)
-        outputs += [value(f"present.{i}.{kind}", None, dtype) for kind in ("key", "value")] if past else []
+        outputs += (
+            [value(f"present.{i}.{kind}", ["batch", HEADS, "total", HEAD], dtype) for kind in ("key", "value")]
+            if past
+            else []
+        )
     nodes += [node("LayerNormalization", f"x{LAYERS} norm bias", "last"), node("MatMul", "last lm_head", "logits")]
     kind = helper.tensor_dtype_to_np_dtype(dtype)
-    tensors = [
-        numpy_helper.from_array(a.astype(kind) if a.dtype == np.float32 else a, n) for n, a in _weights().items()
-    ]
+    arrays = {name: a.astype(kind) if a.dtype == np.float32 else a for name, a in _weights().items()}
+    tensors = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     graph = helper.make_graph(nodes, "decoder", inputs, outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     if dtype == TensorProto.FLOAT16:

@@ -1,4 +1,4 @@
-"""Decoders with and without a cache: recognised, fed, quantized, compared; statistics that know no cache, no padding."""
+"""Decoders with and without a cache: fed, quantized, compared; statistics that know no cache and no padding."""
 
 from pathlib import Path
 
@@ -106,11 +106,8 @@ def test_quantized_from_the_command_line(past, dtype, jaxq, tmp_path):
     level_1 = report["accuracy"]["runtimes"]["level 1"]
     assert report["accuracy"]["reference"] > 1 and 0 < level_1["kl"] < 1
     assert level_1["perplexity"] == pytest.approx(report["accuracy"]["reference"], rel=0.5)
-    assert {p.name for p in done.run_folder.iterdir() if p.name[0] != "."} == {
-        "model.onnx",
-        "report.json",
-        "layers.csv",
-    }
+    left = {p.name for p in done.run_folder.iterdir() if p.name[0] != "."}
+    assert left == {"model.onnx", "report.json", "layers.csv"}
 
 
 def test_a_past_of_the_data_goes_on_where_it_ends(tmp_path):
@@ -136,9 +133,8 @@ def test_a_merged_decoder_is_told_whether_there_is_a_past(tmp_path):
     path = written(tmp_path, past=PAST, merged=True)
     flag = fed(path, IDS).feeds["use_cache_branch"]
     assert (flag.shape, flag.dtype, flag[0]) == ((1,), np.bool_, np.False_)
-    past = {
-        f"past_key_values.{i}.{k}": np.ones((3, HEADS, 4, HEAD), np.float32) for i in range(2) for k in ("key", "value")
-    }
+    names = [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    past = {name: np.ones((3, HEADS, 4, HEAD), np.float32) for name in names}
     assert fed(path, IDS, **past).feeds["use_cache_branch"][0]
 
 
