@@ -70,7 +70,8 @@ def read_input_spec(model: ir.Model) -> InputSpec:
         for node, index in value.uses():
             table = node.inputs[0]
             if value.name == TOKENS and node.op_type == "Gather" and index == 1 and table and table.shape:
-                vocabulary = table.shape[0] if isinstance(table.shape[0], int) else vocabulary
+                rows = table.shape[0]
+                vocabulary = rows if isinstance(rows, int) else vocabulary
     grouped = any(node.op_type == "GroupQueryAttention" for node in model.graph.all_nodes())
     return InputSpec(tuple(inputs), vocabulary, grouped)
 

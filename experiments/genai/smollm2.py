@@ -8,6 +8,8 @@ Text: Python's documentation, other pages for calibration than for evaluation. W
 model), OUT/<method>-<form> (jaxq's) and OUT/results.json.
 """
 
+# pyright: reportMissingImports=false
+
 import json
 import pydoc_data.topics
 import re

@@ -1,5 +1,7 @@
 """The model builder itself, on Hugging Face folders with random weights: ``pytest -m slow tests/genai``."""
 
+# pyright: reportMissingImports=false
+
 import subprocess
 import sys
 from pathlib import Path

@@ -124,7 +124,7 @@ def test_a_past_of_the_data(tmp_path):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     first = dict(zip(names, session.run(names, dict(batch(path, ids[:, :6]).feeds)), strict=True))
-    past = {n.replace("present", "past_key_values"): a for n, a in first.items() if n.startswith("present")}
+    past = {n.replace("present", "past_key_values"): np.asarray(a) for n, a in first.items() if n.startswith("present")}
     spec = read_input_spec(load_model(path))
     for mask in ({}, {"attention_mask": np.ones((1, 10), int)}):
         (fed,) = to_batches({"input_ids": ids[:, 6:], **past, **mask}, spec, 2)
