@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from google.protobuf.message import DecodeError
@@ -16,6 +17,8 @@ from jaxq.errors import JaxqError
 from jaxq.graph import in_memory
 from jaxq.lazy_load import load_lazily
 from jaxq.store import hash_files
+
+_ASIDE = "jaxq.aside"
 
 PROTOBUF_LIMIT = 1900 << 20
 """Bytes of weights that a file can hold by itself: protobuf stops at 2 GiB."""
@@ -92,7 +95,10 @@ def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
     old = model.opset_imports.get("", opset)
     if old < opset:
         try:
-            with _silenced("onnxscript"):  # it says on stderr that it falls back on onnx's own converter
+            with (
+                _set_aside(model),
+                _silenced("onnxscript"),
+            ):  # it says on stderr that it falls back on onnx's own converter
                 convert_version(model, opset, fallback=True)
         except Exception as error:  # the converter raises many kinds
             why = error.__cause__ or error  # a pass that fails wraps the reason
@@ -100,6 +106,26 @@ def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
         if model.opset_imports.get("", 0) < opset:
             raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: an operator has no conversion")
     model.ir_version = max(model.ir_version, ir_version)
+
+
+@contextmanager
+def _set_aside(model: ir.Model) -> Iterator[None]:
+    """Hides operators that lie in ONNX's domain without being ONNX's, as SimplifiedLayerNormalization of onnxruntime.
+
+    No opset changes them, and the converter would stop at them.
+    """
+    foreign = [n for n in model.graph.all_nodes() if n.domain == "" and not onnx.defs.has(n.op_type)]
+    for node in foreign:
+        node.domain = _ASIDE
+    if foreign:
+        model.opset_imports[_ASIDE] = 1
+    try:
+        yield
+    finally:
+        for node in model.graph.all_nodes():  # a conversion can have made new ones
+            if node.domain == _ASIDE:
+                node.domain = ""
+        model.opset_imports.pop(_ASIDE, None)
 
 
 @contextmanager

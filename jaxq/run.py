@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from jaxq.batches import hash_batches
+from jaxq.companions import copy_companions, find_companions
 from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
 from jaxq.data import check_data, has_data, read_data
@@ -106,9 +107,11 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             make_job(config, Path(), Path(), has_data(config))  # refuses what cannot be done, before any work
             check_data(config)
             source, origin = _source(config, cache, progress)
+            companions = find_companions(source, "model.onnx")
             data = read_data(config, source, read_input_spec(load_model(source)))
             job = make_job(config, source, folder / "model.onnx", bool(data.calib))
         outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence))
+        beside = copy_companions(companions, folder)
         failure = None
         with clock.phase("evaluate"):
             try:
@@ -132,7 +135,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         phases=tuple(phases),
         overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=(*origin, *data.notes, *_notes(outcome, job)),
+        notes=(*origin, *data.notes, *_notes(outcome, job), *beside),
     )
     write_report(report, folder)
     if failure:

@@ -16,7 +16,8 @@ from jaxq.texts import text_samples
 
 ROOT = Path(__file__).parents[2]
 INT = np.dtype(np.int64)
-SPEC = InputSpec((ModelInput("input_ids", INT, 2), ModelInput("attention_mask", INT, 2)), vocabulary=100)
+TOKENS = ("batch", "sequence")
+SPEC = InputSpec((ModelInput("input_ids", INT, TOKENS), ModelInput("attention_mask", INT, TOKENS)), vocabulary=100)
 
 
 def test_a_mask_beside_the_tokens_is_used(tmp_path):
@@ -37,7 +38,7 @@ def test_a_mask_of_another_shape_is_refused():
 
 
 def test_an_empty_cache_is_an_input_like_others():
-    past = ModelInput("past_key_values.0.key", np.dtype(np.float32), 4)
+    past = ModelInput("past_key_values.0.key", np.dtype(np.float32), ("batch", 3, "past", 16))
     spec = InputSpec((*SPEC.inputs, past), None)
     arrays = {"input_ids": np.ones((2, 8), int), past.name: np.zeros((2, 3, 0, 16), np.float32)}
     (batch,) = to_batches(arrays, spec, batch_size=2)
@@ -45,7 +46,7 @@ def test_an_empty_cache_is_an_input_like_others():
 
 
 def test_ids_beyond_the_models_type_are_refused():
-    spec = InputSpec((ModelInput("input_ids", np.dtype(np.int32), 2),), None)
+    spec = InputSpec((ModelInput("input_ids", np.dtype(np.int32), TOKENS),), None)
     with pytest.raises(JaxqError, match="int32"):
         to_batches({"input_ids": np.full((1, 4), 2**40)}, spec, batch_size=1)
 
@@ -85,7 +86,7 @@ def test_outputs_that_are_no_logits_are_compared_as_they_are(shape, tmp_path):
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8),
         tmp_path / "m.onnx",
     )
-    spec = InputSpec((ModelInput("input_ids", INT, 2),), 10)
+    spec = InputSpec((ModelInput("input_ids", INT, TOKENS),), 10)
     batches = to_batches({"input_ids": np.arange(10)[None]}, spec, batch_size=1)
     found = evaluate(tmp_path / "m.onnx", tmp_path / "m.onnx", batches)
     assert isinstance(found, OutputComparison)

@@ -1,0 +1,5 @@
+"""The command line, as the tests of runs have it."""
+
+from tests.run.conftest import cache, jaxq
+
+__all__ = ["cache", "jaxq"]

@@ -1,0 +1,224 @@
+"""Decoders with and without a cache: fed, quantized, compared; statistics that know no cache and no padding."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from jaxq.caches import empty_cache, is_cache
+from jaxq.capture import capture_moments
+from jaxq.errors import JaxqError
+from jaxq.graph import find_sites, prepare, sibling_groups
+from jaxq.inputs import InputSpec, ModelInput, read_input_spec, to_batches
+from jaxq.model_file import load_model
+from tests.genai.decoders import HEAD, HEADS, PAST, VOCABULARY, decoder
+from tests.graph.running import relative, run
+
+IDS = np.random.default_rng(0).integers(1, VOCABULARY, (3, 12))
+MASK = np.ones_like(IDS)
+MASK[1, :4], MASK[2, 9:] = 0, 0
+
+EXPORTS = {
+    "with past": {"past": PAST},
+    "merged": {"past": PAST, "merged": True},
+    "unnamed axes": {"past": (None, HEADS, None, HEAD)},
+    "other names": {"past": ("b", HEADS, "past_length + 1", HEAD)},
+    "five axes": {"past": (2, "batch", HEADS, "past_len", HEAD)},
+    "positions inside": {"past": PAST, "positions": False},
+    "mask in int32": {"past": PAST, "mask_dtype": TensorProto.INT32},
+}
+
+
+def written(folder: Path, **options) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(decoder(**options), folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def fed(path: Path, ids: np.ndarray, mask: np.ndarray | None = None, **others: np.ndarray):
+    arrays = {"input_ids": ids, **({} if mask is None else {"attention_mask": mask}), **others}
+    (batch,) = to_batches(arrays, read_input_spec(load_model(path)), len(ids))
+    return batch
+
+
+def moments_of(path: Path, batches):
+    model = load_model(path)
+    prepare(model)
+    sites, _ = find_sites(model.graph, ())
+    found = {}
+    wanted = list(dict.fromkeys(value for group in sibling_groups(sites) for value in group.activations))
+    capture_moments(model, wanted, batches, found.__setitem__, max_bytes=50_000)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """The decoder without a cache."""
+    return written(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize("options", EXPORTS.values(), ids=EXPORTS)
+def test_a_cache_changes_no_logits_and_no_moments(options, plain, tmp_path):
+    path = written(tmp_path, **options)
+    batch, without = fed(path, IDS, MASK), fed(plain, IDS, MASK)
+    assert batch.keep is not None and without.keep is not None
+    np.testing.assert_array_equal(batch.keep, MASK)
+    expected, got = run(plain, without.feeds)[0], run(path, batch.feeds, "logits")[0]
+    np.testing.assert_allclose(got[MASK > 0], expected[MASK > 0], atol=1e-5)
+    before, after = moments_of(plain, [without]), moments_of(path, [batch])
+    assert before.keys() == after.keys()
+    assert len(before) == 9
+    for name, moments in before.items():
+        assert int(after[name].tokens) == int(moments.tokens) == MASK.sum()
+        assert relative(np.asarray(after[name].h), np.asarray(moments.h)) < 1e-5
+        np.testing.assert_allclose(after[name].a, moments.a, rtol=1e-5)
+
+
+@pytest.mark.parametrize("past", [None, PAST], ids=["without past", "with past"])
+@pytest.mark.parametrize("positions", [True, False], ids=["positions given", "positions inside"])
+def test_moments_know_no_padding(past, positions, tmp_path):
+    path = written(tmp_path, past=past, positions=positions)
+    alone = moments_of(path, [fed(path, IDS[row : row + 1, MASK[row] > 0]) for row in range(3)])
+    for fill in (0, 77):
+        padded = moments_of(path, [fed(path, np.where(MASK, IDS, fill), MASK)])
+        for name, moments in alone.items():
+            assert int(padded[name].tokens) == MASK.sum()
+            assert relative(np.asarray(padded[name].h), np.asarray(moments.h)) < 1e-5
+            np.testing.assert_allclose(padded[name].a, moments.a, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16], ids=["float32", "float16"])
+@pytest.mark.parametrize("past", [None, PAST], ids=["without past", "with past"])
+def test_quantized_from_the_command_line(past, dtype, jaxq, tmp_path):
+    path = written(tmp_path / "model", past=past, dtype=dtype)
+    np.savez(tmp_path / "t.npz", calib=IDS, eval=IDS[::-1], attention_mask=MASK)
+    done = jaxq(
+        *("model=onnx", f"model.path={path}", f"calib.tokens={tmp_path / 't.npz'}", "method=awq_lite"),
+        *("block_size=32", "method.alpha_step=0.25"),
+    )
+    assert done.code == 0, done.err
+    report = done.report
+    assert report["calibration"]["tokens"] == MASK.sum()
+    assert len(report["layers"]) == 12
+    level_1 = report["accuracy"]["runtimes"]["level 1"]
+    assert report["accuracy"]["reference"] > 1 and 0 < level_1["kl"] < 1
+    assert level_1["perplexity"] == pytest.approx(report["accuracy"]["reference"], rel=0.5)
+    left = {p.name for p in done.run_folder.iterdir() if p.name[0] != "."}
+    assert left == {"model.onnx", "report.json", "layers.csv"}
+
+
+def test_a_past_of_the_data_goes_on_where_it_ends(tmp_path):
+    path = written(tmp_path, past=PAST)
+    first = fed(path, IDS[:, :7])
+    names = [f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    caches = dict(zip(names, run(path, first.feeds, *names), strict=True))
+    past = {name.replace("present", "past_key_values"): cache for name, cache in caches.items()}
+    expected = run(path, fed(path, IDS).feeds, "logits")[0][:, 7:]
+    for mask in (None, np.ones((3, 12), int)):
+        batch = fed(path, IDS[:, 7:], mask, **past)
+        np.testing.assert_array_equal(batch.feeds["position_ids"], np.broadcast_to(np.arange(7, 12), (3, 5)))
+        assert batch.keep is not None and batch.keep.shape == (3, 5)
+        np.testing.assert_allclose(run(path, batch.feeds, "logits")[0], expected, atol=1e-5)
+    padded = np.ones((3, 12), int)
+    padded[2, 10:] = 0
+    batch = fed(path, IDS[:, 7:], padded, **past)
+    assert batch.keep is not None
+    np.testing.assert_array_equal(batch.keep, padded[:, 7:])
+
+
+def test_a_merged_decoder_is_told_whether_there_is_a_past(tmp_path):
+    path = written(tmp_path, past=PAST, merged=True)
+    flag = fed(path, IDS).feeds["use_cache_branch"]
+    assert (flag.shape, flag.dtype, flag[0]) == ((1,), np.bool_, np.False_)
+    names = [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    past = {name: np.ones((3, HEADS, 4, HEAD), np.float32) for name in names}
+    assert fed(path, IDS, **past).feeds["use_cache_branch"][0]
+
+
+FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "dims", "shape"),
+    [
+        ("past_key_values.0.key", np.float32, ("batch", 4, "past", 8), (2, 4, 0, 8)),
+        ("past_key_values.0.value", np.float16, ("batch", "past_sequence_length", 4, 8), (2, 0, 4, 8)),
+        ("past_key_0", ml_dtypes.bfloat16, (1, 4, "past_len", 8), (1, 4, 0, 8)),
+        ("past_3", np.float32, (2, "batch_size", 4, "past", 8), (2, 2, 4, 0, 8)),
+        ("past_key_values.0", np.float32, ("batch", "past", 16), (2, 0, 16)),
+        ("past.1.value", np.float32, ("s0", 4, "s1", 8), (2, 4, 0, 8)),
+        ("key_cache.1", np.int8, (None, None, 4, 8), (2, 0, 4, 8)),
+        ("past.0.conv", np.float32, ("batch_size", 64, 3), (2, 64, 3)),
+        ("past.0.recurrent", np.float32, ("batch_size", 4, 8, 8), (2, 4, 8, 8)),
+    ],
+)  # fmt: skip
+def test_shapes_of_empty_caches(name, dtype, dims, shape):
+    assert is_cache(name)
+    cache = empty_cache(name, np.dtype(dtype), dims, 2)
+    assert (cache.shape, cache.dtype) == (shape, np.dtype(dtype))
+    assert not cache.any()
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [
+        (("batch", "num_heads", "past", 8), r"\[batch, num_heads, past, 8\].*axis 1.*npz"),
+        (("batch_size x num_heads", 8, "past"), "axis 0"),
+        ((1, 4, 256, 8), "fixed length.*npz"),
+        (("batch", 4, 256, 8), "fixed length"),
+        (("batch", "past"), "2 dimensions"),
+        (None, "unknown shape"),
+    ],
+)
+def test_caches_that_cannot_be_made(dims, words):
+    spec = InputSpec((ModelInput("input_ids", INT, ("b", "s")), ModelInput("past_key_values.0.key", FLOAT, dims)), None)
+    with pytest.raises(JaxqError, match=f"past_key_values.0.key.*{words}"):
+        to_batches({"input_ids": IDS}, spec, 2)
+    if dims is not None:
+        given = np.zeros([3 if isinstance(d, str) else d for d in dims], np.float32)
+        if len(given) == 3:
+            to_batches({"input_ids": IDS, "past_key_values.0.key": given}, spec, 3)
+
+
+@pytest.mark.parametrize("name", ["inputs_embeds", "attention_mask", "encoder_hidden_states", "past_lengths"])
+def test_inputs_that_nothing_tells_are_asked_for(name):
+    """A float mask of four axes, embeddings, states of an encoder."""
+    dims = ("b", 1, "q", "k") if name == "attention_mask" else ("b", "s", 8)
+    spec = InputSpec((ModelInput("input_ids", INT, ("b", "s")), ModelInput(name, FLOAT, dims)), None)
+    with pytest.raises(JaxqError, match=f"none for {name}: give an npz file"):
+        to_batches({"input_ids": IDS}, spec, 2)
+    given = np.zeros((3, *(1 if isinstance(d, str) else d for d in dims[1:])), np.float32)
+    batches = to_batches({"input_ids": IDS, name: given}, spec, 2)
+    assert [len(b.feeds[name]) for b in batches] == [2, 1]
+    assert all(b.keep is not None and b.keep.all() for b in batches)
+
+
+def test_positions_of_three_kinds_and_of_the_cache():
+    spec = InputSpec(
+        (
+            ModelInput("input_ids", INT, ("b", "s")),
+            ModelInput("position_ids", INT, (3, "b", "s")),
+            ModelInput("cache_position", INT, ("s",)),
+        ),
+        None,
+    )
+    (batch,) = to_batches({"input_ids": IDS, "attention_mask": MASK}, spec, 3)
+    counts = np.maximum(np.cumsum(MASK, axis=1) - 1, 0)
+    np.testing.assert_array_equal(batch.feeds["position_ids"], np.stack([counts] * 3))
+    np.testing.assert_array_equal(batch.feeds["cache_position"], np.arange(12))
+
+
+def test_padding_is_moved_where_real_tokens_come_first():
+    wanted = [ModelInput(name, INT, ("b", "s")) for name in ("input_ids", "attention_mask", "position_ids")]
+    mask = np.array([[0, 0, 1, 1, 1], [1, 0, 1, 1, 0], [1, 1, 1, 1, 1]])
+    ids = np.arange(15).reshape(3, 5)
+    (batch,) = to_batches({"input_ids": ids, "attention_mask": mask}, InputSpec(tuple(wanted), None, True), 3)
+    np.testing.assert_array_equal(batch.feeds["input_ids"], [[2, 3, 4, 0, 1], [5, 7, 8, 6, 9], [10, 11, 12, 13, 14]])
+    np.testing.assert_array_equal(batch.feeds["attention_mask"], np.sort(mask)[:, ::-1])
+    np.testing.assert_array_equal(batch.keep, np.sort(mask)[:, ::-1])
+    np.testing.assert_array_equal(batch.feeds["position_ids"][:2], [[0, 1, 2, 2, 2], [0, 1, 2, 2, 2]])
+    (untouched,) = to_batches({"input_ids": ids, "attention_mask": mask}, InputSpec(tuple(wanted), None), 3)
+    np.testing.assert_array_equal(untouched.feeds["input_ids"], ids)
