@@ -2,7 +2,7 @@
 
     python experiments/genai/make_models.py OUT [llama llama_tied qwen3 gemma2]
 
-Needs the extra ``genai`` and its builder's own needs: torch (CPU), transformers. Writes, for each model, OUT/<name>-hf,
+Needs the extra ``hf`` (torch on a CPU will do). Writes, for each model, OUT/<name>-hf,
 a Hugging Face folder, and OUT/<name>-<precision>, what the builder makes of it for a CPU. The tokenizer is jaxq's own.
 
 The graphs and configurations of llama-fp32, qwen3-fp32, gemma2-fp32 and llama-fp16, without their weights, are those in
