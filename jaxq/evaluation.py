@@ -130,7 +130,7 @@ def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
     model = load_model(quantized)
     if not found.runs:
         float_model(model)
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type == "MatMulNBits":  # the level that is stored in the node counts, not the session's
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
     save_model(model, folder / "exact.onnx", PROTOBUF_LIMIT)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.capture import Batch, WindowRun, capture_moments
+from jaxq.edit import rename_doubles
 from jaxq.errors import JaxqError
 from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
 from jaxq.forms import Form
@@ -18,6 +19,7 @@ from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_group
 from jaxq.groups import GroupResult, quantize_group
 from jaxq.job import Job, check_job, useless_patterns
 from jaxq.model_file import data_files, data_path, file_bytes, hash_model, load_model, raise_opset, save_model
+from jaxq.present import ALREADY, PART
 from jaxq.progress import Progress, silent
 from jaxq.results import Clock, Layer, Outcome
 from jaxq.statistics import Moments, mean_moments
@@ -55,7 +57,7 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
         sites, declined = find_sites(model.graph, job.exclude, gather_axis)
         useless = [*unmatched(model.graph, job.exclude), *useless_patterns(job, sites)]
         if not sites:
-            raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
+            raise JaxqError(f"model {str(job.source)!r} {_nothing_left(declined)}")
         groups = sibling_groups(sites)
         quantized_bytes = sum(_nbytes(site) for site in sites)
     data_hash = hash_batches(batches)
@@ -100,11 +102,15 @@ def hash_batches(batches: Sequence[Batch]) -> str:
     return hash_arrays({**batch.feeds, **({} if batch.keep is None else {"/keep": batch.keep})} for batch in batches)
 
 
-def _reasons(declined: Sequence[Declined]) -> str:
-    if not declined:
-        return "it holds no float weights"
-    reasons = dict.fromkeys(d.reason for d in sorted(declined, key=lambda d: -d.nbytes))
-    return "; ".join(list(reasons)[:3])
+def _nothing_left(declined: Sequence[Declined]) -> str:
+    """Why a model has no site."""
+    codes = [d for d in declined if d.reason == ALREADY]
+    others = [d for d in declined if d.reason not in (ALREADY, PART)]
+    size = sum(d.nbytes for d in codes)
+    if size > sum(d.nbytes for d in others):
+        return f"is {ALREADY}: {len(codes)} tensors of codes, {size / 1e6:.2f} MB; no float weight can be quantized"
+    reasons = dict.fromkeys(d.reason for d in sorted(others, key=lambda d: -d.nbytes))
+    return f"has no weight that can be quantized: {'; '.join(list(reasons)[:3]) or 'it holds no float weights'}"
 
 
 def _nbytes(site: Site) -> int:
@@ -155,22 +161,24 @@ def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job
     divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
     if form.domain:
         model.opset_imports.setdefault(form.domain, 1)
-    layers = []
+    layers, graphs = [], list(model.graphs())
     for result in results:
         where = _divide_activation(model.graph, result, folds[result]) if result.scaled else ""
         for site, weight, layer in zip(result.group.sites, result.weights, result.layers, strict=True):
             divisor = divisors.get(site.weight)
-            before = set(model.graph.initializers)
+            before = {name for graph in graphs for name in graph.initializers}
             form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
-            held = _new_bytes(model.graph, before) if form.scaled else weight.nbytes
+            held = _new_bytes(graphs, before) if form.scaled else weight.nbytes
             layers.append(replace(layer, fold=where, nbytes=held))
+    rename_doubles(model)
     save_model(model, job.target, job.external_above)
     return tuple(layers)
 
 
-def _new_bytes(graph: ir.Graph, before: Collection[str]) -> int:
+def _new_bytes(graphs: Sequence[ir.Graph], before: Collection[str]) -> int:
     """Bytes of a weight that was written: all initializers that are new, but for those that weights share."""
-    new = (v.const_value for name, v in graph.initializers.items() if name not in before and not is_shared(name))
+    held = (item for graph in graphs for item in graph.initializers.items())
+    new = (v.const_value for name, v in held if name not in before and not is_shared(name))
     return sum(tensor.nbytes for tensor in new if tensor is not None)
 
 

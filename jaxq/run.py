@@ -159,8 +159,10 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield f"onnxruntime runs no {job.form} on a CPU: accuracy is that of the weights that its bytes stand for"
     if job.accuracy_level != _DEFAULT_LEVEL and job.form != "matmulnbits":
         yield f"form.accuracy_level has no effect on form={job.form}: only matmulnbits stores it"
-    if job.gather is not None and not any(layer.activation == layer.name for layer in outcome.layers):
-        yield "gather.axis has no effect: the model has no table that Gather alone reads"
+    if job.gather is not None and not any("table of Gather" in layer.note for layer in outcome.layers):
+        yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
+    if nested := [layer for layer in outcome.layers if "in a subgraph" in layer.note]:
+        yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     for pattern in outcome.unmatched:
         yield f"the pattern {pattern!r} fits no weight"
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})

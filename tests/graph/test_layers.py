@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"blocks", "errors", "progress", "version"},
     {"integer", "float4", "mx", "packing", "statistics"},
     {"formats", "quant_utils"},
-    {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
+    {"awq", "graph", "readers", "present", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
     {"methods", "groups", "job", "model_file", "store", "results", "readback"},
     {"pipeline", "inspect"},
     {"evaluation", "inputs", "texts", "config", "config_errors", "records", "modelopt", "int4"},
