@@ -22,6 +22,7 @@ from jaxq.graph import in_memory
 from jaxq.progress import Progress, silent
 from jaxq.runtime import ValueType, output_types, run, session, to_jax
 from jaxq.statistics import Moments, MomentSums, accumulate_in_place, finish, zero_sums
+from jaxq.widen import has_bfloat16, widen
 from jaxq.windows import Window, plan_windows, window_model
 
 if TYPE_CHECKING:
@@ -230,6 +231,8 @@ def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType], provi
     for value in part.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = in_memory(value)
+    if has_bfloat16(part):
+        widen(part)
     return session(ir.to_proto(part).SerializeToString(), providers=providers)
 
 

@@ -18,6 +18,7 @@ from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
 from jaxq.progress import Progress, silent
 from jaxq.readback import float_model
 from jaxq.runtime import run, session, to_jax
+from jaxq.widen import has_bfloat16, widen
 
 RUNTIMES = {"level 1": 1, "default": None}
 """Runtime settings that are judged: products in float32, and onnxruntime's default (activations in 8 bits)."""
@@ -94,11 +95,11 @@ def evaluate(
         return "no held-out text was given"
     if "input_ids" not in batches[0].feeds:
         return "the model has no input_ids: perplexity is for language models"
-    base = session(reference)
-    output = logits_name(base)
-    if output is None:
-        return "the model has no output of shape [batch, sequence, vocabulary]"
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
+        base = session(_runnable(reference, Path(folder) / "float.onnx"))
+        output = logits_name(base)
+        if output is None:
+            return "the model has no output of shape [batch, sequence, vocabulary]"
         others = _sessions(quantized, form, Path(folder))
     sums = {name: np.zeros(4) for name in others}
     tokens = 0
@@ -122,9 +123,20 @@ def evaluate(
     return Evaluation(tokens, float(np.exp(next(iter(means.values()))[0])), runtimes)
 
 
+def _runnable(path: Path, copy: Path) -> Path:
+    """The file itself, or, of a model with bfloat16, a copy in float32 at the other path."""
+    model = load_model(path)
+    if not has_bfloat16(model):
+        return path
+    widen(model)
+    save_model(model, copy, PROTOBUF_LIMIT)
+    return copy
+
+
 def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
     """A session for each runtime setting; files that stand in for the quantized one lie in the folder."""
     found = FORMS[form]
+    quantized = _runnable(quantized, folder / "widened.onnx")
     if found.runs and form != "matmulnbits":
         return {name: session(quantized, level) for name, level in RUNTIMES.items()}
     model = load_model(quantized)

@@ -48,8 +48,21 @@ def find_readers(weight: ir.Value) -> list[Reader]:
 
 
 def float_type(weight: ir.Value, node: ir.Node) -> ir.DataType:
-    """The type in which a node reads a weight."""
-    return next(reader.dtype for reader in find_readers(weight) if reader.node is node)
+    """The type in which a node reads a weight: that of the last Cast between, or else the weight's own."""
+    found = next(dtype for value in node.inputs if (dtype := _type_below(weight, value)) is not None)
+    assert found is not None
+    return found
+
+
+def _type_below(weight: ir.Value, value: ir.Value | None) -> ir.DataType | None:
+    """The type of a view of the weight; None where the value is none."""
+    if value is weight or value is None:
+        return value and value.dtype
+    node = value.producer()
+    if node is None or node.op_type not in ("Transpose", "Cast"):
+        return None
+    above = _type_below(weight, node.inputs[0])
+    return ir.DataType(node.attributes.get_int("to", int(above))) if above else None
 
 
 def drop_views(weight: ir.Value) -> None:

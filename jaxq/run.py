@@ -34,8 +34,10 @@ from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock, Outcome
 from jaxq.store import hash_files
 from jaxq.texts import embedded_samples, text_samples
+from jaxq.widen import has_bfloat16
 
 _DEFAULT_LEVEL = 4
+_NARROW = "onnxruntime has no bfloat16 on a CPU: judged in float32"
 _TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
@@ -103,7 +105,8 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         with clock.phase("data"):
             make_job(config, Path(), Path(), _has_data(config))  # refuses what cannot be done, before any work
             source = _source(config, cache)
-            inputs = read_input_spec(load_model(source))
+            model = load_model(source)
+            inputs, narrow = read_input_spec(model), has_bfloat16(model)
             calib = _samples(config, "calib", inputs)
             held_out = _samples(config, "eval", inputs)
             job = make_job(config, source, folder / "model.onnx", bool(calib))
@@ -131,7 +134,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         phases=tuple(phases),
         overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=tuple(_notes(outcome, job)),
+        notes=(*([_NARROW] if narrow else []), *_notes(outcome, job)),
     )
     write_report(report, folder)
     if failure:

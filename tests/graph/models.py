@@ -277,3 +277,27 @@ MODELS |= {
     "half": lambda: typed(np.float16, TensorProto.FLOAT16),
     "double": lambda: typed(np.float64, TensorProto.DOUBLE),
 }
+
+
+def tied(kind: type = np.float32, head: str = "Transpose", rows: int = 40, columns: int = HIDDEN) -> onnx.ModelProto:
+    """An embedding that the last layer reads too: through nodes named by ``head``, or by a Gemm with ``transB``.
+
+    A Cast in ``head`` goes to float32, in which the model then computes.
+    """
+    wide = "Cast" in head
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    nodes = [node("Gather", "table ids", "e")] + ([node("Cast", "e", "x", to=TensorProto.FLOAT)] if wide else [])
+    nodes.append(node("Relu", "x" if wide else "e", "h"))
+    last = "table"
+    for i, op in enumerate(head.split(",") if head != "Gemm" else []):
+        how: dict[str, Any] = {"perm": [1, 0]} if op == "Transpose" else {"to": TensorProto.FLOAT}
+        nodes.append(node(op, last, f"view{i}", **how))
+        last = f"view{i}"
+    nodes.append(node("Gemm", "h table bias", "y", transB=1) if head == "Gemm" else node("MatMul", f"h {last}", "y"))
+    nodes.append(node("MatMul", "h w", "z"))
+    own = np.float32 if wide else kind
+    weights = {"table": weight(rows, columns, dtype=kind), "w": weight(columns, 32, dtype=own)}
+    weights |= {"bias": vector(rows).astype(own)} if head == "Gemm" else {}
+    outputs: dict[str, Shape] = {"h": ("n", columns), "y": ("n", rows), "z": ("n", 32)}
+    ids = value("ids", ("n",), TensorProto.INT64)
+    return build(nodes, weights, outputs, [ids], dtype=TensorProto.FLOAT if wide else dtype)
