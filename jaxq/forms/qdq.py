@@ -6,7 +6,7 @@ The file stays as large as it was; its results are those of the codes.
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import new_initializer
+from jaxq.edit import graph_of, new_initializer
 from jaxq.forms.nodes import (
     add_node,
     add_parameters,
@@ -24,18 +24,21 @@ from jaxq.graph import Site
 def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", domain: str = "") -> None:
     """Puts the two nodes, with ``prefix`` before their names, between the site's float weight and its nodes.
 
-    Nodes that want the weight in one layout and type share it and its scales, which stay where the weight was.
+    Nodes that want the weight in one layout and type share it, and those of one graph its scales too: onnxruntime
+    cannot load a node that it fuses whose scales lie in an outer graph.
     """
-    holder = site.weight.graph or graph
-    held: dict[tuple[bool, ir.DataType], list[ir.Value]] = {}
+    sources: dict[tuple[bool, ir.DataType], ir.Value] = {}
+    held: dict[tuple[ir.Graph, bool, ir.DataType], list[ir.Value]] = {}
     to = [] if weight.zp is not None or domain else [ir.AttrInt64("output_dtype", int(weight.dtype))]
     for node in site.nodes:
         turned, dtype = is_turned(site, node), float_type(site, node)
         how, shape = blocked_attributes(weight, turned), shape_of(site, turned)
-        if (turned, dtype) not in held:
-            parameters = add_parameters(holder, site, weight.with_float_type(dtype), turned)
-            held[turned, dtype] = [_source(holder, site, turned, dtype), *parameters]
-        inputs = held[turned, dtype]
+        if (turned, dtype) not in sources:
+            sources[turned, dtype] = _source(site.weight.graph or graph, site, turned, dtype)
+        key = (graph_of(node), turned, dtype)
+        if key not in held:
+            held[key] = add_parameters(key[0], site, weight.with_float_type(dtype), turned)
+        inputs = [sources[turned, dtype], *held[key]]
         name = f"{node.name}_weight_quantized"
         op = f"{prefix}QuantizeLinear"
         codes = add_node(node, op, inputs, [*how, *to], name=name, dtype=weight.dtype, shape=shape, domain=domain)

@@ -276,7 +276,7 @@ def _join_copies(found: Sequence[FoundWeight]) -> list[FoundWeight]:
         key = (w.name, w.form, w.dtype, w.block_size, w.axis, w.transposed, w.turned, w.shape, w.float_dtype)
         same = joined.setdefault(key, [])
         for i, other in enumerate(same):
-            if _same_bytes(w.tensors, other.tensors):
+            if _same_bytes(w.tensors, other.tensors[: len(w.tensors)]):
                 same[i] = _join(other, w)
                 break
         else:
