@@ -15,7 +15,7 @@ from jaxq.evaluation import Evaluation, evaluate
 from jaxq.formats import IntegerFormat, make_format
 from jaxq.forms import FORMS
 from jaxq.job import Gather
-from jaxq.model_file import load_model
+from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
 from jaxq.readback import read_weights
 from jaxq.widen import has_bfloat16, widen
 from tests.graph import models
@@ -47,7 +47,9 @@ def widened(path: Path) -> onnx.ModelProto:
     model = load_model(path)
     widen(model)
     assert not has_bfloat16(model)
-    return ir.to_proto(model)
+    copy = path.with_suffix(".widened.onnx")
+    save_model(model, copy, PROTOBUF_LIMIT)
+    return onnx.load(copy)
 
 
 def forms() -> list:
@@ -115,7 +117,7 @@ def language_model(kind: type) -> onnx.ModelProto:
     weights = {"table": weight(48, HIDDEN), "w": weight(HIDDEN, HIDDEN), "head": weight(HIDDEN, 48)}
     ids = value("input_ids", ("batch", "sequence"), TensorProto.INT64)
     held = {name: w.astype(kind) for name, w in weights.items()}
-    return models.build(nodes, held, {"logits": ("batch", "sequence", 48)}, [ids], dtype=dtype)
+    return models.build(nodes, held, {"logits": ("batch", "sequence", 48)}, [ids], dtype=dtype, opset=20)
 
 
 def test_a_bfloat16_language_model_is_judged_in_float32(tmp_path):
