@@ -24,6 +24,23 @@ def unique_name(graph: ir.Graph, name: str) -> str:
 
 
 def drop_unused(graph: ir.Graph, value: ir.Value) -> None:
-    """Removes an initializer that no node reads any more."""
+    """Removes an initializer that no node reads any more, from the graph or the subgraph that holds it."""
     if not value.uses() and not value.is_graph_output():
-        del graph.initializers[str(value.name)]
+        del (value.graph or graph).initializers[str(value.name)]
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph, or subgraph, that a node stands in."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def rename_doubles(model: ir.Model) -> None:
+    """Gives initializers of subgraphs names that those of no other graph have: two branches may share them."""
+    taken: set[str] = set()
+    for graph in model.graphs():
+        for value in tuple(graph.initializers.values()):
+            name = str(value.name)
+            if name in taken:
+                value.name = next(f"{name}_{i}" for i in range(1, len(taken) + 2) if f"{name}_{i}" not in taken)
+            taken.add(str(value.name))

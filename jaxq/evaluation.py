@@ -20,6 +20,7 @@ from jaxq.output_errors import OutputComparison, compare_outputs
 from jaxq.progress import Progress, silent
 from jaxq.readback import float_model
 from jaxq.runtime import run, session, to_jax
+from jaxq.widen import has_bfloat16, widen
 
 RUNTIMES = {"level 1": 1, "default": None}
 """Runtime settings that are judged: products in float32, and onnxruntime's default (activations in 8 bits)."""
@@ -97,8 +98,8 @@ def evaluate(
     """
     if not batches:
         return "no held-out data was given"
-    base = session(reference)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
+        base = session(_runnable(reference, Path(folder) / "float.onnx"))
         others = _sessions(quantized, form, Path(folder))
     output = logits_name(base)
     vocabulary = read_input_spec(load_model(reference)).vocabulary
@@ -163,15 +164,26 @@ def is_language_model(model: "Session", output: str, batch: Batch, vocabulary: i
     return not bool(np.nanmax(moved, initial=0.0) > _CAUSAL * np.nanmax(np.abs(before[0, earlier]), initial=0.0))
 
 
+def _runnable(path: Path, copy: Path) -> Path:
+    """The file itself, or, of a model with bfloat16, a copy in float32 at the other path."""
+    model = load_model(path)
+    if not has_bfloat16(model):
+        return path
+    widen(model)
+    save_model(model, copy, PROTOBUF_LIMIT)
+    return copy
+
+
 def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
     """A session for each runtime setting; files that stand in for the quantized one lie in the folder."""
     found = FORMS[form]
+    quantized = _runnable(quantized, folder / "widened.onnx")
     if found.runs and form != "matmulnbits":
         return {name: session(quantized, level) for name, level in RUNTIMES.items()}
     model = load_model(quantized)
     if not found.runs:
         float_model(model)
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type == "MatMulNBits":  # the level that is stored in the node counts, not the session's
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
     save_model(model, folder / "exact.onnx", PROTOBUF_LIMIT)

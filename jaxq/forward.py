@@ -16,6 +16,7 @@ import onnx_ir as ir
 from jaxq.graph import in_memory
 from jaxq.runtime import ValueType, output_types, run, session
 from jaxq.spool import Spool
+from jaxq.widen import has_bfloat16, widen
 from jaxq.windows import Window, window_model
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType], how: 
         known = types[str(value.name)]
         value.type = ir.TensorType(known.dtype)
         value.shape = None if known.rank is None else ir.Shape([None] * known.rank)
+    if has_bfloat16(part):
+        widen(part)
     weights = {name: array for name, value in part.graph.initializers.items() if (array := _lend(value)) is not None}
     proto = ir.to_proto(part).SerializeToString()
     return _Loaded(session(proto, how.accuracy_level, how.providers, weights), weights)

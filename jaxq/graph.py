@@ -8,11 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from jaxq.edit import rename_doubles
 from jaxq.errors import JaxqError
 from jaxq.plain import View, inline_functions, left_functions, make_plain
+from jaxq.present import PART, find_present, is_part
+from jaxq.readers import STANDARD, Reader, find_readers, is_table
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-_QUANTIZED_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_QUANTIZED_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +24,13 @@ class Site:
 
     Attributes:
         weight: The initializer, stored [c_in, c_out], or [c_out, c_in] if ``transposed``.
-        nodes: MatMul or Gemm nodes with the weight as their second input, or Gather nodes with it as their table.
+        nodes: MatMul or Gemm nodes with the weight as their second input, Gather nodes with it as their table, or both
+            (a tied embedding, whose products may read it through Transpose and Cast).
         c_in, c_out: Rows of the weight in ``y = x W``, and its columns. Of a table: the axis that is blocked, and the
             other one.
-        transposed: The nodes are Gemm with ``transB=1``, or the table is blocked along its rows (axis 1).
-        gathered: The weight is a table of Gather.
+        transposed: The products read it transposed, or the table is blocked along its rows (axis 1).
+        gathered: The weight is a table of Gather, and nothing else.
+        nested: Those of the nodes that lie in subgraphs (If, Loop or Scan).
     """
 
     weight: ir.Value
@@ -34,6 +39,7 @@ class Site:
     c_out: int
     transposed: bool
     gathered: bool = False
+    nested: frozenset[ir.Node] = frozenset()
 
     @property
     def name(self) -> str:
@@ -42,9 +48,22 @@ class Site:
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
-        """The values ``x`` that the nodes multiply, each once: one, several of a shared weight, none of a table."""
-        values = [None if self.gathered else node.inputs[0] for node in self.nodes]
-        return tuple(dict.fromkeys(v for v in values if v is not None))
+        """The values ``x`` that the nodes multiply, each once: one, several of a shared weight, none of a table.
+
+        Those in subgraphs do not count: calibration does not see them.
+        """
+        nodes = [node for node in self.nodes if not is_table(node) and node not in self.nested]
+        return tuple(dict.fromkeys(node.inputs[0] for node in nodes if node.inputs[0] is not None))
+
+    @property
+    def has_table(self) -> bool:
+        """Gather reads the weight, alone or beside products."""
+        return any(map(is_table, self.nodes))
+
+    @property
+    def can_scale(self) -> bool:
+        """All that read the weight multiply one activation by it, which can be divided by what the weight is scaled."""
+        return len(self.activations) == 1 and not self.has_table and not self.nested
 
     def array(self) -> np.ndarray:
         """A copy of the weight as [c_in, c_out]; the file it lies in is not kept in memory.
@@ -60,7 +79,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Declined:
-    """A float weight that is left alone, and why."""
+    """A weight that is left alone, and why."""
 
     name: str
     shape: tuple[int, ...]
@@ -112,31 +131,30 @@ def tidy(model: ir.Model) -> None:
             step(model)
         except (ValueError, RuntimeError) as error:
             raise JaxqError(f"the model's graph is not valid: {type(step).__name__} says {error}") from error
+    rename_doubles(model)
 
 
 def find_sites(
     graph: ir.Graph, exclude: Sequence[str] = (), gather_axis: int | None = None
 ) -> tuple[list[Site], list[Declined]]:
-    """The weights that can be quantized, in graph order, and all other float weights with the reason.
+    """The weights that can be quantized, in graph order, and all others with the reason.
 
     Args:
         graph: Main graph of a model that went through `prepare`.
         exclude: Patterns as in a shell (``*lm_head*``), compared with weight and node names.
         gather_axis: The axis, 0 or 1, along which tables of Gather are blocked; None leaves them alone.
     """
-    order = {node: i for i, node in enumerate(graph)}
+    order = {node: i for i, node in enumerate(ir.traversal.RecursiveGraphIterator(graph))}
     sites: list[Site] = []
     declined: list[Declined] = []
     for weight in _float_weights(graph):
-        table = gather_axis is not None and all(node.op_type == "Gather" for node, _ in weight.uses())
-        reason = _why_not(weight, graph, table, gather_axis is not None) or _excluded(weight, exclude)
+        readers = find_readers(weight)
+        reason = _why_not(weight, readers, gather_axis) or _excluded(weight, readers, exclude)
         if reason is None:
-            sites.append(_table(weight, gather_axis == 1) if table else _site(weight))
+            sites.append(_site(weight, readers, graph, gather_axis))
         else:
             declined.append(_declined(weight, reason))
-    for subgraph in graph.subgraphs():
-        if subgraph is not graph:
-            declined += [_declined(w, "it lies in a subgraph (If, Loop or Scan)") for w in _float_weights(subgraph)]
+    declined += [_declined(codes, reason) for codes, reason in find_present(_graphs(graph))]
     return sorted(sites, key=lambda site: order[site.nodes[0]]), declined
 
 
@@ -147,10 +165,11 @@ def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
 
 
 def sibling_groups(sites: Sequence[Site]) -> list[Group]:
-    """Sites grouped by the activation that they read, in graph order; a table is a group of its own."""
+    """Sites grouped by the activation that they read, in graph order; tables and weights of subgraphs are alone."""
     groups: dict[tuple[ir.Value, ...], list[Site]] = {}
     for site in sites:
-        groups.setdefault(site.activations or (site.weight,), []).append(site)
+        alone = site.has_table or site.nested
+        groups.setdefault((site.weight,) if alone else site.activations, []).append(site)
     return [Group(tuple(members), members[0].activations) for members in groups.values()]
 
 
@@ -185,44 +204,59 @@ def attribute(node: ir.Node, name: str, default: float) -> float:
     return default if attr is None else attr.value
 
 
+def _graphs(graph: ir.Graph) -> list[ir.Graph]:
+    return [graph, *(subgraph for subgraph in graph.subgraphs() if subgraph is not graph)]
+
+
 def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
-    for value in graph.initializers.values():
-        if value.const_value is not None and value.dtype in FLOAT_TYPES and value.const_value.size > 1:
-            yield value
+    for each in _graphs(graph):
+        for value in each.initializers.values():
+            if value.const_value is not None and value.dtype in FLOAT_TYPES and value.const_value.size > 1:
+                yield value
 
 
-def _why_not(weight: ir.Value, graph: ir.Graph, table: bool, tables_too: bool) -> str | None:
+def _why_not(weight: ir.Value, readers: Sequence[Reader], gather_axis: int | None) -> str | None:
     assert weight.const_value is not None
     rank = len(weight.const_value.shape)
-    uses = weight.uses()
-    if not uses:
-        return "no node reads it"
     if weight.is_graph_output():
         return "it is an output of the model"
+    if not readers:
+        return "no node reads it"
     if rank == 1:
         return "a vector (bias, norm or constant)"
-    gathers = [node for node, index in uses if node.op_type == "Gather" and index == 0]
-    if tables_too and gathers and not table:
-        others = dict.fromkeys(node.op_type for node, _ in uses if node not in gathers)
-        return f"a table that Gather and {' and '.join(others)} read: one that Gather alone reads can be quantized"
-    for node, index in uses:
-        if node.graph is not graph:
-            return "it is read inside a subgraph (If, Loop or Scan)"
-        if reason := _why_not_gather(node, index) if table else _why_not_product(node, index):
+    if is_part(weight):
+        return PART
+    for reader in readers:
+        if reason := _why_not_gather(reader) if is_table(reader.node) else _why_not_product(reader):
             return reason
+    if reason := _why_not_table(readers, gather_axis):
+        return reason
     if rank != 2:
         return f"a stack of matrices of rank {rank}: a matrix can be quantized"
-    if len({bool(attribute(node, "transB", 0)) for node, _ in uses}) > 1:
-        return "shared by Gemm nodes with and without transB"
     if weight.dtype not in _QUANTIZED_TYPES:
-        return f"its type is {weight.dtype}: float32 and float16 can be quantized"
+        return f"its type is {weight.dtype}: float32, float16 and bfloat16 can be quantized"
     return None
 
 
-def _why_not_product(node: ir.Node, index: int) -> str | None:
-    if node.op_type == "Gather" and index == 0:
-        return "a table that Gather reads: quantized where gather.axis is given"
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm") or index != 1:
+def _why_not_table(readers: Sequence[Reader], gather_axis: int | None) -> str | None:
+    """Tables are blocked along one axis, and products along their input channels."""
+    products = [reader for reader in readers if not reader.table]
+    tables = len(products) < len(readers)
+    axes = {int(reader.turned) for reader in products}
+    if len(axes) > 1:
+        ways = "nodes that read it as it is and transposed" if tables else "Gemm nodes with and without transB"
+        return f"shared by {ways}"
+    if not tables or axes == {gather_axis}:
+        return None
+    if axes:
+        others = " and ".join(dict.fromkeys(reader.node.op_type for reader in products))
+        return f"a table that Gather and {others} read: gather.axis={min(axes)} quantizes it once for both"
+    return "a table that Gather reads: quantized where gather.axis is given" if gather_axis is None else None
+
+
+def _why_not_product(reader: Reader) -> str | None:
+    node, index = reader.node, reader.index
+    if node.domain not in STANDARD or node.op_type not in ("MatMul", "Gemm") or index != 1:
         return f"read by {node.op_type} as input {index}: the second input of MatMul and Gemm can be quantized"
     if node.op_type == "Gemm" and (reason := _why_not_gemm(node)):
         return reason
@@ -231,10 +265,10 @@ def _why_not_product(node: ir.Node, index: int) -> str | None:
     return None
 
 
-def _why_not_gather(node: ir.Node, index: int) -> str | None:
-    if index != 0:
-        return f"read by Gather as input {index}"
-    if axis := attribute(node, "axis", 0):
+def _why_not_gather(reader: Reader) -> str | None:
+    if reader.index != 0:
+        return f"read by Gather as input {reader.index}"
+    if axis := attribute(reader.node, "axis", 0):
         return f"read by a Gather with axis={axis:g}: tables whose rows are gathered can be quantized"
     return None
 
@@ -251,32 +285,34 @@ def matches(weight: ir.Value, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in _names(weight))
 
 
-def _excluded(weight: ir.Value, exclude: Sequence[str]) -> str | None:
+def _excluded(weight: ir.Value, readers: Sequence[Reader], exclude: Sequence[str]) -> str | None:
     for pattern in exclude:
         if matches(weight, pattern):
-            return f"excluded by the pattern {pattern!r}"
+            tied = len({reader.table for reader in readers}) > 1
+            more = ", with the table of Gather that it is too: method.exclude=[] quantizes both" if tied else ""
+            return f"excluded by the pattern {pattern!r}{more}"
     return None
 
 
 def _names(weight: ir.Value) -> list[str]:
-    """What patterns are compared with: the weight's name, that of the initializer it is a view of, and its nodes'."""
+    """What patterns are compared with: the weight's name, that of the initializer it is a view of, and its nodes'.
+
+    A Transpose between counts as one of its nodes.
+    """
     source = [str(weight.const_value.source.name)] if isinstance(weight.const_value, View) else []
-    return [str(weight.name), *source, *(str(node.name) for node, _ in weight.uses())]
+    nodes = [*(node for node, _ in weight.uses()), *(reader.node for reader in find_readers(weight))]
+    return list(dict.fromkeys([str(weight.name), *source, *(str(node.name) for node in nodes)]))
 
 
-def _site(weight: ir.Value) -> Site:
+def _site(weight: ir.Value, readers: Sequence[Reader], graph: ir.Graph, gather_axis: int | None) -> Site:
     assert weight.const_value is not None
-    nodes = tuple(node for node, _ in weight.uses())
-    transposed = bool(attribute(nodes[0], "transB", 0))
+    gathered = all(reader.table for reader in readers)
+    transposed = gather_axis == 1 if gathered else any(reader.turned for reader in readers)
     rows, columns = (int(d) for d in weight.const_value.shape.numpy())
-    return Site(weight, nodes, columns if transposed else rows, rows if transposed else columns, transposed)
-
-
-def _table(weight: ir.Value, along_rows: bool) -> Site:
-    assert weight.const_value is not None
-    rows, columns = (int(d) for d in weight.const_value.shape.numpy())
-    c_in, c_out = (columns, rows) if along_rows else (rows, columns)
-    return Site(weight, tuple(node for node, _ in weight.uses()), c_in, c_out, along_rows, gathered=True)
+    c_in, c_out = (columns, rows) if transposed else (rows, columns)
+    nodes = tuple(dict.fromkeys(reader.node for reader in readers))
+    nested = frozenset(node for node in nodes if node.graph is not graph)
+    return Site(weight, nodes, c_in, c_out, transposed, gathered, nested)
 
 
 def _declined(weight: ir.Value, reason: str) -> Declined:

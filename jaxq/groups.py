@@ -46,11 +46,11 @@ def quantize_group(
         group: Sites that read one activation, or one site that reads several or none.
         formats: The format of each site.
         moments: Moments of the activation, if there are any.
-        spec: The method; where several activations are read, one that scales none stands in for it, and where none is
-            read, round to nearest.
+        spec: The method; where several activations are read, or Gather or a subgraph reads a weight too, one that
+            scales none stands in for it, and where no activation is read, round to nearest.
     """
     method = find_method(spec.name)
-    if len(group.activations) > 1:
+    if not all(site.can_scale for site in group.sites):
         method = replace(method, scales=False)
     if not group.activations:
         method, moments = ROUND_TO_NEAREST, None
@@ -139,7 +139,18 @@ def _layer(group: Group, site: Site, weight: StoredWeight, choice: Choice, error
         clip_mean=float(ratio.mean()),
         clip_min=float(ratio.min()),
         clip_share=float((ratio < 1).mean()),
+        note=_note(site),
     )
+
+
+def _note(site: Site) -> str:
+    parts = []
+    if site.nested:
+        inside = "in a subgraph" if len(site.nested) == len(site.nodes) else "in a subgraph too"
+        parts.append(f"{inside}: {'not scaled' if site.activations else 'rounded to nearest'}")
+    if site.has_table:
+        parts.append("a table of Gather" + (" too: not scaled" if site.activations else ": rounded to nearest"))
+    return "; ".join(parts)
 
 
 def _total(per_column: object, columns: slice) -> float | None:

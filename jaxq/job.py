@@ -26,7 +26,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Gather:
-    """How tables of Gather, such as embeddings, are held; they are rounded to nearest.
+    """How tables of Gather, such as embeddings, are held, and products that read the same table.
+
+    A table that Gather alone reads is rounded to nearest.
 
     Attributes:
         axis: The axis that is split into blocks: 1 or -1 along rows, 0 down columns.
@@ -82,7 +84,7 @@ class Job:
 
     def format_of(self, site: Site) -> WeightFormat:
         """How a site's weight is held."""
-        if site.gathered:
+        if site.has_table:
             assert self.gather is not None
             return self.gather.fmt
         fitting = (rule.fmt for rule in self.rules if any(matches(site.weight, p) for p in rule.patterns))

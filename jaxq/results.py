@@ -30,6 +30,7 @@ class Layer:
             "Mul" (a new node), or "" without scaling.
         clip_mean, clip_min: Mean and least clip ratio of its blocks.
         clip_share: Share of blocks that are clipped.
+        note: What is special about it: that it is a table of Gather, or in a subgraph; else "".
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layer:
     clip_mean: float
     clip_min: float
     clip_share: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Outcome:
 
     Attributes:
         layers: Quantized weights, in graph order.
-        declined: Float weights left alone, with reasons.
+        declined: Weights left alone, with reasons; those that were quantized already among them.
         unmatched: Exclude patterns that excluded nothing.
         told: Sentences about work of an earlier run that was used, or was not.
         windows: Runs of the calibration; empty if there was none or all moments were on disk.
@@ -75,7 +77,7 @@ class Outcome:
         model_hash, data_hash: SHA-256 of the source file and of the calibration data ("" without).
         source_bytes, target_bytes: File sizes, external data included.
         quantized_bytes: Bytes that the quantized weights had in the source.
-        weight_bytes: Bytes of all float weights in the source.
+        weight_bytes: Bytes of all weights in the source.
         bits_per_weight: Mean over quantized weights, scales and zero points included.
         phases: Time and memory.
     """

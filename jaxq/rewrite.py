@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 
+from jaxq.edit import rename_doubles
 from jaxq.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
 from jaxq.forms import Form
 from jaxq.forms.nodes import is_shared
@@ -27,22 +28,24 @@ def write_weights(model: ir.Model, results: Sequence[GroupResult], form: Form) -
     divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
     if form.domain:
         model.opset_imports.setdefault(form.domain, 1)
-    layers = []
+    layers, graphs = [], list(model.graphs())
     for result in results:
         where = _divide_activation(model.graph, result, folds[result]) if result.scaled else ""
         for site, weight, layer in zip(result.group.sites, result.weights, result.layers, strict=True):
             divisor = divisors.get(site.weight)
-            before = set(model.graph.initializers)
+            before = {name for graph in graphs for name in graph.initializers}
             form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
-            held = _new_bytes(model.graph, before) if form.scaled else weight.nbytes
+            held = _new_bytes(graphs, before) if form.scaled else weight.nbytes
             layers.append(replace(layer, fold=where, nbytes=held))
     restore_views(model)
+    rename_doubles(model)
     return tuple(layers)
 
 
-def _new_bytes(graph: ir.Graph, before: Collection[str]) -> int:
+def _new_bytes(graphs: Sequence[ir.Graph], before: Collection[str]) -> int:
     """Bytes of a weight that was written: all initializers that are new, but for those that weights share."""
-    new = (v.const_value for name, v in graph.initializers.items() if name not in before and not is_shared(name))
+    held = (item for graph in graphs for item in graph.initializers.items())
+    new = (v.const_value for name, v in held if name not in before and not is_shared(name))
     return sum(tensor.nbytes for tensor in new if tensor is not None)
 
 

@@ -37,8 +37,10 @@ from jaxq.records import Report, write_failure, write_report
 from jaxq.report import print_report, progress_bars
 from jaxq.results import Clock, Outcome
 from jaxq.store import hash_files
+from jaxq.widen import has_bfloat16
 
 _DEFAULT_LEVEL = 4
+_NARROW = "onnxruntime has no bfloat16 on a CPU: judged in float32"
 _TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
@@ -108,7 +110,9 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             check_data(config)
             source, origin = _source(config, cache, progress)
             companions = find_companions(source, "model.onnx")
-            data = read_data(config, source, read_input_spec(load_model(source)))
+            model = load_model(source)
+            narrow = [_NARROW] if has_bfloat16(model) else []
+            data = read_data(config, source, read_input_spec(model))
             job = make_job(config, source, folder / "model.onnx", bool(data.calib))
         outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence))
         beside = copy_companions(companions, folder)
@@ -135,7 +139,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         phases=tuple(phases),
         overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=(*origin, *data.notes, *_notes(outcome, job), *beside),
+        notes=(*origin, *data.notes, *narrow, *_notes(outcome, job), *beside),
     )
     write_report(report, folder)
     if failure:
@@ -163,8 +167,10 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield f"onnxruntime runs no {job.form} on a CPU: accuracy is that of the weights that its bytes stand for"
     if job.accuracy_level != _DEFAULT_LEVEL and job.form != "matmulnbits":
         yield f"form.accuracy_level has no effect on form={job.form}: only matmulnbits stores it"
-    if job.gather is not None and not any(layer.activation == layer.name for layer in outcome.layers):
-        yield "gather.axis has no effect: the model has no table that Gather alone reads"
+    if job.gather is not None and not any("table of Gather" in layer.note for layer in outcome.layers):
+        yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
+    if nested := [layer for layer in outcome.layers if "in a subgraph" in layer.note]:
+        yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     yield from outcome.told
     for pattern in outcome.unmatched:
         yield f"the pattern {pattern!r} fits no weight"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.dlpack
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -128,11 +129,14 @@ def to_jax(value: "OrtValue") -> jax.Array:
 def run(session: "Session", outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, "OrtValue"]:
     """Outputs by name, as values that share their memory with jax through DLPack.
 
+    Inputs in bfloat16 are given as float32: models that have any are widened, see `jaxq.widen`.
+
     Raises:
         JaxqError: onnxruntime cannot run the model on these inputs.
     """
     ort = runtime()
-    values = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(a, order="C")) for name, a in feeds.items()}
+    arrays = {name: a.astype(np.float32) if a.dtype == ml_dtypes.bfloat16 else a for name, a in feeds.items()}
+    values = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(a, order="C")) for name, a in arrays.items()}
     try:
         return dict(zip(outputs, session.run_with_ort_values(list(outputs), values), strict=True))
     except Exception as error:  # onnxruntime's exceptions have no common base class

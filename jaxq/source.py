@@ -12,6 +12,7 @@ from jaxq.graph import Declined, Group, declined_in_functions, find_sites, prepa
 from jaxq.job import Job, useless_patterns
 from jaxq.model_file import data_files, data_path, load_model, raise_opset
 from jaxq.plain import inline_functions
+from jaxq.present import ALREADY, PART
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ def open_source(job: Job, form: Form) -> Source:
     declined += declined_in_functions(model)
     useless = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
     if not sites:
-        raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
+        raise JaxqError(f"model {str(job.source)!r} {_nothing_left(declined)}")
     nbytes = sum(path.stat().st_size for path in files)
     quantized = sum(site.weight.const_value.nbytes for site in sites if site.weight.const_value is not None)
     return Source(model, tuple(sibling_groups(sites)), tuple(declined), useless, files, nbytes, quantized)
@@ -73,8 +74,12 @@ def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
             )
 
 
-def _reasons(declined: Sequence[Declined]) -> str:
-    if not declined:
-        return "it holds no float weights"
-    reasons = dict.fromkeys(d.reason for d in sorted(declined, key=lambda d: -d.nbytes))
-    return "; ".join(list(reasons)[:3])
+def _nothing_left(declined: Sequence[Declined]) -> str:
+    """Why a model has no site."""
+    codes = [d for d in declined if d.reason == ALREADY]
+    others = [d for d in declined if d.reason not in (ALREADY, PART)]
+    size = sum(d.nbytes for d in codes)
+    if size > sum(d.nbytes for d in others):
+        return f"is {ALREADY}: {len(codes)} tensors of codes, {size / 1e6:.2f} MB; no float weight can be quantized"
+    reasons = dict.fromkeys(d.reason for d in sorted(others, key=lambda d: -d.nbytes))
+    return f"has no weight that can be quantized: {'; '.join(list(reasons)[:3]) or 'it holds no float weights'}"

@@ -80,12 +80,12 @@ def generate(folder: Path, prompt: str, count: int = 40) -> str:
     """The most likely continuation, by onnxruntime-genai."""
     import onnxruntime_genai as genai
 
-    model = genai.Model(str(folder))
-    tokenizer = genai.Tokenizer(model)
+    model = genai.Model(str(folder))  # pyright: ignore
+    tokenizer = genai.Tokenizer(model)  # pyright: ignore
     ids = tokenizer.encode(prompt)
-    parameters = genai.GeneratorParams(model)
+    parameters = genai.GeneratorParams(model)  # pyright: ignore
     parameters.set_search_options(max_length=len(ids) + count, do_sample=False)
-    generator = genai.Generator(model, parameters)
+    generator = genai.Generator(model, parameters)  # pyright: ignore
     generator.append_tokens(ids)
     while not generator.is_done():
         generator.generate_next_token()

@@ -3,10 +3,12 @@
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer
+from jaxq.edit import graph_of, new_initializer
 from jaxq.formats import IntegerFormat
+from jaxq.forms.nodes import add_node, constant, drop_weight, float_type
 from jaxq.forms.weight import Read, StoredWeight, code_tensor, pack, scale_tensor, tensor, zero_point_tensor
 from jaxq.graph import Site
+from jaxq.readers import is_table
 
 DOMAIN = "com.microsoft"
 
@@ -14,19 +16,63 @@ DOMAIN = "com.microsoft"
 def write(graph: ir.Graph, site: Site, weight: StoredWeight, accuracy_level: int) -> None:
     """Puts a node with the codes in place of each of the site's nodes.
 
+    A tied embedding's nodes share the codes, which have the same bytes for both operators where blocks are whole; all
+    others have a copy each.
+
     Args:
         graph: The model's graph.
-        site: A weight of MatMul or Gemm, or a table of Gather blocked along its rows.
+        site: A weight of MatMul or Gemm, a table of Gather blocked along its rows, or both in one.
         weight: Its codes.
         accuracy_level: How exactly onnxruntime computes products: 0 and 1 in float32, 4 with activations in 8 bits.
     """
+    tied = _Tied(graph, site) if _can_share(site, weight) else None
     for node in site.nodes:
-        if site.gathered:
-            new = _gather(graph, site, node, weight)
+        holder, own = graph_of(node), weight.with_float_type(float_type(site, node))
+        if not is_table(node):
+            new = _matmul(tied or _Copies(holder), site, node, own, accuracy_level)
+        elif tied:
+            new = _gather_bytes(tied, site, node, own)
         else:
-            new = _matmul(graph, site, node, weight, accuracy_level)
-        ir.convenience.replace_nodes_and_values(graph, node, [node], [new], [node.outputs[0]], [new.outputs[0]])
-    drop_unused(graph, site.weight)
+            new = _gather(holder, site, node, own)
+        ir.convenience.replace_nodes_and_values(holder, node, [node], [new], [node.outputs[0]], [new.outputs[0]])
+    drop_weight(graph, site)
+
+
+class _Copies:
+    """Initializers of a graph, made anew for each node."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+
+    def get(self, name: str, make: ir.TensorProtocol) -> ir.Value:
+        return new_initializer(self.graph, name, make)
+
+
+class _Tied(_Copies):
+    """Initializers that all nodes of a tied embedding share, where the float table was."""
+
+    def __init__(self, graph: ir.Graph, site: Site) -> None:
+        super().__init__(site.weight.graph or graph)
+        self.root = graph
+        self._held: dict[tuple[str, ir.DataType], ir.Value] = {}
+
+    def get(self, name: str, make: ir.TensorProtocol) -> ir.Value:
+        key = (name, make.dtype)
+        if key not in self._held:
+            self._held[key] = super().get(name, make)
+        return self._held[key]
+
+
+def _can_share(site: Site, weight: StoredWeight) -> bool:
+    """Whether MatMulNBits and GatherBlockQuantized read the same bytes: whole blocks, and whole bytes a row.
+
+    GatherBlockQuantized takes codes of 2 bits from onnxruntime 1.27 only, and rows of 4-bit zero points that end
+    within a byte are wrong before that.
+    """
+    assert isinstance(weight.fmt, IntegerFormat)
+    bits = stored_bits(weight.fmt)
+    whole = site.c_in % weight.fmt.block_size == 0 and (weight.zp is None or weight.n_blocks * bits % 8 == 0)
+    return site.has_table and not site.gathered and bits > 2 and whole
 
 
 def stored_bits(fmt: IntegerFormat) -> int:
@@ -34,27 +80,33 @@ def stored_bits(fmt: IntegerFormat) -> int:
     return 2 if fmt.num_bits == 2 else fmt.code_bits
 
 
-def _matmul(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight, accuracy_level: int) -> ir.Node:
+def _matmul(held: _Copies, site: Site, node: ir.Node, weight: StoredWeight, accuracy_level: int) -> ir.Node:
     """Codes are bytes [c_out, n_blocks, bytes of a block], low bits first."""
     assert isinstance(weight.fmt, IntegerFormat)
-    bits, block, n_blocks = stored_bits(weight.fmt), weight.fmt.block_size, weight.n_blocks
-    shape = (site.c_out, n_blocks, block * bits // 8)
-    packed = tensor(lambda: _product_codes(weight, bits), ir.DataType.UINT8, shape)
-    inputs: list[ir.Value | None] = [
-        node.inputs[0],
-        new_initializer(graph, f"{site.name}_quantized", packed),
-        new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True)),
-    ]
+    bits, block = stored_bits(weight.fmt), weight.fmt.block_size
+    inputs: list[ir.Value | None] = [node.inputs[0], *_bytes(held, site, weight)]
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-    if weight.zp is not None:
-        zp, width = weight.zp, -(-n_blocks * bits // 8)
-        packed = tensor(lambda: _product_zero_points(zp, bits), ir.DataType.UINT8, (site.c_out, width))
-        inputs.append(new_initializer(graph, f"{site.name}_zero_point", packed))
     if bias is not None:
         inputs += [None] * (5 - len(inputs)) + [bias]
     numbers = {"K": site.c_in, "N": site.c_out, "bits": bits, "block_size": block, "accuracy_level": accuracy_level}
     attributes = [ir.AttrInt64(key, value) for key, value in numbers.items()]
     return _named(ir.Node(DOMAIN, "MatMulNBits", inputs, attributes, name=f"{node.name}_MatMulNBits"), node)
+
+
+def _bytes(held: _Copies, site: Site, weight: StoredWeight) -> list[ir.Value]:
+    """Codes, scales and, where there are some, zero points as MatMulNBits reads them."""
+    assert isinstance(weight.fmt, IntegerFormat)
+    bits, n_blocks = stored_bits(weight.fmt), weight.n_blocks
+    shape = (site.c_out, n_blocks, weight.fmt.block_size * bits // 8)
+    values = [
+        held.get(f"{site.name}_quantized", tensor(lambda: _product_codes(weight, bits), ir.DataType.UINT8, shape)),
+        held.get(f"{site.name}_scale", scale_tensor(weight, turned=True)),
+    ]
+    if (zp := weight.zp) is not None:
+        width = -(-n_blocks * bits // 8)
+        packed = tensor(lambda: _product_zero_points(zp, bits), ir.DataType.UINT8, (site.c_out, width))
+        values.append(held.get(f"{site.name}_zero_point", packed))
+    return values
 
 
 def _product_codes(weight: StoredWeight, bits: int) -> np.ndarray:
@@ -90,6 +142,21 @@ def _gather(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
     numbers["block_size"] = weight.fmt.block_size
     attributes = [ir.AttrInt64(key, value) for key, value in numbers.items()]
     return _named(ir.Node(DOMAIN, "GatherBlockQuantized", values, attributes, name=f"{node.name}_blocked"), node)
+
+
+def _gather_bytes(held: _Tied, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Node:
+    """A table that reads the bytes of a MatMulNBits: a row's blocks, one behind the other."""
+    assert isinstance(weight.fmt, IntegerFormat)
+    bits = stored_bits(weight.fmt)
+    codes, *parameters = _bytes(held, site, weight)
+    shape = (site.c_out, site.c_in * bits // 8)
+    to = constant(held.root, f"shape_{shape[0]}_{shape[1]}", shape)
+    name = f"{node.name}_weight_bytes"
+    rows = add_node(node, "Reshape", [codes, to], name=name, dtype=ir.DataType.UINT8, shape=shape)
+    numbers = {"gather_axis": 0, "quantize_axis": 1, "bits": bits, "block_size": weight.fmt.block_size}
+    attributes = [ir.AttrInt64(key, value) for key, value in numbers.items()]
+    inputs = [rows, node.inputs[1], *parameters]
+    return _named(ir.Node(DOMAIN, "GatherBlockQuantized", inputs, attributes, name=f"{node.name}_blocked"), node)
 
 
 def _named(new: ir.Node, old: ir.Node) -> ir.Node:

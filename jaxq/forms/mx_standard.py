@@ -2,21 +2,21 @@
 
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer
-from jaxq.forms.nodes import add_node, float_type, place, shape_of
+from jaxq.edit import graph_of, new_initializer
+from jaxq.forms.nodes import add_node, drop_weight, float_type, place, shape_of
 from jaxq.forms.weight import StoredWeight, code_tensor, exponent_tensor
 from jaxq.graph import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """A DequantizeLinear for each node, of codes [c_out, c_in]."""
-    dtype = float_type(site)
-    how = {"axis": -1, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
-    attributes = [ir.AttrInt64(key, value) for key, value in how.items()]
     for node in site.nodes:
-        codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned=True))
-        scale = new_initializer(graph, f"{site.name}_scale", exponent_tensor(weight, turned=True))
+        holder, dtype = graph_of(node), float_type(site, node)
+        how = {"axis": -1, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
+        attributes = [ir.AttrInt64(key, value) for key, value in how.items()]
+        codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, turned=True))
+        scale = new_initializer(holder, f"{site.name}_scale", exponent_tensor(weight, turned=True))
         name, shape = f"{node.name}_weight", shape_of(site, turned=True)
-        w = add_node(graph, node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
-        place(graph, site, node, w, turned=True)
-    drop_unused(graph, site.weight)
+        w = add_node(node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
+        place(site, node, w, turned=True)
+    drop_weight(graph, site)

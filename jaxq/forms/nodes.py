@@ -5,15 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import new_initializer
+from jaxq.edit import drop_unused, graph_of, new_initializer
 from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, zero_point_tensor
-from jaxq.graph import Site
+from jaxq.graph import Site, attribute
+from jaxq.readers import drop_views, is_table
+from jaxq.readers import float_type as type_read
 
 _SHARED = "jaxq/"
 
 
 def add_node(
-    graph: ir.Graph,
     before: ir.Node,
     op: str,
     inputs: Sequence[ir.Value | None],
@@ -27,7 +28,7 @@ def add_node(
     """Puts a node in front of another; returns its output, whose name is the node's with the operator cut off."""
     out = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
     node = ir.Node(domain, op, inputs, attributes, outputs=[out], name=f"{name}_{op}")
-    graph.insert_before(before, node)
+    graph_of(before).insert_before(before, node)
     return out
 
 
@@ -47,9 +48,20 @@ def is_shared(name: str) -> bool:
     return name.startswith(_SHARED)
 
 
-def float_type(site: Site) -> ir.DataType:
-    """The type of the site's float weight, and of the activations."""
-    return site.weight.dtype or ir.DataType.FLOAT
+def float_type(site: Site, node: ir.Node) -> ir.DataType:
+    """The type in which one of the site's nodes reads its weight: that of the activations."""
+    return type_read(site.weight, node)
+
+
+def is_turned(site: Site, node: ir.Node) -> bool:
+    """Whether a node needs the weight as [c_out, c_in]: rows of a table whose rows are blocked."""
+    return site.transposed and is_table(node)
+
+
+def drop_weight(graph: ir.Graph, site: Site) -> None:
+    """Removes the site's float weight once nothing reads it."""
+    drop_views(site.weight)
+    drop_unused(graph, site.weight)
 
 
 def blocked_attributes(weight: StoredWeight, turned: bool) -> list[ir.Attr]:
@@ -65,7 +77,7 @@ def shape_of(site: Site, turned: bool) -> tuple[int, int]:
 
 
 def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight, turned: bool = False) -> list[ir.Value]:
-    """Initializers with scales and, where there are some, zero points."""
+    """Initializers of a graph with scales and, where there are some, zero points."""
     values = [new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned))]
     if weight.zp is not None:
         values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned)))
@@ -73,51 +85,46 @@ def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight, turned: bo
 
 
 def dequantize(
-    graph: ir.Graph,
-    site: Site,
-    node: ir.Node,
-    weight: StoredWeight,
-    turned: bool,
-    op: str = "DequantizeLinear",
-    domain: str = "",
+    site: Site, node: ir.Node, weight: StoredWeight, turned: bool, op: str = "DequantizeLinear", domain: str = ""
 ) -> ir.Value:
-    """Codes, scales and the node that makes floats of them, in front of one of the site's nodes."""
+    """Codes, scales and the node that makes floats of them, in front of one of the site's nodes, in its graph."""
+    graph, dtype = graph_of(node), float_type(site, node)
+    weight = weight.with_float_type(dtype)
     codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned))
     inputs = [codes, *add_parameters(graph, site, weight, turned)]
     how = blocked_attributes(weight, turned)
     shape = shape_of(site, turned)
-    name = f"{node.name}_weight"
-    return add_node(graph, node, op, inputs, how, name=name, dtype=float_type(site), shape=shape, domain=domain)
+    return add_node(node, op, inputs, how, name=f"{node.name}_weight", dtype=dtype, shape=shape, domain=domain)
 
 
-def place(graph: ir.Graph, site: Site, node: ir.Node, weight: ir.Value, turned: bool) -> None:
+def place(site: Site, node: ir.Node, weight: ir.Value, turned: bool) -> None:
     """Lets one of the site's nodes read ``weight`` [c_in, c_out], or [c_out, c_in] if ``turned``.
 
     Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not.
     """
-    if node.op_type == "Gather":
+    crosswise = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
+    if is_table(node):
         assert turned == site.transposed
         node.replace_input_with(0, weight)
-    elif site.transposed and not turned:
-        _gemm_to_matmul(graph, node, weight)
-    elif site.transposed or not turned:
+    elif crosswise and not turned:
+        _gemm_to_matmul(node, weight)
+    elif crosswise or not turned:
         node.replace_input_with(1, weight)
     else:
         name, shape = f"{weight.name}_transposed", shape_of(site, False)
-        perm = ir.AttrInt64s("perm", [1, 0])
-        back = add_node(graph, node, "Transpose", [weight], [perm], name=name, dtype=float_type(site), shape=shape)
-        node.replace_input_with(1, back)
+        perm, dtype = ir.AttrInt64s("perm", [1, 0]), weight.dtype or ir.DataType.FLOAT
+        node.replace_input_with(1, add_node(node, "Transpose", [weight], [perm], name=name, dtype=dtype, shape=shape))
 
 
-def as_float(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+def as_float(node: ir.Node, value: ir.Value, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
     """``value``, cast to a float type."""
     to = ir.AttrInt64("to", int(dtype))
-    return add_node(graph, node, "Cast", [value], [to], name=f"{value.name}_float", dtype=dtype, shape=shape)
+    return add_node(node, "Cast", [value], [to], name=f"{value.name}_float", dtype=dtype, shape=shape)
 
 
-def _gemm_to_matmul(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
+def _gemm_to_matmul(node: ir.Node, weight: ir.Value) -> None:
     """Gemm(transB=1) as MatMul and Add: onnxruntime never fuses a transposed weight."""
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    graph, bias = graph_of(node), node.inputs[2] if len(node.inputs) > 2 else None
     old = node.outputs[0]
     matmul = ir.Node("", "MatMul", [node.inputs[0], weight], name=f"{node.name}_MatMul")
     new = [matmul]

@@ -2,8 +2,8 @@
 
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer
-from jaxq.forms.nodes import add_node, float_type, place, shape_of
+from jaxq.edit import graph_of, new_initializer
+from jaxq.forms.nodes import add_node, drop_weight, float_type, place, shape_of
 from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, second_scale_tensor
 from jaxq.graph import Site
 
@@ -12,16 +12,17 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Two DequantizeLinear for each node: block scales times the weight's, then codes [c_out, c_in] times these."""
     blocks = (site.c_out, weight.n_blocks)
     for node in site.nodes:
-        codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned=True))
-        s = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True))
-        s2 = new_initializer(graph, f"{site.name}_scale_2", second_scale_tensor(weight))
+        holder, dtype = graph_of(node), float_type(site, node)
+        codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, turned=True))
+        s = new_initializer(holder, f"{site.name}_scale", scale_tensor(weight, turned=True))
+        s2 = new_initializer(holder, f"{site.name}_scale_2", second_scale_tensor(weight))
         name = f"{node.name}_weight_scale"
-        scale = add_node(graph, node, "DequantizeLinear", [s, s2], name=name, dtype=ir.DataType.FLOAT, shape=blocks)
+        scale = add_node(node, "DequantizeLinear", [s, s2], name=name, dtype=ir.DataType.FLOAT, shape=blocks)
         how = {"axis": -1, "block_size": weight.fmt.block_size}
-        if float_type(site) != ir.DataType.FLOAT:
-            how["output_dtype"] = int(float_type(site))
+        if dtype != ir.DataType.FLOAT:
+            how["output_dtype"] = int(dtype)
         attributes = [ir.AttrInt64(key, value) for key, value in how.items()]
-        name, shape, dtype = f"{node.name}_weight", shape_of(site, turned=True), float_type(site)
-        w = add_node(graph, node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
-        place(graph, site, node, w, turned=True)
-    drop_unused(graph, site.weight)
+        name, shape = f"{node.name}_weight", shape_of(site, turned=True)
+        w = add_node(node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
+        place(site, node, w, turned=True)
+    drop_weight(graph, site)

@@ -7,8 +7,8 @@ weight when it loads the file.
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer
-from jaxq.forms.nodes import add_node, as_float, constant, float_type, place, shape_of, shared
+from jaxq.edit import graph_of, new_initializer
+from jaxq.forms.nodes import add_node, as_float, constant, drop_weight, float_type, place, shape_of, shared
 from jaxq.forms.weight import StoredWeight, code_tensor, pack, scale_tensor, second_scale_tensor, tensor
 from jaxq.graph import Site
 
@@ -21,10 +21,10 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     for node in site.nodes:
         shape = shape_of(site, turned=True)
         w = _floats(graph, site, node, weight)
-        if float_type(site) != _FLOAT:
-            w = as_float(graph, node, w, float_type(site), shape)
-        place(graph, site, node, w, turned=True)
-    drop_unused(graph, site.weight)
+        if (dtype := float_type(site, node)) != _FLOAT:
+            w = as_float(node, w, dtype, shape)
+        place(site, node, w, turned=True)
+    drop_weight(graph, site)
 
 
 def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
@@ -37,26 +37,26 @@ def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
         values = _reshape(graph, node, values, (rows, columns))
         pads = constant(graph, f"pads_{padded - columns}", [0, 0, 0, padded - columns])
         name = f"{node.name}_weight_padded"
-        values = add_node(graph, node, "Pad", [values, pads], name=name, dtype=_FLOAT, shape=(rows, padded))
+        values = add_node(node, "Pad", [values, pads], name=name, dtype=_FLOAT, shape=(rows, padded))
     values = _reshape(graph, node, values, (rows, n_blocks, block))
     if weight.s2 is not None:
         scale = _nvfp4_scale(graph, site, node, weight)
     else:
         scale = _powers(graph, site, node, weight, (rows, n_blocks, 1))
     name = f"{node.name}_weight_scaled"
-    w = add_node(graph, node, "Mul", [values, scale], name=name, dtype=_FLOAT, shape=(rows, n_blocks, block))
+    w = add_node(node, "Mul", [values, scale], name=name, dtype=_FLOAT, shape=(rows, n_blocks, block))
     w = _reshape(graph, node, w, (rows, padded))
     if padded == columns:
         return w
     ends = [constant(graph, f"vector_{i}", [i]) for i in (0, columns, 1)]
     name = f"{node.name}_weight_cut"
-    return add_node(graph, node, "Slice", [w, *ends[:2], ends[2]], name=name, dtype=_FLOAT, shape=(rows, columns))
+    return add_node(node, "Slice", [w, *ends[:2], ends[2]], name=name, dtype=_FLOAT, shape=(rows, columns))
 
 
 def _e4m3_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """What the codes [c_out, c_in] stand for."""
-    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned=True))
-    values = as_float(graph, node, codes, _FLOAT, shape_of(site, turned=True))
+    codes = new_initializer(graph_of(node), f"{site.name}_quantized", code_tensor(weight, turned=True))
+    values = as_float(node, codes, _FLOAT, shape_of(site, turned=True))
     values.name = f"{node.name}_weight_values"
     return values
 
@@ -66,46 +66,46 @@ def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
     count = weight.shape[0] * weight.shape[1]
     size = -(-count // 2)
     packed = tensor(lambda: pack(weight.unpacked().T), ir.DataType.UINT8, (size,))
-    codes = new_initializer(graph, f"{site.name}_quantized", packed)
+    codes = new_initializer(graph_of(node), f"{site.name}_quantized", packed)
     to = ir.AttrInt64("to", int(ir.DataType.INT32))
     name = f"{node.name}_weight_bytes"
-    indices = add_node(graph, node, "Cast", [codes], [to], name=name, dtype=ir.DataType.INT32, shape=(size,))
+    indices = add_node(node, "Cast", [codes], [to], name=name, dtype=ir.DataType.INT32, shape=(size,))
     signed = np.concatenate([_E2M1, -_E2M1])
     pairs = np.stack([np.tile(signed, 16), np.repeat(signed, 16)], axis=1)
     table = shared(graph, "e2m1_pairs", pairs)
     name = f"{node.name}_weight_pairs"
-    values = add_node(graph, node, "Gather", [table, indices], name=name, dtype=_FLOAT, shape=(size, 2))
+    values = add_node(node, "Gather", [table, indices], name=name, dtype=_FLOAT, shape=(size, 2))
     if count == 2 * size:
         return values
     values = _reshape(graph, node, values, (2 * size,))
     ends = [constant(graph, f"vector_{i}", [i]) for i in (0, count)]
     name = f"{node.name}_weight_values"
-    return add_node(graph, node, "Slice", [values, *ends], name=name, dtype=_FLOAT, shape=(count,))
+    return add_node(node, "Slice", [values, *ends], name=name, dtype=_FLOAT, shape=(count,))
 
 
 def _nvfp4_scale(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """Block scales times the weight's, [c_out, n_blocks, 1]."""
-    s = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True))
-    s2 = new_initializer(graph, f"{site.name}_scale_2", second_scale_tensor(weight))
+    s = new_initializer(graph_of(node), f"{site.name}_scale", scale_tensor(weight, turned=True))
+    s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight))
     shape = (weight.shape[1], weight.n_blocks)
-    floats = as_float(graph, node, s, _FLOAT, shape)
+    floats = as_float(node, s, _FLOAT, shape)
     floats.name = f"{node.name}_weight_block_scale"
-    product = add_node(graph, node, "Mul", [floats, s2], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
+    product = add_node(node, "Mul", [floats, s2], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
     return _reshape(graph, node, product, (*shape, 1))
 
 
 def _powers(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight, shape: tuple[int, ...]) -> ir.Value:
     """``2^(exponent - 127)`` of the exponents [c_out, n_blocks] in uint8."""
-    s = new_initializer(graph, f"{site.name}_scale", tensor(lambda: weight.s().T, ir.DataType.UINT8, shape))
-    floats = as_float(graph, node, s, _FLOAT, shape)
+    s = new_initializer(graph_of(node), f"{site.name}_scale", tensor(lambda: weight.s().T, ir.DataType.UINT8, shape))
+    floats = as_float(node, s, _FLOAT, shape)
     floats.name = f"{node.name}_weight_exponent"
     bias, two = shared(graph, "e8m0_bias", np.float32(127).reshape(1)), shared(graph, "two", np.float32(2).reshape(1))
     name = f"{node.name}_weight_power"
-    power = add_node(graph, node, "Sub", [floats, bias], name=name, dtype=_FLOAT, shape=shape)
-    return add_node(graph, node, "Pow", [two, power], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
+    power = add_node(node, "Sub", [floats, bias], name=name, dtype=_FLOAT, shape=shape)
+    return add_node(node, "Pow", [two, power], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
 
 
 def _reshape(graph: ir.Graph, node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
     to = constant(graph, f"shape_{'_'.join(map(str, shape))}", shape)
     name = f"{node.name}_weight_{'x'.join(map(str, shape))}"
-    return add_node(graph, node, "Reshape", [value, to], name=name, dtype=_FLOAT, shape=shape)
+    return add_node(node, "Reshape", [value, to], name=name, dtype=_FLOAT, shape=shape)

@@ -3,46 +3,58 @@
 The file stays as large as it was; its results are those of the codes.
 """
 
+import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer
-from jaxq.forms.nodes import add_node, add_parameters, blocked_attributes, float_type, place, shape_of
+from jaxq.edit import graph_of, new_initializer
+from jaxq.forms.nodes import (
+    add_node,
+    add_parameters,
+    blocked_attributes,
+    drop_weight,
+    float_type,
+    is_turned,
+    place,
+    shape_of,
+)
 from jaxq.forms.weight import StoredWeight, tensor
 from jaxq.graph import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", domain: str = "") -> None:
-    """Puts the two nodes, with ``prefix`` before their names, between the site's float weight and its nodes."""
-    turned = site.gathered and site.transposed
-    source = site.weight
-    if site.transposed and not turned:
-        floats = tensor(site.array, float_type(site), shape_of(site, turned))
-        source = new_initializer(graph, f"{site.name}_transposed", floats)
-    parameters = add_parameters(graph, site, weight, turned)
-    how, shape = blocked_attributes(weight, turned), shape_of(site, turned)
+    """Puts the two nodes, with ``prefix`` before their names, between the site's float weight and its nodes.
+
+    Nodes that want the weight in one layout and type share it, and those of one graph its scales too: onnxruntime
+    cannot load a node that it fuses whose scales lie in an outer graph.
+    """
+    sources: dict[tuple[bool, ir.DataType], ir.Value] = {}
+    held: dict[tuple[ir.Graph, bool, ir.DataType], list[ir.Value]] = {}
     to = [] if weight.zp is not None or domain else [ir.AttrInt64("output_dtype", int(weight.dtype))]
     for node in site.nodes:
-        codes = add_node(
-            graph,
-            node,
-            f"{prefix}QuantizeLinear",
-            [source, *parameters],
-            [*how, *to],
-            name=f"{node.name}_weight_quantized",
-            dtype=weight.dtype,
-            shape=shape,
-            domain=domain,
-        )
-        back = add_node(
-            graph,
-            node,
-            f"{prefix}DequantizeLinear",
-            [codes, *parameters],
-            how,
-            name=f"{node.name}_weight",
-            dtype=float_type(site),
-            shape=shape,
-            domain=domain,
-        )
-        place(graph, site, node, back, turned)
-    drop_unused(graph, site.weight)
+        turned, dtype = is_turned(site, node), float_type(site, node)
+        how, shape = blocked_attributes(weight, turned), shape_of(site, turned)
+        if (turned, dtype) not in sources:
+            sources[turned, dtype] = _source(site.weight.graph or graph, site, turned, dtype)
+        key = (graph_of(node), turned, dtype)
+        if key not in held:
+            held[key] = add_parameters(key[0], site, weight.with_float_type(dtype), turned)
+        inputs = [sources[turned, dtype], *held[key]]
+        name = f"{node.name}_weight_quantized"
+        op = f"{prefix}QuantizeLinear"
+        codes = add_node(node, op, inputs, [*how, *to], name=name, dtype=weight.dtype, shape=shape, domain=domain)
+        name, op = f"{node.name}_weight", f"{prefix}DequantizeLinear"
+        back = add_node(node, op, [codes, *inputs[1:]], how, name=name, dtype=dtype, shape=shape, domain=domain)
+        place(site, node, back, turned)
+    drop_weight(graph, site)
+
+
+def _source(holder: ir.Graph, site: Site, turned: bool, dtype: ir.DataType) -> ir.Value:
+    """The float weight in a layout and type: itself where it has these, else a copy."""
+    if site.transposed == turned and dtype == site.weight.dtype:
+        return site.weight
+
+    def make() -> np.ndarray:
+        w = site.array().astype(dtype.numpy())
+        return np.ascontiguousarray(w.T) if turned else w
+
+    return new_initializer(holder, f"{site.name}_transposed", tensor(make, dtype, shape_of(site, turned)))

@@ -6,11 +6,12 @@ operators, and positive scales only.
 
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, new_initializer
+from jaxq.edit import graph_of, new_initializer
 from jaxq.forms import qdq
-from jaxq.forms.nodes import add_node, dequantize, float_type, place, shape_of
+from jaxq.forms.nodes import add_node, dequantize, drop_weight, float_type, is_turned, place, shape_of
 from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor
 from jaxq.graph import Site
+from jaxq.readers import is_table
 
 DOMAIN = "trt"
 
@@ -19,13 +20,13 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts ``weight`` in place of the site's float weight."""
     for node in site.nodes:
         if weight.fmt.dtype == "mxfp8":
-            turned = site.transposed or not site.gathered
-            place(graph, site, node, _dequantize_mxfp8(graph, site, node, weight, turned), turned)
+            turned = site.transposed or not is_table(node)
+            place(site, node, _dequantize_mxfp8(site, node, weight, turned), turned)
         else:
-            turned = site.gathered and site.transposed
+            turned = is_turned(site, node)
             op, domain = _operator(weight, "DequantizeLinear")
-            place(graph, site, node, dequantize(graph, site, node, weight, turned, op, domain), turned)
-    drop_unused(graph, site.weight)
+            place(site, node, dequantize(site, node, weight, turned, op, domain), turned)
+    drop_weight(graph, site)
 
 
 def write_qdq(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
@@ -38,19 +39,19 @@ def _operator(weight: StoredWeight, op: str) -> tuple[str, str]:
     return (f"TRT_INT4{op}", DOMAIN) if weight.dtype == ir.DataType.INT4 else (op, "")
 
 
-def _dequantize_mxfp8(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight, turned: bool) -> ir.Value:
+def _dequantize_mxfp8(site: Site, node: ir.Node, weight: StoredWeight, turned: bool) -> ir.Value:
     """Codes and exponents; ``turned`` is [c_out, c_in], the layout that TensorRT's exporters write."""
+    graph, dtype = graph_of(node), float_type(site, node)
     codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned))
     exponents = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned))
-    how = {"axis": -1 if turned else 0, "block_size": weight.fmt.block_size, "output_dtype": int(float_type(site))}
+    how = {"axis": -1 if turned else 0, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
     return add_node(
-        graph,
         node,
         "TRT_MXFP8DequantizeLinear",
         [codes, exponents],
         [ir.AttrInt64(key, value) for key, value in how.items()],
         name=f"{node.name}_weight",
-        dtype=float_type(site),
+        dtype=dtype,
         shape=shape_of(site, turned),
         domain=DOMAIN,
     )

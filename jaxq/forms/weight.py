@@ -76,6 +76,13 @@ class StoredWeight:
         zero_points = 0 if self.zp is None else -(-parameters * self.fmt.code_bits // 8)
         return codes + parameters * int(self.scale_dtype.itemsize) + zero_points + (0 if self.s2 is None else 4)
 
+    def with_float_type(self, dtype: ir.DataType) -> "StoredWeight":
+        """The weight with scales in the type of the activations, where they are floats of such a type."""
+        name = dtype.numpy().name
+        if not isinstance(self.fmt, IntegerFormat) or name == self.fmt.scale_dtype:
+            return self
+        return replace(self, s=lambda: self.s().astype(dtype.numpy()), fmt=self.fmt.with_scale_dtype(name))
+
     def unpacked(self) -> np.ndarray:
         """One code an element, [c_in, c_out]: int8, uint8 or float8; E2M1 codes in uint8."""
         codes = self.codes()

@@ -276,7 +276,7 @@ def _join_copies(found: Sequence[FoundWeight]) -> list[FoundWeight]:
         key = (w.name, w.form, w.dtype, w.block_size, w.axis, w.transposed, w.turned, w.shape, w.float_dtype)
         same = joined.setdefault(key, [])
         for i, other in enumerate(same):
-            if _same_bytes(w.tensors, other.tensors):
+            if _same_bytes(w.tensors, other.tensors[: len(w.tensors)]):
                 same[i] = _join(other, w)
                 break
         else:
@@ -364,9 +364,14 @@ def _behind(place: Place) -> tuple[set[ir.Node], set[ir.Value]]:
 
 
 def _held(node: ir.Node) -> list[ir.Value]:
-    """Codes, scales and zero points of a node that holds its weight itself."""
+    """Codes, scales and zero points of a node that holds its weight itself; codes through a Reshape too."""
     values = node.inputs[1:4] if node.op_type == "MatMulNBits" else (*node.inputs[:1], *node.inputs[2:4])
-    return [v for v in values if v is not None and tensor_of(v) is not None]
+    return [v for v in values if v is not None and (tensor_of(v) is not None or _is_view(v))]
+
+
+def _is_view(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and node.op_type == "Reshape" and all(v and tensor_of(v) for v in node.inputs)
 
 
 def _unread(name: str, reason: str, codes: Sequence[ir.Value]) -> Unread:

@@ -142,11 +142,15 @@ def parts_of_product(node: ir.Node) -> Parts:
 
 
 def parts_of_table(node: ir.Node) -> Parts:
-    """Those of a GatherBlockQuantized node."""
-    tensors = (input_of(node, 0), input_of(node, 2), *(v for v in node.inputs[3:] if v is not None))
-    if any(tensor_of(v) is None for v in tensors):
+    """Those of a GatherBlockQuantized node, which may read the bytes of a MatMulNBits through a Reshape."""
+    codes, shape = input_of(node, 0), shape_of(input_of(node, 0))
+    reshape = codes.producer()
+    if reshape is not None and key_of(reshape) == ("", "Reshape"):
+        codes, shape = input_of(reshape, 0), tuple(int(d) for d in constant_of(reshape, 1))
+    tensors = (codes, input_of(node, 2), *(v for v in node.inputs[3:] if v is not None))
+    if any(tensor_of(v) is None for v in tensors) or not all(d > 0 for d in shape):
         raise UnclearError("a GatherBlockQuantized node with codes or scales that are computed")
-    dtype, shape = type_of(tensors[0]), shape_of(tensors[0])
+    dtype = type_of(tensors[0])
     name = dtype.name.lower()
     if dtype == ir.DataType.UINT8:
         bits = int(attribute(node, "bits", 4))

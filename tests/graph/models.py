@@ -277,3 +277,80 @@ MODELS |= {
     "half": lambda: typed(np.float16, TensorProto.FLOAT16),
     "double": lambda: typed(np.float64, TensorProto.DOUBLE),
 }
+
+
+def tied(kind: type = np.float32, head: str = "Transpose", rows: int = 40, columns: int = HIDDEN) -> onnx.ModelProto:
+    """An embedding that the last layer reads too: through nodes named by ``head``, or by a Gemm with ``transB``.
+
+    A Cast in ``head`` goes to float32, in which the model then computes.
+    """
+    wide = "Cast" in head
+    dtype = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    nodes = [node("Gather", "table ids", "e")] + ([node("Cast", "e", "x", to=TensorProto.FLOAT)] if wide else [])
+    nodes.append(node("Relu", "x" if wide else "e", "h"))
+    last = "table"
+    for i, op in enumerate(head.split(",") if head != "Gemm" else []):
+        how: dict[str, Any] = {"perm": [1, 0]} if op == "Transpose" else {"to": TensorProto.FLOAT}
+        nodes.append(node(op, last, f"view{i}", **how))
+        last = f"view{i}"
+    nodes.append(node("Gemm", "h table bias", "y", transB=1) if head == "Gemm" else node("MatMul", f"h {last}", "y"))
+    nodes.append(node("MatMul", "h w", "z"))
+    own = np.float32 if wide else kind
+    weights = {"table": weight(rows, columns, dtype=kind), "w": weight(columns, 32, dtype=own)}
+    weights |= {"bias": vector(rows).astype(own)} if head == "Gemm" else {}
+    outputs: dict[str, Shape] = {"h": ("n", columns), "y": ("n", rows), "z": ("n", 32)}
+    ids = value("ids", ("n",), TensorProto.INT64)
+    return build(nodes, weights, outputs, [ids], dtype=TensorProto.FLOAT if wide else dtype)
+
+
+def merged(op: str = "MatMul", dtype: type = np.float32) -> onnx.ModelProto:
+    """As merged decoders: both branches read weights of the main graph, one of which it reads itself too.
+
+    ``both`` is read by two branches, ``all`` by these and by the main graph, ``own`` lies in a branch, ``deep`` in a
+    branch of a branch; an input says which branch runs.
+    """
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    shape = ("n", HIDDEN)
+
+    def part(nodes: Sequence[NodeProto], out: str, *own: str) -> onnx.GraphProto:
+        held = [numpy_helper.from_array(weight(HIDDEN, HIDDEN, seed=len(name), dtype=dtype), name) for name in own]
+        return helper.make_graph(list(nodes), out, [], [value(out, shape, kind)], held)
+
+    def product(x: str, w: str, y: str) -> NodeProto:
+        return node("Gemm", f"{x} {w} bias", y, transB=1) if op == "Gemm" else node("MatMul", f"{x} {w}", y)
+
+    deep = part([product("t0", "deep_w", "d")], "d", "deep_w")
+    shallow = part([product("t0", "both", "s")], "s")
+    then = part(
+        [product("h", "both", "t"), node("Relu", "t", "t0"), node("If", "c", "t1", then_branch=deep,
+         else_branch=shallow), product("t1", "all", "t2"), product("t2", "own", "t3")], "t3", "own",
+    )  # fmt: skip
+    other = part([product("h", "all", "e"), node("Tanh", "e", "e0"), product("e0", "both", "e1")], "e1")
+    nodes = [
+        product("x", "all", "h"),
+        node("If", "c", "z", then_branch=then, else_branch=other),
+        product("z", "last", "y"),
+    ]
+    weights = {name: weight(HIDDEN, HIDDEN, seed=i, dtype=dtype) for i, name in enumerate(("all", "both", "last"))}
+    inputs = [value("x", shape, kind), value("c", (), TensorProto.BOOL)]
+    return build(nodes, weights | {"bias": vector().astype(dtype)}, {"y": shape}, inputs, dtype=kind)
+
+
+def looped() -> onnx.ModelProto:
+    """A loop that multiplies by a weight of its own and by one of the main graph, as often as an input says."""
+    body = helper.make_graph(
+        [
+            node("Identity", "go", "go_on"),
+            node("MatMul", "state inner", "a"),
+            node("Tanh", "a", "b"),
+            node("MatMul", "b outer", "next"),
+        ],
+        "body",
+        [value("i", (), TensorProto.INT64), value("go", (), TensorProto.BOOL), value("state", ("n", HIDDEN))],
+        [value("go_on", (), TensorProto.BOOL), value("next", ("n", HIDDEN))],
+        [numpy_helper.from_array(weight(HIDDEN, HIDDEN, seed=7), "inner")],
+    )
+    inputs = [value("x", ("n", HIDDEN)), value("times", (), TensorProto.INT64)]
+    nodes = [node("Loop", "times true x", "y", body=body)]
+    weights = {"outer": weight(HIDDEN, HIDDEN), "true": np.array(True)}
+    return build(nodes, weights, {"y": ("n", HIDDEN)}, inputs)

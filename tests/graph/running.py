@@ -1,7 +1,7 @@
 """Write models, run them in onnxruntime, quantize them."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,15 +52,25 @@ def run(
     return [np.asarray(array) for array in session.run(list(outputs) or None, dict(feeds))]
 
 
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all subgraphs."""
+    yield graph
+    for each in graph.node:
+        for attribute in each.attribute:
+            if attribute.HasField("g"):
+                yield from graphs(attribute.g)
+
+
 def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    """Those of subgraphs included."""
+    return {t.name: numpy_helper.to_array(t) for graph in graphs(model.graph) for t in graph.initializer}
 
 
 def with_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """The model with other values, of the old type and shape, in some initializers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for tensor in copy.graph.initializer:
+    for tensor in [tensor for graph in graphs(copy.graph) for tensor in graph.initializer]:
         if tensor.name in weights:
             old = numpy_helper.to_array(tensor)
             new = weights[tensor.name].astype(old.dtype)

@@ -54,14 +54,10 @@ def contrib() -> onnx.ModelProto:
         pytest.param(models.weight_as_output, "w", "it is an output of the model", id="graph output"),
         pytest.param(models.layer_norm, "scale", VECTOR, id="norm"),
         pytest.param(models.biased, "bias", VECTOR, id="bias"),
-        pytest.param(models.conditional, "inner", "it lies in a subgraph (If, Loop or Scan)", id="in a subgraph"),
-        pytest.param(
-            models.conditional, "outer", "it is read inside a subgraph (If, Loop or Scan)", id="read in a subgraph"
-        ),
         pytest.param(
             models.embedding,
             "table",
-            "a table that Gather reads: quantized where gather.axis is given",
+            "a table that Gather and MatMul read: gather.axis=1 quantizes it once for both",
             id="embedding",
         ),
         pytest.param(
@@ -88,7 +84,9 @@ def contrib() -> onnx.ModelProto:
         pytest.param(
             models.constant_activation, "w", "it multiplies a constant, not an activation", id="constant activation"
         ),
-        pytest.param(MODELS["double"], "w", "its type is DOUBLE: float32 and float16 can be quantized", id="double"),
+        pytest.param(
+            MODELS["double"], "w", "its type is DOUBLE: float32, float16 and bfloat16 can be quantized", id="double"
+        ),
     ],
 )
 def test_a_weight_is_declined_with_its_reason(make, name, reason):
@@ -107,7 +105,7 @@ def test_a_weight_is_declined_with_its_reason(make, name, reason):
         pytest.param(models.unnamed, ["up", "down"], id="unnamed"),
         pytest.param(models.listed, ["up", "down"], id="listed"),
         pytest.param(models.embedding, ["w"], id="embedding"),
-        pytest.param(models.conditional, ["first", "second"], id="conditional"),
+        pytest.param(models.conditional, ["first", "outer", "inner", "second"], id="conditional"),
         pytest.param(MODELS["half"], ["w"], id="half"),
         pytest.param(models.attention, ["q", "k", "v", "o", "lm_head"], id="attention"),
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from tests.graph.running import initializers
+from tests.graph.running import graphs, initializers
 
 _RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT4: (-8, 7),
@@ -23,10 +23,11 @@ _CHAIN = ("Cast", "Gather", "Reshape", "Slice", "Pad", "Mul")  # from the bytes 
 def dequantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Weights [c_in, c_out] and tables as they were, by the names they had, in float64.
 
-    The copies of a shared weight, one for each node that reads it, have to be the same.
+    The copies of a shared weight, one for each node that reads it, have to be the same; a table that products read too
+    is given as the table.
     """
-    file, found = _File(model), {}
-    for node in model.graph.node:
+    file, products, tables = _File(model), {}, {}
+    for node in file.nodes:
         if node.op_type in _DEQUANTIZERS and not file.is_scale(node.output[0]):
             name, w = file.name_of(node), file.turn(node.output[0], _dequantize_linear(node, file))
         elif node.op_type == "MatMulNBits":
@@ -37,24 +38,29 @@ def dequantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:
             name, w = file.name_of(node), file.turn(node.output[0], _portable(node, file))
         else:
             continue
+        table = node.op_type == "GatherBlockQuantized" or file.is_table(node)
+        found = tables if table else products
         np.testing.assert_array_equal(w, found.setdefault(name, w))
-    return found
+    for name in products.keys() & tables.keys():
+        turned = products[name].T
+        assert np.array_equal(tables[name], turned) or np.array_equal(tables[name], products[name])
+    return products | tables
 
 
 class _File:
     """A model's tensors, and who makes and who reads a value."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = model.graph
+        self.nodes = [node for graph in graphs(model.graph) for node in graph.node]
         self.tensors = initializers(model)
-        self.protos = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.protos = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
 
     def reader(self, value: str) -> tuple[NodeProto, int]:
-        (found,) = [(n, i) for n in self.graph.node for i, name in enumerate(n.input) if name == value]
+        (found,) = [(n, i) for n in self.nodes for i, name in enumerate(n.input) if name == value]
         return found
 
     def maker(self, value: str) -> NodeProto:
-        (found,) = [n for n in self.graph.node if value in n.output]
+        (found,) = [n for n in self.nodes if value in n.output]
         return found
 
     def is_scale(self, value: str) -> bool:
@@ -62,10 +68,23 @@ class _File:
         node, index = self.reader(value)
         return node.op_type in _DEQUANTIZERS and index == 1
 
+    def is_table(self, node: NodeProto) -> bool:
+        """Gather looks up what a dequantizer gives."""
+        return node.op_type in _DEQUANTIZERS and self.reader(node.output[0])[0].op_type == "Gather"
+
     def name_of(self, node: NodeProto) -> str:
         """The weight's name in the float model."""
         name = node.input[0] if node.input[0] in self.tensors else node.input[1]
+        if node.op_type == "GatherBlockQuantized":
+            name = self.codes_of_table(node)[0]
         return re.sub(r"_(quantized|scale)(_\d+)?$", "", name if node.op_type != "MatMulNBits" else node.input[1])
+
+    def codes_of_table(self, node: NodeProto) -> tuple[str, np.ndarray]:
+        """Name and bytes of a table's codes, which it may read from those of a product through a Reshape."""
+        if node.input[0] in self.tensors:
+            return node.input[0], self.tensors[node.input[0]]
+        reshape = self.maker(node.input[0])
+        return reshape.input[0], self.tensors[reshape.input[0]].reshape(self.tensors[reshape.input[1]])
 
     def turn(self, value: str, w: np.ndarray) -> np.ndarray:
         """``w`` as [c_in, c_out], which the products that read ``value`` may hold turned."""
@@ -156,15 +175,21 @@ def _mat_mul_n_bits(node: NodeProto, file: _File) -> np.ndarray:
 
 
 def _gather_block_quantized(node: NodeProto, file: _File) -> np.ndarray:
-    how, codes = attributes_of(node), file.tensors[node.input[0]].astype(np.float64)
+    how, (name, codes) = attributes_of(node), file.codes_of_table(node)
     assert (how["gather_axis"], how["quantize_axis"]) == (0, 1)
     spread = {"axis": 1, "block_size": how["block_size"]}
-    eight = file.protos[node.input[0]].data_type == TensorProto.UINT8
-    assert how.get("bits", 4) == (8 if eight else 4)
-    zp: np.ndarray | int = 128 if eight else 0
+    small = file.protos[name].data_type == TensorProto.UINT8
+    bits = how.get("bits", 4)
+    assert small or bits == 4
+    zp: np.ndarray | int = 2 ** (bits - 1) if small else 0
+    if small:
+        codes = unpack(codes, bits)
     if len(node.input) > 3:
-        zp = _spread(file.tensors[node.input[3]].astype(np.float64), spread, codes.shape)
-    return (codes - zp) * _spread(file.tensors[node.input[2]].astype(np.float64), spread, codes.shape)
+        zp = file.tensors[node.input[3]]
+        zp = _spread((unpack(zp, bits) if small else zp).astype(np.float64), spread, codes.shape)
+    return (codes.astype(np.float64) - zp) * _spread(
+        file.tensors[node.input[2]].astype(np.float64), spread, codes.shape
+    )
 
 
 def _portable(node: NodeProto, file: _File) -> np.ndarray:
