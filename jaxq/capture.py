@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
 
+from jaxq.collect import Collector
 from jaxq.errors import JaxqError
 from jaxq.graph import in_memory
 from jaxq.progress import Progress, silent
+from jaxq.reading import Reading
 from jaxq.runtime import ValueType, output_types, run, session, to_jax
-from jaxq.statistics import Moments, MomentSums, accumulate_in_place, finish, zero_sums
+from jaxq.statistics import Moments
 from jaxq.windows import Window, plan_windows, window_model
 
 if TYPE_CHECKING:
@@ -64,20 +66,20 @@ class WindowRun:
 
 def capture_moments(
     model: ir.Model,
-    wanted: Sequence[ir.Value],
+    wanted: Sequence[Reading],
     batches: Sequence[Batch],
     keep_moments: Callable[[str, Moments], None],
     max_bytes: int = 64 << 20,
     providers: Sequence[str] = ("cpu",),
     progress: Progress = silent,
 ) -> list[WindowRun]:
-    """One forward pass of the model; hands over the moments of each wanted activation as soon as it has them.
+    """One forward pass of the model; hands over the moments of each wanted reading as soon as it has them.
 
     Args:
         model: A model that went through `jaxq.graph.prepare`.
-        wanted: Activations [..., c_in].
+        wanted: Activations, and what is to be read of them.
         batches: Calibration data, at least one batch.
-        keep_moments: Called once for each activation, with its name and moments.
+        keep_moments: Called once for each reading and matrix, with `Reading.keys` or `Reading.shared_key`, and moments.
         max_bytes: Weight bytes a window.
         providers: Where onnxruntime may run it; see `jaxq.runtime.session`.
         progress: Told of each batch of each window.
@@ -86,16 +88,17 @@ def capture_moments(
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
     _check_feeds(model, batches)
-    for value in wanted:
-        if value.is_graph_input():
-            keep_moments(str(value.name), _input_moments(str(value.name), batches))
-    windows = plan_windows(model.graph, wanted, max_bytes)
+    for reading in wanted:
+        if reading.value.is_graph_input():
+            _collect_input(reading, batches, keep_moments)
+    windows = plan_windows(model.graph, list(dict.fromkeys(reading.value for reading in wanted)), max_bytes)
     runs = []
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         spool = _Spool(Path(folder), batches)
         advance = progress("calibrate", len(batches) * len(windows))
         for i, (window, runner) in enumerate(_load_ahead(model, windows, batches[0], providers)):
-            runs.append(_run_window(window, runner, spool, keep_moments, advance))
+            here = [reading for reading in wanted if reading.value in window.captures]
+            runs.append(_run_window(window, runner, spool, here, keep_moments, advance))
             spool.keep_only({str(v.name) for later in windows[i + 1 :] for v in later.inputs})
     return runs
 
@@ -167,15 +170,15 @@ def _run_window(
     window: Window,
     runner: "Session",
     spool: _Spool,
+    wanted: Sequence[Reading],
     keep_moments: Callable[[str, Moments], None],
     advance: Callable[[], None],
 ) -> WindowRun:
     start = time.perf_counter()
     inputs = [str(v.name) for v in window.inputs]
-    captures = [str(v.name) for v in window.captures]
     outputs = [str(v.name) for v in dict.fromkeys((*window.captures, *window.live))]
     live = {str(v.name) for v in window.live}
-    sums: dict[str, MomentSums] = {}
+    collectors = [Collector(reading) for reading in wanted]
     unmasked: set[str] = set()
     runs = 0
     for i in range(len(spool.batches)):
@@ -183,34 +186,15 @@ def _run_window(
         runs += 1
         for name in live:
             spool.put(i, name, values[name].numpy())
-        for name in captures:
-            x = to_jax(values[name])
-            keep, masked = token_mask(x.shape, spool.batches[i].keep)
-            if not masked:
+        for collector in collectors:
+            name = str(collector.reading.value.name)
+            if not collector.add(to_jax(values[name]), spool.batches[i].keep):
                 unmasked.add(name)
-            c_in = x.shape[-1]
-            old = sums.pop(name, None) or zero_sums(c_in)
-            sums[name] = accumulate_in_place(old, x.reshape(-1, c_in), jnp.asarray(keep))
         advance()
-    for name in captures:
-        keep_moments(name, checked(name, finish(sums.pop(name))))
+    for collector in collectors:
+        _hand_over(collector, keep_moments)
     seconds = time.perf_counter() - start
     return WindowRun(len(window.nodes), window.weight_bytes, len(live), runs, seconds, tuple(sorted(unmasked)))
-
-
-def token_mask(shape: tuple[int, ...], keep: np.ndarray | None) -> tuple[np.ndarray, bool]:
-    """Which rows of an activation [..., c_in] are real tokens, flat, and whether the mask could be applied.
-
-    Example:
-        >>> token_mask((1, 3, 8), np.array([[1, 1, 0]]))[0].tolist()
-        [1.0, 1.0, 0.0]
-    """
-    rows = int(np.prod(shape[:-1]))
-    if keep is None or keep.all():
-        return np.ones(rows, np.float32), True
-    if shape[:-1] == keep.shape or shape[:-1] == (keep.size,):
-        return keep.ravel().astype(np.float32), True
-    return np.ones(rows, np.float32), False
 
 
 def checked(name: str, moments: Moments) -> Moments:
@@ -233,10 +217,13 @@ def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType], provi
     return session(ir.to_proto(part).SerializeToString(), providers=providers)
 
 
-def _input_moments(name: str, batches: Sequence[Batch]) -> Moments:
-    sums = zero_sums(batches[0].feeds[name].shape[-1])
+def _collect_input(reading: Reading, batches: Sequence[Batch], keep_moments: Callable[[str, Moments], None]) -> None:
+    collector = Collector(reading)
     for batch in batches:
-        x = batch.feeds[name]
-        keep, _ = token_mask(x.shape, batch.keep)
-        sums = accumulate_in_place(sums, jnp.asarray(x.reshape(-1, x.shape[-1])), jnp.asarray(keep))
-    return checked(name, finish(sums))
+        collector.add(np.asarray(batch.feeds[str(reading.value.name)]), batch.keep)
+    _hand_over(collector, keep_moments)
+
+
+def _hand_over(collector: Collector, keep_moments: Callable[[str, Moments], None]) -> None:
+    for key, moments in collector.finish():
+        keep_moments(key, checked(str(collector.reading.value.name), moments))

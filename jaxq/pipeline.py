@@ -15,10 +15,11 @@ from jaxq.forms import Form
 from jaxq.forms.nodes import is_shared
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site, find_sites, prepare, sibling_groups, unmatched
-from jaxq.groups import GroupResult, quantize_group
-from jaxq.job import Job, check_job, useless_patterns
+from jaxq.groups import GroupResult, MomentsOf, quantize_group
+from jaxq.job import Job, check_job, split_held, useless_patterns
 from jaxq.model_file import data_files, data_path, file_bytes, hash_model, load_model, raise_opset, save_model
 from jaxq.progress import Progress, silent
+from jaxq.reading import Reading
 from jaxq.results import Clock, Layer, Outcome
 from jaxq.statistics import Moments, mean_moments
 from jaxq.store import MomentStore, hash_arrays
@@ -53,6 +54,8 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
         prepare(model)
         gather_axis = None if job.gather is None else job.gather.positive_axis
         sites, declined = find_sites(model.graph, job.exclude, gather_axis)
+        sites, not_held = split_held(job, sites)
+        declined += not_held
         useless = [*unmatched(model.graph, job.exclude), *useless_patterns(job, sites)]
         if not sites:
             raise JaxqError(f"model {str(job.source)!r} has no weight that can be quantized: {_reasons(declined)}")
@@ -72,14 +75,14 @@ def quantize_model(job: Job, batches: Sequence[Batch] = (), progress: Progress =
         unmatched=tuple(useless),
         windows=tuple(windows),
         moments_found=found,
-        tokens=max((result.tokens for result in results), default=0),
+        tokens=_tokens(results),
         model_hash=model_hash,
         data_hash=data_hash,
         source_bytes=source_bytes,
         target_bytes=file_bytes(job.target),
         quantized_bytes=quantized_bytes,
         weight_bytes=quantized_bytes + sum(d.nbytes for d in declined),
-        bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.c_in * x.c_out for x in layers),
+        bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.size for x in layers),
         phases=tuple(clock.phases),
     )
 
@@ -123,10 +126,14 @@ def _calibrate(
     """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
     if not batches:
         return 0, []
-    wanted = list(dict.fromkeys(value for group in groups for value in group.activations))
-    missing = [value for value in wanted if str(value.name) not in store]
+    wanted = list(dict.fromkeys(reading for group in groups for reading in group.readings))
+    missing = [reading for reading in wanted if not _is_stored(reading, store)]
     windows = capture_moments(model, missing, batches, store.put, job.window_bytes, job.providers, progress)
     return len(wanted) - len(missing), windows
+
+
+def _is_stored(reading: Reading, store: MomentStore) -> bool:
+    return reading.shared_key in store or all(key in store for key in reading.keys)
 
 
 def _search(groups: Sequence[Group], store: MomentStore | None, job: Job, progress: Progress) -> list[GroupResult]:
@@ -142,17 +149,28 @@ def _search(groups: Sequence[Group], store: MomentStore | None, job: Job, progre
         return list(pool.map(quantize, groups))
 
 
-def _moments(group: Group, store: MomentStore | None) -> Moments | None:
-    if store is None or not group.activations:
+def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:
+    if store is None or not group.readings:
         return None
-    return mean_moments([store.get(str(value.name)) for value in group.activations])
+
+    def read(index: int) -> Moments:
+        keys = [r.shared_key if r.shared_key in store else r.keys[index] for r in group.readings]
+        return mean_moments([store.get(key) for key in keys])
+
+    return read
+
+
+def _tokens(results: Sequence[GroupResult]) -> int:
+    """The most tokens that any weight saw; positions in images are tokens where there is nothing else."""
+    kernels = [result for result in results if result.group.sites[0].kernel]
+    return max((r.tokens for r in results if r not in kernels), default=max((r.tokens for r in kernels), default=0))
 
 
 def _write(model: ir.Model, results: Sequence[GroupResult], form: Form, job: Job) -> tuple[Layer, ...]:
     """Puts the results into the graph and writes the file."""
     stored = {site: w for result in results for site, w in zip(result.group.sites, result.weights, strict=True)}
     folds = {result: _find_fold(result, stored) for result in results if result.scaled}
-    divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
+    divisors = {weight: result.s.ravel() for result, fold in folds.items() if fold for weight in fold.weights}
     if form.domain:
         model.opset_imports.setdefault(form.domain, 1)
     layers = []
@@ -177,7 +195,7 @@ def _new_bytes(graph: ir.Graph, before: Collection[str]) -> int:
 def _find_fold(result: GroupResult, stored: Mapping[Site, StoredWeight]) -> Fold | None:
     fold = find_fold(result.group, stored)
     weights = {site.weight: weight for site, weight in stored.items()}
-    if fold is None or not all(weights[w].can_divide_columns(result.s) for w in fold.weights):
+    if fold is None or not all(weights[w].can_divide_columns(result.s.ravel()) for w in fold.weights):
         return None
     return fold if all(np.isfinite(v).all() for v in divided_vectors(fold, result.s)) else None
 

@@ -10,7 +10,7 @@ from jaxq.graph import Site
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts ``weight`` in place of the site's float weight; a copy for each node: onnxruntime fuses no shared one."""
-    turned = site.gathered and site.transposed
+    turned = site.keeps_layout
     for node in site.nodes:
         place(graph, site, node, dequantize(graph, site, node, weight, turned), turned)
     drop_unused(graph, site.weight)

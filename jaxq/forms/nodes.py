@@ -52,23 +52,34 @@ def float_type(site: Site) -> ir.DataType:
     return site.weight.dtype or ir.DataType.FLOAT
 
 
-def blocked_attributes(weight: StoredWeight, turned: bool) -> list[ir.Attr]:
-    """Axis and block size of the (De)QuantizeLinear nodes of codes [c_in, c_out], or [c_out, c_in] if ``turned``."""
-    if weight.fmt.block_size == -1:
+def blocked_attributes(site: Site, weight: StoredWeight, turned: bool) -> list[ir.Attr]:
+    """Axis and block size of the (De)QuantizeLinear nodes of codes that are laid out as `shape_of` says.
+
+    One block a column of a stack is a block as long as that: a vector of scales could not tell the matrices apart.
+    """
+    block, lead = weight.fmt.block_size, lead_of(site, turned)
+    if block == -1 and not lead:
         return [ir.AttrInt64("axis", 0 if turned else 1)]
-    return [ir.AttrInt64("axis", 1 if turned else 0), ir.AttrInt64("block_size", weight.fmt.block_size)]
+    axis = 1 if turned else len(lead)
+    return [ir.AttrInt64("axis", axis), ir.AttrInt64("block_size", site.c_in if block == -1 else block)]
 
 
-def shape_of(site: Site, turned: bool) -> tuple[int, int]:
-    """The weight's shape as it is laid out."""
-    return (site.c_out, site.c_in) if turned else (site.c_in, site.c_out)
+def shape_of(site: Site, turned: bool) -> tuple[int, ...]:
+    """The weight's shape as it is laid out: [c_in, c_out], of a stack with its dimensions in front, or all columns."""
+    return (site.columns, site.c_in) if turned else (*site.lead, site.c_in, site.c_out)
+
+
+def lead_of(site: Site, turned: bool) -> tuple[int, ...]:
+    """The dimensions of a stack in front of its matrices', where it is laid out with them."""
+    return () if turned else site.lead
 
 
 def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight, turned: bool = False) -> list[ir.Value]:
     """Initializers with scales and, where there are some, zero points."""
-    values = [new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned))]
+    lead = lead_of(site, turned)
+    values = [new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned, lead))]
     if weight.zp is not None:
-        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned)))
+        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned, lead)))
     return values
 
 
@@ -82,31 +93,56 @@ def dequantize(
     domain: str = "",
 ) -> ir.Value:
     """Codes, scales and the node that makes floats of them, in front of one of the site's nodes."""
-    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned))
+    shape = site.shape if whole_kernel(site, weight) else shape_of(site, turned)
+    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned, lead_of(site, turned), shape))
     inputs = [codes, *add_parameters(graph, site, weight, turned)]
-    how = blocked_attributes(weight, turned)
-    shape = shape_of(site, turned)
+    how = blocked_attributes(site, weight, turned)
     name = f"{node.name}_weight"
     return add_node(graph, node, op, inputs, how, name=name, dtype=float_type(site), shape=shape, domain=domain)
 
 
 def place(graph: ir.Graph, site: Site, node: ir.Node, weight: ir.Value, turned: bool) -> None:
-    """Lets one of the site's nodes read ``weight`` [c_in, c_out], or [c_out, c_in] if ``turned``.
+    """Lets one of the site's nodes read ``weight``, laid out as `shape_of` says.
 
-    Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not.
+    Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not. Conv and stacks get their
+    dimensions back.
     """
     if node.op_type == "Gather":
         assert turned == site.transposed
         node.replace_input_with(0, weight)
+    elif site.kernel:
+        assert turned
+        node.replace_input_with(1, _reshaped(graph, site, node, weight, site.shape))
+    elif site.lead and turned:
+        w = _reshaped(graph, site, node, weight, (*site.lead, site.c_out, site.c_in))
+        node.replace_input_with(1, _transposed(graph, site, node, w))
     elif site.transposed and not turned:
         _gemm_to_matmul(graph, node, weight)
     elif site.transposed or not turned:
         node.replace_input_with(1, weight)
     else:
-        name, shape = f"{weight.name}_transposed", shape_of(site, False)
-        perm = ir.AttrInt64s("perm", [1, 0])
-        back = add_node(graph, node, "Transpose", [weight], [perm], name=name, dtype=float_type(site), shape=shape)
-        node.replace_input_with(1, back)
+        node.replace_input_with(1, _transposed(graph, site, node, weight))
+
+
+def whole_kernel(site: Site, weight: StoredWeight) -> bool:
+    """A kernel with one scale for each output is laid out in its own shape: its first axis says it all."""
+    return site.kernel and weight.fmt.block_size == -1
+
+
+def _reshaped(graph: ir.Graph, site: Site, node: ir.Node, w: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    if w.shape is not None and tuple(w.shape.numpy()) == shape:
+        return w
+    to = constant(graph, f"shape_{'_'.join(map(str, shape))}", shape)
+    name = f"{w.name}_reshaped"
+    return add_node(graph, node, "Reshape", [w, to], name=name, dtype=float_type(site), shape=shape)
+
+
+def _transposed(graph: ir.Graph, site: Site, node: ir.Node, w: ir.Value) -> ir.Value:
+    """[..., c_out, c_in] as [..., c_in, c_out]."""
+    rank = len(site.lead) + 2
+    perm = ir.AttrInt64s("perm", [*range(rank - 2), rank - 1, rank - 2])
+    name, shape = f"{w.name}_transposed", shape_of(site, False)
+    return add_node(graph, node, "Transpose", [w], [perm], name=name, dtype=float_type(site), shape=shape)
 
 
 def as_float(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:

@@ -6,20 +6,24 @@ The file stays as large as it was; its results are those of the codes.
 import onnx_ir as ir
 
 from jaxq.edit import drop_unused, new_initializer
-from jaxq.forms.nodes import add_node, add_parameters, blocked_attributes, float_type, place, shape_of
+from jaxq.forms.nodes import add_node, add_parameters, blocked_attributes, float_type, place, shape_of, whole_kernel
 from jaxq.forms.weight import StoredWeight, tensor
-from jaxq.graph import Site
+from jaxq.graph import Site, read_weight
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", domain: str = "") -> None:
     """Puts the two nodes, with ``prefix`` before their names, between the site's float weight and its nodes."""
-    turned = site.gathered and site.transposed
+    turned = site.keeps_layout
     source = site.weight
-    if site.transposed and not turned:
-        floats = tensor(site.array, float_type(site), shape_of(site, turned))
-        source = new_initializer(graph, f"{site.name}_transposed", floats)
+    how, shape = blocked_attributes(site, weight, turned), shape_of(site, turned)
+    if whole_kernel(site, weight):
+        shape = site.shape
+    elif site.kernel:
+        floats = tensor(lambda: read_weight(site.weight), float_type(site), shape)
+        source = new_initializer(graph, f"{site.name}_matrix", floats)
+    elif site.transposed and not turned:
+        source = new_initializer(graph, f"{site.name}_transposed", tensor(site.array, float_type(site), shape))
     parameters = add_parameters(graph, site, weight, turned)
-    how, shape = blocked_attributes(weight, turned), shape_of(site, turned)
     to = [] if weight.zp is not None or domain else [ir.AttrInt64("output_dtype", int(weight.dtype))]
     for node in site.nodes:
         codes = add_node(

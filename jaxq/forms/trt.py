@@ -22,7 +22,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
             turned = site.transposed or not site.gathered
             place(graph, site, node, _dequantize_mxfp8(graph, site, node, weight, turned), turned)
         else:
-            turned = site.gathered and site.transposed
+            turned = site.keeps_layout
             op, domain = _operator(weight, "DequantizeLinear")
             place(graph, site, node, dequantize(graph, site, node, weight, turned, op, domain), turned)
     drop_unused(graph, site.weight)

@@ -27,7 +27,7 @@ def opened(source: Path | onnx.ModelProto) -> tuple[ir.Model, list[ir.Value]]:
     model = ir.load(source) if isinstance(source, Path) else ir.from_proto(source)
     prepare(model)
     sites, _ = find_sites(model.graph)
-    return model, list(dict.fromkeys(x for site in sites for x in site.activations))
+    return model, list(dict.fromkeys(x for site in sites for x in site.readings))
 
 
 def capture(

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 # A module imports modules of its own layer and of those above it in this list. Names are those below `jaxq`;
 # a package stands for all that it holds.
 LAYERS: list[set[str]] = [
-    {"blocks", "errors", "progress", "version"},
+    {"blocks", "errors", "patches", "progress", "version"},
     {"integer", "float4", "mx", "packing", "statistics"},
     {"formats", "quant_utils"},
-    {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "capture", "forms"},
-    {"methods", "groups", "job", "model_file", "store", "results", "readback"},
+    {"awq", "graph", "edit", "fold", "windows", "runtime", "lazy_load", "reading", "collect", "capture", "forms"},
+    {"methods", "stacks", "groups", "job", "model_file", "store", "results", "readback"},
     {"pipeline", "inspect"},
     {"evaluation", "inputs", "texts", "config", "config_errors", "records", "modelopt", "int4"},
     {"run", "report"},
