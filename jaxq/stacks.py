@@ -135,8 +135,8 @@ def layer_of(pieces: Sequence[Piece], site: Site, weight: StoredWeight, activati
 
 def _unseen_note(pieces: Sequence[Piece]) -> str:
     unseen = sum(p.unseen for p in pieces)
-    who = "it" if len(pieces) == 1 else f"{unseen} of its {len(pieces)} matrices"
-    return f"{who} saw no calibration token: rounded to nearest" if unseen else ""
+    whose = "" if len(pieces) == 1 else f"{unseen} of {len(pieces)} matrices "
+    return f"{whose}saw no calibration token: rounded to nearest" if unseen else ""
 
 
 def _total(per_column: jax.Array, columns: slice) -> float:

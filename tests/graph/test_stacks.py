@@ -14,9 +14,13 @@ from jaxq.capture import Batch, capture_moments
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat, MxFormat, WeightFormat, make_format
 from jaxq.graph import find_sites, prepare
+from jaxq.job import Job
+from jaxq.methods import MethodSpec
 from jaxq.model_file import load_model, save_model
+from jaxq.pipeline import quantize_model
 from jaxq.readback import float_model, read_back
 from jaxq.results import Outcome
+from jaxq.run import _notes
 from jaxq.statistics import Moments
 from tests.graph import models
 from tests.graph.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight
@@ -174,7 +178,7 @@ def test_a_file_with_a_stack_is_the_model_on_its_dequantized_weights(form, fmt, 
     assert (found.form, found.dtype, found.shape) == (form, stored, w.shape)
     assert found.block_size == fmt.block_size
     np.testing.assert_allclose(found.dequantize(), held.astype(dtype).astype(np.float32), rtol=2**-20, atol=1e-7)
-    assert relative(*run(in_float(target), feeds), wanted) < limit
+    assert relative(run(in_float(target), feeds)[0], wanted) < limit
     assert (layer.matrices, layer.c_in, layer.c_out) == (int(np.prod(lead)), 72, columns)
     assert layer.nbytes == found.nbytes
 
@@ -275,16 +279,25 @@ def test_an_expert_without_tokens_is_rounded_to_nearest_and_told(method, tmp_pat
         outcome = quantize(save(MODELS[name](), tmp_path, name), target, method, [Batch(X)], fmt, exclude=ROUTER)
         held = dequantized(onnx.load(target))
         if name == "masked_moe":
-            said = f"1 of its {EXPERTS} matrices saw no calibration token: rounded to nearest"
+            said = f"1 of {EXPERTS} matrices saw no calibration token: rounded to nearest"
             assert notes(outcome) == dict.fromkeys(("gate", "up", "down"), said)
             got = held["gate"][UNREACHED]
         else:
-            said = "it saw no calibration token: rounded to nearest"
+            said = "saw no calibration token: rounded to nearest"
             unreached = [f"{kind}_{UNREACHED}" for kind in ("gate", "up", "down")]
             assert notes(outcome) == dict.fromkeys(unreached, said)
             assert all(layer.loss is None for layer in outcome.layers if layer.name in unreached)
             got = held[f"gate_{UNREACHED}"]
         np.testing.assert_allclose(got, expected_stack(models.experts()["gate"], fmt)[UNREACHED], rtol=1e-5)
+
+
+def test_the_report_names_weights_with_the_same_note(tmp_path):
+    """The sentences that a reader of the report should not miss."""
+    source, target = save(models.gathered_moe(), tmp_path), tmp_path / "out.onnx"
+    spec = MethodSpec("awq_lite", IntegerFormat(32), alpha_step=0.5)
+    job = Job(source, target, spec, "dq", ROUTER, tmp_path / "cache")
+    said = list(_notes(quantize_model(job, [Batch(X)]), job))
+    assert said == ["'gate_2', 'up_2', 'down_2': saw no calibration token: rounded to nearest"]
 
 
 @pytest.mark.parametrize("name", MOES)
