@@ -15,12 +15,14 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.batches import Batch, check_feeds
+from jaxq.collect import Collector
 from jaxq.errors import JaxqError
 from jaxq.forward import Runner, Runtime, forward, plan_hash
 from jaxq.progress import Progress, silent
+from jaxq.reading import Reading
 from jaxq.runtime import to_jax
 from jaxq.spool import Spool
-from jaxq.statistics import Moments, MomentSums, accumulate_in_place, finish, zero_sums
+from jaxq.statistics import Moments
 from jaxq.windows import Window, plan_windows
 
 
@@ -51,16 +53,16 @@ class Checkpoint:
 
     Attributes:
         folder: Holds the values between windows.
-        found: Names of wanted activations whose moments the caller has already.
+        found: Wanted readings whose moments the caller has already.
     """
 
     folder: Path
-    found: Collection[str]
+    found: Collection[Reading]
 
 
 def capture_moments(
     model: ir.Model,
-    wanted: Sequence[ir.Value],
+    wanted: Sequence[Reading],
     batches: Sequence[Batch],
     keep_moments: Callable[[str, Moments], None],
     max_bytes: int = 64 << 20,
@@ -68,13 +70,13 @@ def capture_moments(
     progress: Progress = silent,
     checkpoint: Checkpoint | None = None,
 ) -> list[WindowRun]:
-    """One forward pass of the model; hands over the moments of each wanted activation as soon as it has them.
+    """One forward pass of the model; hands over the moments of each wanted reading as soon as it has them.
 
     Args:
         model: A model that went through `jaxq.graph.prepare`.
-        wanted: Activations [..., c_in].
+        wanted: Activations, and what is to be read of them.
         batches: Calibration data, at least one batch.
-        keep_moments: Called once for each activation, with its name and moments.
+        keep_moments: Called once for each reading and matrix, with `Reading.keys` or `Reading.shared_key`, and moments.
         max_bytes: Weight bytes a window.
         providers: Where onnxruntime may run it; see `jaxq.runtime.session`.
         progress: Told of each batch of each window.
@@ -85,63 +87,49 @@ def capture_moments(
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
     check_feeds(model, batches)
-    for value in wanted:
-        if value.is_graph_input():
-            keep_moments(str(value.name), _input_moments(str(value.name), batches))
-    windows = plan_windows(model.graph, wanted, max_bytes)
+    for reading in wanted:
+        if reading.value.is_graph_input():
+            _collect_input(reading, batches, keep_moments)
+    windows = plan_windows(model.graph, list(dict.fromkeys(reading.value for reading in wanted)), max_bytes)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         spool = Spool(Path(folder) if checkpoint is None else checkpoint.folder, batches)
-        done = 0 if checkpoint is None else _done(windows, spool, checkpoint)
+        done = 0 if checkpoint is None else _done(windows, wanted, spool, checkpoint)
         advance = progress("calibrate", len(batches) * (len(windows) - done))
         how = Runtime(tuple(providers))
-        return [_run_window(runner, keep_moments, advance) for runner in forward(model, windows, spool, how, done)]
+        runners = forward(model, windows, spool, how, done)
+        return [_run_window(runner, wanted, keep_moments, advance) for runner in runners]
 
 
-def _done(windows: Sequence[Window], spool: Spool, checkpoint: Checkpoint) -> int:
+def _done(windows: Sequence[Window], wanted: Sequence[Reading], spool: Spool, checkpoint: Checkpoint) -> int:
     """Windows that need not run again: they left their values, and the caller has their moments."""
     done = spool.resume(plan_hash(windows))
-    captured = {str(v.name) for window in windows[:done] for v in window.captures}
-    return done if captured <= set(checkpoint.found) else 0
+    captured = {value for window in windows[:done] for value in window.captures}
+    return done if {r for r in wanted if r.value in captured} <= set(checkpoint.found) else 0
 
 
-def _run_window(runner: Runner, keep_moments: Callable[[str, Moments], None], advance: Callable[[], None]) -> WindowRun:
+def _run_window(
+    runner: Runner,
+    wanted: Sequence[Reading],
+    keep_moments: Callable[[str, Moments], None],
+    advance: Callable[[], None],
+) -> WindowRun:
     start = time.perf_counter()
     window, batches = runner.window, runner.spool.batches
-    captures = [str(v.name) for v in window.captures]
-    sums: dict[str, MomentSums] = {}
+    collectors = [Collector(reading) for reading in wanted if reading.value in window.captures]
     unmasked: set[str] = set()
     for i, batch in enumerate(batches):
         values = runner.run(i)
-        for name in captures:
-            x = to_jax(values[name])
-            keep, masked = token_mask(x.shape, batch.keep)
-            if not masked:
+        for collector in collectors:
+            name = str(collector.reading.value.name)
+            if not collector.add(to_jax(values[name]), batch.keep):
                 unmasked.add(name)
-            c_in = x.shape[-1]
-            old = sums.pop(name, None) or zero_sums(c_in)
-            sums[name] = accumulate_in_place(old, x.reshape(-1, c_in), jnp.asarray(keep))
         advance()
-    for name in captures:
-        keep_moments(name, checked(name, finish(sums.pop(name))))
+    for collector in collectors:
+        _hand_over(collector, keep_moments)
     seconds = time.perf_counter() - start
     return WindowRun(
         len(window.nodes), window.weight_bytes, len(window.live), len(batches), seconds, tuple(sorted(unmasked))
     )
-
-
-def token_mask(shape: tuple[int, ...], keep: np.ndarray | None) -> tuple[np.ndarray, bool]:
-    """Which rows of an activation [..., c_in] are real tokens, flat, and whether the mask could be applied.
-
-    Example:
-        >>> token_mask((1, 3, 8), np.array([[1, 1, 0]]))[0].tolist()
-        [1.0, 1.0, 0.0]
-    """
-    rows = int(np.prod(shape[:-1]))
-    if keep is None or keep.all():
-        return np.ones(rows, np.float32), True
-    if shape[:-1] == keep.shape or shape[:-1] == (keep.size,):
-        return keep.ravel().astype(np.float32), True
-    return np.ones(rows, np.float32), False
 
 
 def checked(name: str, moments: Moments) -> Moments:
@@ -151,10 +139,13 @@ def checked(name: str, moments: Moments) -> Moments:
     return moments
 
 
-def _input_moments(name: str, batches: Sequence[Batch]) -> Moments:
-    sums = zero_sums(batches[0].feeds[name].shape[-1])
+def _collect_input(reading: Reading, batches: Sequence[Batch], keep_moments: Callable[[str, Moments], None]) -> None:
+    collector = Collector(reading)
     for batch in batches:
-        x = batch.feeds[name]
-        keep, _ = token_mask(x.shape, batch.keep)
-        sums = accumulate_in_place(sums, jnp.asarray(x.reshape(-1, x.shape[-1])), jnp.asarray(keep))
-    return checked(name, finish(sums))
+        collector.add(np.asarray(batch.feeds[str(reading.value.name)]), batch.keep)
+    _hand_over(collector, keep_moments)
+
+
+def _hand_over(collector: Collector, keep_moments: Callable[[str, Moments], None]) -> None:
+    for key, moments in collector.finish():
+        keep_moments(key, checked(str(collector.reading.value.name), moments))

@@ -45,7 +45,7 @@ class RunState:
         return self.folder / "windows"
 
     def wanted(self, missing: Sequence[str]) -> list[str]:
-        """The activations that the run began to calibrate on; at its first call those that are missing now."""
+        """Names of what the run began to calibrate on; at its first call of what is missing now."""
         path = self.folder / "wanted.json"
         if not path.is_file():
             write_whole(path, json.dumps(list(missing)).encode())
@@ -173,7 +173,7 @@ class ResultStore:
         for i, (site, fmt) in enumerate(zip(group.sites, formats, strict=True)):
             codes, s, zp, s2 = (_reader(path, f"{i}.{name}", arrays) for name in ("codes", "s", "zp", "s2"))
             assert codes is not None and s is not None
-            weights.append(StoredWeight(codes, s, zp, s2, (site.c_in, site.c_out), fmt))
+            weights.append(StoredWeight(codes, s, zp, s2, (site.c_in, site.columns), fmt))
         s = _reader(path, "s", arrays)
         assert s is not None
         return GroupResult(

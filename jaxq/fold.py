@@ -48,14 +48,19 @@ def find_fold(group: Group, quantized: Iterable[Site]) -> Fold | None:
     """The constants before a group's activation that take up a division of every channel, or None.
 
     Args:
-        group: Siblings with one activation.
+        group: Siblings with one activation. Stacks fold into stacks of as many matrices only.
         quantized: Sites whose scales can be changed.
     """
     if len(group.activations) != 1:
         return None
     readers = {node for site in group.sites for node in site.nodes}
-    single: dict[ir.Value | None, Site] = {site.weight: site for site in quantized if len(site.nodes) == 1}
-    return _fold_value(group.activations[0], readers, single, group.sites[0].c_in)
+    single: dict[ir.Value | None, Site] = {
+        site.weight: site for site in quantized if len(site.nodes) == 1 and site.count == group.count
+    }
+    fold = _fold_value(group.activations[0], readers, single, group.sites[0].c_in)
+    if fold is not None and fold.vectors and group.count > 1:
+        return None  # a vector has one value for all matrices, and each has scales of its own
+    return fold
 
 
 def divide_vectors(graph: ir.Graph, fold: Fold, s: np.ndarray) -> None:
@@ -76,12 +81,14 @@ def divided_vectors(fold: Fold, s: np.ndarray) -> list[np.ndarray]:
 
 
 def insert_division(graph: ir.Graph, group: Group, s: np.ndarray) -> None:
-    """Puts ``Mul(x, 1 / s)`` between the group's activation and its readers."""
+    """Puts ``Mul(x, 1 / s)`` between the group's activation and its readers; ``s`` of a stack has a row a matrix."""
     nodes = [node for site in group.sites for node in site.nodes]
     x = nodes[0].inputs[0]  # the group's activation, or what an edit has put in its place
     assert x is not None
-    factor = new_initializer(graph, f"{x.name}_awq_factor", (1 / s.astype(np.float32)).astype(_numpy_type(group)))
-    out = ir.Value(name=unique_name(graph, f"{x.name}_awq"), type=x.type, shape=x.shape)
+    inverse = (1 / s.astype(np.float32)).astype(_numpy_type(group))
+    stack = s.ndim == 2  # then the product has the axis of matrices, even if the activation has not
+    factor = new_initializer(graph, f"{x.name}_awq_factor", inverse[:, None, :] if stack else inverse)
+    out = ir.Value(name=unique_name(graph, f"{x.name}_awq"), type=x.type, shape=None if stack else x.shape)
     mul = ir.Node("", "Mul", [x, factor], outputs=[out], name=unique_name(graph, f"{x.name}_awq_Mul"))
     producer = x.producer()
     graph.insert_after(producer, mul) if producer else graph.insert_before(graph[0], mul)

@@ -11,11 +11,15 @@ import onnx_ir.passes.common as passes
 from jaxq.edit import rename_doubles
 from jaxq.errors import JaxqError
 from jaxq.plain import View, inline_functions, left_functions, make_plain
-from jaxq.present import PART, find_present, is_part
-from jaxq.readers import STANDARD, Reader, find_readers, is_table
+from jaxq.present import find_present
+from jaxq.readers import Reader, attribute, find_readers, is_table, weight_shape
+from jaxq.reading import Reading, patches_of
+from jaxq.reasons import why_not
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-_QUANTIZED_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+MOST_PATCH_MOMENTS = 1 << 30
+"""Bytes that the moments of a Conv's patches may take; they grow with the square of the kernel's size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +27,17 @@ class Site:
     """A weight that can be quantized, with the nodes that multiply by it.
 
     Attributes:
-        weight: The initializer, stored [c_in, c_out], or [c_out, c_in] if ``transposed``.
-        nodes: MatMul or Gemm nodes with the weight as their second input, Gather nodes with it as their table, or both
-            (a tied embedding, whose products may read it through Transpose and Cast).
-        c_in, c_out: Rows of the weight in ``y = x W``, and its columns. Of a table: the axis that is blocked, and the
-            other one.
-        transposed: The products read it transposed, or the table is blocked along its rows (axis 1).
+        weight: The initializer, stored [c_in, c_out], or [c_out, c_in] if ``transposed``; a stack [matrices, c_in,
+            c_out], or [1, matrices, c_in, c_out]; or a kernel [matrices * c_out, channels, ...].
+        nodes: MatMul, Gemm or Conv nodes with the weight as their second input, Gather nodes with it as their table, or
+            both (a tied embedding, whose products may read it through Transpose and Cast).
+        c_in, c_out: Rows of a matrix in ``y = x W``, and its columns. Of a table: the axis that is blocked, and the
+            other one. Of a kernel: the size of a patch, and the outputs of a group.
+        transposed: The products read it transposed, it is a kernel, or the table is blocked along its rows (axis 1).
         gathered: The weight is a table of Gather, and nothing else.
         nested: Those of the nodes that lie in subgraphs (If, Loop or Scan).
+        count: Number of matrices: those of a stack, or one for each group of a Conv.
+        kernel: The weight is a kernel of Conv.
     """
 
     weight: ir.Value
@@ -40,6 +47,8 @@ class Site:
     transposed: bool
     gathered: bool = False
     nested: frozenset[ir.Node] = frozenset()
+    count: int = 1
+    kernel: bool = False
 
     @property
     def name(self) -> str:
@@ -63,15 +72,42 @@ class Site:
     @property
     def can_scale(self) -> bool:
         """All that read the weight multiply one activation by it, which can be divided by what the weight is scaled."""
-        return len(self.activations) == 1 and not self.has_table and not self.nested
+        return len(self.activations) == 1 and not (self.has_table or self.nested or self.kernel)
 
-    def array(self) -> np.ndarray:
-        """A copy of the weight as [c_in, c_out]; the file it lies in is not kept in memory.
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What the nodes multiply, each once; none of a table, and of a kernel too large for moments of its patches."""
+        if not self.kernel:
+            return tuple(Reading(value, self.count) for value in self.activations)
+        if 4 * self.count * self.c_in**2 > MOST_PATCH_MOMENTS:
+            return ()
+        nodes = [node for node in self.nodes if node not in self.nested]
+        pairs = [(node.inputs[0], patches_of(node, self.shape)) for node in nodes]
+        return tuple(dict.fromkeys(Reading(value, self.count, how) for value, how in pairs if value is not None))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The initializer's shape."""
+        return weight_shape(self.weight)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The dimensions of a stack in front of its matrices'; of all else none."""
+        return () if self.kernel else self.shape[:-2]
+
+    @property
+    def columns(self) -> int:
+        """Columns of all matrices, side by side."""
+        return self.count * self.c_out
+
+    def array(self, index: int = 0) -> np.ndarray:
+        """A copy of one of the matrices as [c_in, c_out]; the file it lies in is not kept in memory.
 
         Raises:
             JaxqError: a weight is NaN or infinite.
         """
-        w = read_weight(self.weight)
+        rows, columns = (self.c_out, self.c_in) if self.transposed else (self.c_in, self.c_out)
+        w = read_weight(self.weight, (self.count, rows, columns), index)
         if bad := w.size - int(np.isfinite(w).sum()):
             raise JaxqError(f"weight {self.name!r} has {bad} values that are NaN or infinite: mend or exclude it")
         return np.ascontiguousarray(w.T) if self.transposed else w
@@ -93,6 +129,16 @@ class Group:
 
     sites: tuple[Site, ...]
     activations: tuple[ir.Value, ...]
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What the sites multiply."""
+        return self.sites[0].readings
+
+    @property
+    def count(self) -> int:
+        """Number of matrices of each site."""
+        return self.sites[0].count
 
     @property
     def name(self) -> str:
@@ -149,12 +195,12 @@ def find_sites(
     declined: list[Declined] = []
     for weight in _float_weights(graph):
         readers = find_readers(weight)
-        reason = _why_not(weight, readers, gather_axis) or _excluded(weight, readers, exclude)
+        reason = why_not(weight, readers, gather_axis) or _excluded(weight, readers, exclude)
         if reason is None:
             sites.append(_site(weight, readers, graph, gather_axis))
         else:
-            declined.append(_declined(weight, reason))
-    declined += [_declined(codes, reason) for codes, reason in find_present(_graphs(graph))]
+            declined.append(decline(weight, reason))
+    declined += [decline(codes, reason) for codes, reason in find_present(_graphs(graph))]
     return sorted(sites, key=lambda site: order[site.nodes[0]]), declined
 
 
@@ -165,19 +211,21 @@ def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
 
 
 def sibling_groups(sites: Sequence[Site]) -> list[Group]:
-    """Sites grouped by the activation that they read, in graph order; tables and weights of subgraphs are alone."""
-    groups: dict[tuple[ir.Value, ...], list[Site]] = {}
+    """Sites grouped by what they read, in graph order; tables and weights of subgraphs are alone."""
+    groups: dict[tuple[Reading | ir.Value, ...], list[Site]] = {}
     for site in sites:
-        alone = site.has_table or site.nested
-        groups.setdefault((site.weight,) if alone else site.activations, []).append(site)
+        alone = site.has_table or site.nested or not site.readings
+        groups.setdefault((site.weight,) if alone else site.readings, []).append(site)
     return [Group(tuple(members), members[0].activations) for members in groups.values()]
 
 
-def read_weight(weight: ir.Value) -> np.ndarray:
-    """A copy of an initializer; if it is memory-mapped, the mapping is closed again."""
+def read_weight(weight: ir.Value, shape: tuple[int, ...] | None = None, index: int = 0) -> np.ndarray:
+    """A copy of an initializer, or of one entry of it in another shape; a memory-mapping is closed again."""
     tensor = weight.const_value
     assert tensor is not None
-    array = np.array(tensor.numpy())
+    if shape is not None and isinstance(tensor, View):
+        return tensor.entry(shape, index)
+    array = np.array(tensor.numpy() if shape is None else tensor.numpy().reshape(shape)[index])
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()
     return array
@@ -198,12 +246,6 @@ def declined_in_functions(model: ir.Model) -> list[Declined]:
     return [Declined(name, tuple(tensor.shape.numpy()), tensor.nbytes, why) for name, tensor, why in found]
 
 
-def attribute(node: ir.Node, name: str, default: float) -> float:
-    """A number among the node's attributes, or its default."""
-    attr = node.attributes.get(name)
-    return default if attr is None else attr.value
-
-
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:
     return [graph, *(subgraph for subgraph in graph.subgraphs() if subgraph is not graph)]
 
@@ -213,71 +255,6 @@ def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
         for value in each.initializers.values():
             if value.const_value is not None and value.dtype in FLOAT_TYPES and value.const_value.size > 1:
                 yield value
-
-
-def _why_not(weight: ir.Value, readers: Sequence[Reader], gather_axis: int | None) -> str | None:
-    assert weight.const_value is not None
-    rank = len(weight.const_value.shape)
-    if weight.is_graph_output():
-        return "it is an output of the model"
-    if not readers:
-        return "no node reads it"
-    if rank == 1:
-        return "a vector (bias, norm or constant)"
-    if is_part(weight):
-        return PART
-    for reader in readers:
-        if reason := _why_not_gather(reader) if is_table(reader.node) else _why_not_product(reader):
-            return reason
-    if reason := _why_not_table(readers, gather_axis):
-        return reason
-    if rank != 2:
-        return f"a stack of matrices of rank {rank}: a matrix can be quantized"
-    if weight.dtype not in _QUANTIZED_TYPES:
-        return f"its type is {weight.dtype}: float32, float16 and bfloat16 can be quantized"
-    return None
-
-
-def _why_not_table(readers: Sequence[Reader], gather_axis: int | None) -> str | None:
-    """Tables are blocked along one axis, and products along their input channels."""
-    products = [reader for reader in readers if not reader.table]
-    tables = len(products) < len(readers)
-    axes = {int(reader.turned) for reader in products}
-    if len(axes) > 1:
-        ways = "nodes that read it as it is and transposed" if tables else "Gemm nodes with and without transB"
-        return f"shared by {ways}"
-    if not tables or axes == {gather_axis}:
-        return None
-    if axes:
-        others = " and ".join(dict.fromkeys(reader.node.op_type for reader in products))
-        return f"a table that Gather and {others} read: gather.axis={min(axes)} quantizes it once for both"
-    return "a table that Gather reads: quantized where gather.axis is given" if gather_axis is None else None
-
-
-def _why_not_product(reader: Reader) -> str | None:
-    node, index = reader.node, reader.index
-    if node.domain not in STANDARD or node.op_type not in ("MatMul", "Gemm") or index != 1:
-        return f"read by {node.op_type} as input {index}: the second input of MatMul and Gemm can be quantized"
-    if node.op_type == "Gemm" and (reason := _why_not_gemm(node)):
-        return reason
-    if node.inputs[0] is None or node.inputs[0].const_value is not None:
-        return "it multiplies a constant, not an activation"
-    return None
-
-
-def _why_not_gather(reader: Reader) -> str | None:
-    if reader.index != 0:
-        return f"read by Gather as input {reader.index}"
-    if axis := attribute(reader.node, "axis", 0):
-        return f"read by a Gather with axis={axis:g}: tables whose rows are gathered can be quantized"
-    return None
-
-
-def _why_not_gemm(node: ir.Node) -> str | None:
-    for name, plain in (("transA", 0), ("alpha", 1.0), ("beta", 1.0)):
-        if (value := attribute(node, name, plain)) != plain:
-            return f"read by a Gemm with {name}={value:g}"
-    return None
 
 
 def matches(weight: ir.Value, pattern: str) -> bool:
@@ -305,16 +282,20 @@ def _names(weight: ir.Value) -> list[str]:
 
 
 def _site(weight: ir.Value, readers: Sequence[Reader], graph: ir.Graph, gather_axis: int | None) -> Site:
-    assert weight.const_value is not None
+    nodes, shape = tuple(dict.fromkeys(reader.node for reader in readers)), weight_shape(weight)
+    nested = frozenset(node for node in nodes if node.graph is not graph)
+    if nodes[0].op_type == "Conv":
+        count = int(attribute(nodes[0], "group", 1))
+        c_in, c_out = int(np.prod(shape[1:])), shape[0] // count
+        return Site(weight, nodes, c_in, c_out, True, nested=nested, count=count, kernel=True)
     gathered = all(reader.table for reader in readers)
     transposed = gather_axis == 1 if gathered else any(reader.turned for reader in readers)
-    rows, columns = (int(d) for d in weight.const_value.shape.numpy())
+    rows, columns = shape[-2:]
     c_in, c_out = (columns, rows) if transposed else (rows, columns)
-    nodes = tuple(dict.fromkeys(reader.node for reader in readers))
-    nested = frozenset(node for node in nodes if node.graph is not graph)
-    return Site(weight, nodes, c_in, c_out, transposed, gathered, nested)
+    return Site(weight, nodes, c_in, c_out, transposed, gathered, nested, int(np.prod(shape[:-2])))
 
 
-def _declined(weight: ir.Value, reason: str) -> Declined:
+def decline(weight: ir.Value, reason: str) -> Declined:
+    """A weight that is left alone."""
     assert weight.const_value is not None
-    return Declined(str(weight.name), tuple(weight.const_value.shape.numpy()), weight.const_value.nbytes, reason)
+    return Declined(str(weight.name), weight_shape(weight), weight.const_value.nbytes, reason)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
-from jaxq.forms import FORMS, Form, Use, check_holds, find_form
-from jaxq.graph import Site, matches
+from jaxq.forms import FORMS, Form, Use, check_holds, find_form, why_not_held
+from jaxq.graph import Declined, Site, decline, matches
 from jaxq.methods import MethodSpec, find_method
 
 
@@ -115,6 +115,13 @@ def check_job(job: Job, has_data: bool) -> Form:
             "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
         )
     return form
+
+
+def split_held(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Declined]]:
+    """The sites whose weights the job's form holds, and the others with the reason."""
+    reasons = {site: why_not_held(job.form, job.format_of(site), site) for site in sites}
+    held = [site for site, reason in reasons.items() if reason is None]
+    return held, [decline(site.weight, reason) for site, reason in reasons.items() if reason is not None]
 
 
 def useless_patterns(job: Job, sites: Sequence[Site]) -> list[str]:

@@ -11,10 +11,11 @@ from jaxq.batches import Batch, hash_batches
 from jaxq.capture import Checkpoint, WindowRun, capture_moments
 from jaxq.checkpoint import ResultStore, RunState, run_state
 from jaxq.graph import Group
-from jaxq.groups import GroupResult, quantize_group
+from jaxq.groups import GroupResult, MomentsOf, quantize_group
 from jaxq.job import Job, check_job
 from jaxq.model_file import file_bytes, save_model
 from jaxq.progress import Progress, silent
+from jaxq.reading import Reading
 from jaxq.results import Clock, Outcome
 from jaxq.rewrite import write_weights
 from jaxq.source import Source, open_source
@@ -67,14 +68,14 @@ def quantize_model(
         told=tuple(told),
         windows=tuple(windows),
         moments_found=found,
-        tokens=max((result.tokens for result in results), default=0),
+        tokens=_tokens(results),
         model_hash=model_hash,
         data_hash=data_hash,
         source_bytes=source.nbytes,
         target_bytes=file_bytes(job.target),
         quantized_bytes=source.quantized_bytes,
         weight_bytes=source.weight_bytes,
-        bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.c_in * x.c_out for x in layers),
+        bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.size for x in layers),
         phases=tuple(clock.phases),
     )
 
@@ -113,17 +114,21 @@ def _calibrate(
     """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
     if not batches:
         return 0, []
-    values = {str(value.name): value for group in source.groups for value in group.activations}
-    begun = state.wanted([name for name in values if name not in store])
-    found = [name for name in values if name in store]
-    if len(found) == len(values):
+    readings = list(dict.fromkeys(reading for group in source.groups for reading in group.readings))
+    found = [reading for reading in readings if _is_stored(reading, store)]
+    begun = state.wanted([reading.shared_key for reading in readings if reading not in found])
+    if len(found) == len(readings):
         return len(found), []
     # A run that goes on plans the windows that it began with.
-    wanted = [values[name] for name in values if name in begun or name not in found]
+    wanted = [reading for reading in readings if reading.shared_key in begun or reading not in found]
     checkpoint = Checkpoint(state.windows, found)
     window_bytes, providers = job.window_bytes, job.providers
     windows = capture_moments(source.model, wanted, batches, store.put, window_bytes, providers, progress, checkpoint)
     return len(found), windows
+
+
+def _is_stored(reading: Reading, store: MomentStore) -> bool:
+    return reading.shared_key in store or all(key in store for key in reading.keys)
 
 
 def _search(
@@ -144,7 +149,18 @@ def _search(
         return list(pool.map(quantize, groups))
 
 
-def _moments(group: Group, store: MomentStore | None) -> Moments | None:
-    if store is None or not group.activations:
+def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:
+    if store is None or not group.readings:
         return None
-    return mean_moments([store.get(str(value.name)) for value in group.activations])
+
+    def read(index: int) -> Moments:
+        keys = [r.shared_key if r.shared_key in store else r.keys[index] for r in group.readings]
+        return mean_moments([store.get(key) for key in keys])
+
+    return read
+
+
+def _tokens(results: Sequence[GroupResult]) -> int:
+    """The most tokens that any weight saw; positions in images are tokens where there is nothing else."""
+    kernels = [result for result in results if result.group.sites[0].kernel]
+    return max((r.tokens for r in results if r not in kernels), default=max((r.tokens for r in kernels), default=0))

@@ -47,6 +47,18 @@ def find_readers(weight: ir.Value) -> list[Reader]:
     return [reader for each in direct for reader in _behind(each)]
 
 
+def attribute(node: ir.Node, name: str, default: float) -> float:
+    """A number among the node's attributes, or its default."""
+    attr = node.attributes.get(name)
+    return default if attr is None else attr.value
+
+
+def weight_shape(weight: ir.Value) -> tuple[int, ...]:
+    """The shape of an initializer."""
+    assert weight.const_value is not None
+    return tuple(int(d) for d in weight.const_value.shape.numpy())
+
+
 def float_type(weight: ir.Value, node: ir.Node) -> ir.DataType:
     """The type in which a node reads a weight: that of the last Cast between, or else the weight's own."""
     found = next(dtype for value in node.inputs if (dtype := _type_below(weight, value)) is not None)

@@ -17,20 +17,23 @@ class Layer:
     Attributes:
         name, nodes: The weight and the nodes that multiply by it.
         activation: What they multiply; of a table of Gather its own name.
-        c_in, c_out: Its shape.
+        c_in, c_out: Its shape; that of each matrix of a stack, or of each group of a Conv.
         dtype, block_size: Its format.
         nbytes: Bytes in the file, scales included, of all copies; of forms that keep the float weight, those that its
             codes and scales would take.
-        loss: Mean over calibration tokens of the squared output error, summed over columns; None without data.
+        loss: Mean over calibration tokens of the squared output error, summed over columns and matrices; None without
+            data.
         loss_rtn: The same for plain round to nearest in the same format.
         relative_output_error: ``sqrt(loss / output energy)``.
         sqnr_db: Weight energy over the energy of its error, in dB.
-        alpha: AWQ's alpha; None without scaling.
+        alpha: AWQ's alpha, of several matrices the mean of those that are scaled; None without scaling.
         fold: Where the activation's division went: "vector" (a norm's weight), "weight" (the linear layer before),
             "Mul" (a new node), or "" without scaling.
         clip_mean, clip_min: Mean and least clip ratio of its blocks.
         clip_share: Share of blocks that are clipped.
-        note: What is special about it: that it is a table of Gather, or in a subgraph; else "".
+        matrices: Number of its matrices: 1, or those of a stack or a Conv's groups.
+        note: What is special about it (a table of Gather, in a subgraph), or what the method could not do to it; else
+            "".
     """
 
     name: str
@@ -50,7 +53,13 @@ class Layer:
     clip_mean: float
     clip_min: float
     clip_share: float
+    matrices: int = 1
     note: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return self.matrices * self.c_in * self.c_out
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def write_weights(model: ir.Model, results: Sequence[GroupResult], form: Form) -
     """
     stored = {site: w for result in results for site, w in zip(result.group.sites, result.weights, strict=True)}
     folds = {result: _find_fold(result, stored) for result in results if result.scaled}
-    divisors = {weight: result.s for result, fold in folds.items() if fold for weight in fold.weights}
+    divisors = {weight: result.s.ravel() for result, fold in folds.items() if fold for weight in fold.weights}
     if form.domain:
         model.opset_imports.setdefault(form.domain, 1)
     layers, graphs = [], list(model.graphs())
@@ -52,7 +52,7 @@ def _new_bytes(graphs: Sequence[ir.Graph], before: Collection[str]) -> int:
 def _find_fold(result: GroupResult, stored: Mapping[Site, StoredWeight]) -> Fold | None:
     fold = find_fold(result.group, stored)
     weights = {site.weight: weight for site, weight in stored.items()}
-    if fold is None or not all(weights[w].can_divide_columns(result.s) for w in fold.weights):
+    if fold is None or not all(weights[w].can_divide_columns(result.s.ravel()) for w in fold.weights):
         return None
     return fold if all(np.isfinite(v).all() for v in divided_vectors(fold, result.s)) else None
 

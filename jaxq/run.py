@@ -174,9 +174,20 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
     yield from outcome.told
     for pattern in outcome.unmatched:
         yield f"the pattern {pattern!r} fits no weight"
+    for note, names in _layer_notes(outcome).items():
+        yield f"{', '.join(map(repr, names[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {note}"
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})
     if unmasked:
         yield f"padding counts in {len(unmasked)} activations whose shape shows no tokens: {', '.join(unmasked[:3])}"
+
+
+def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:
+    """What is to be said of weights, and of which; those of subgraphs are told of together."""
+    notes: dict[str, list[str]] = {}
+    for layer in outcome.layers:
+        if layer.note and "in a subgraph" not in layer.note:
+            notes.setdefault(layer.note, []).append(layer.name)
+    return notes
 
 
 def _source(config: Config, cache: Path, progress: Progress) -> tuple[Path, list[str]]:

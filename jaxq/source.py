@@ -9,7 +9,7 @@ import onnx_ir as ir
 from jaxq.errors import JaxqError
 from jaxq.forms import Form
 from jaxq.graph import Declined, Group, declined_in_functions, find_sites, prepare, sibling_groups, unmatched
-from jaxq.job import Job, useless_patterns
+from jaxq.job import Job, split_held, useless_patterns
 from jaxq.model_file import data_files, data_path, load_model, raise_opset
 from jaxq.plain import inline_functions
 from jaxq.present import ALREADY, PART
@@ -56,7 +56,8 @@ def open_source(job: Job, form: Form) -> Source:
     raise_opset(model, form.opset, form.ir_version)
     prepare(model)
     sites, declined = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
-    declined += declined_in_functions(model)
+    sites, not_held = split_held(job, sites)
+    declined += [*not_held, *declined_in_functions(model)]
     useless = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
     if not sites:
         raise JaxqError(f"model {str(job.source)!r} {_nothing_left(declined)}")

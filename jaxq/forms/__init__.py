@@ -24,6 +24,7 @@ class Form:
         opset: The least opset that can say it; 0 for any.
         ir_version: The least version of the file format.
         gather_axes: Axes along which it can hold blocked tables of Gather.
+        stacks: It holds stacks of matrices and kernels of Conv, not just matrices.
         scaled: It holds the codes, so that they can be of scaled or clipped weights; else the float weight.
         negative_scales: Its runtimes take scales below zero.
         runs: onnxruntime runs it on a CPU.
@@ -35,6 +36,7 @@ class Form:
     opset: int = 21
     ir_version: int = 10
     gather_axes: tuple[int, ...] = ()
+    stacks: bool = True
     scaled: bool = True
     negative_scales: bool = True
     runs: bool = True
@@ -57,6 +59,7 @@ FORMS = {
         dict.fromkeys(_INTEGERS, _BLOCKED),
         opset=13,
         gather_axes=(1,),
+        stacks=False,
         domain=matmulnbits.DOMAIN,
     ),
     "nvfp4_standard": Form(nvfp4_standard.write, {"nvfp4": (16,)}, opset=23, ir_version=11, runs=False),
@@ -66,6 +69,7 @@ FORMS = {
         trt.write,
         {"int4": _BLOCK_SIZES, "int8": (-1,), "mxfp8": (32,)},
         gather_axes=(0, 1),
+        stacks=False,
         negative_scales=False,
         runs=False,
         domain=trt.DOMAIN,
@@ -74,6 +78,7 @@ FORMS = {
         trt.write_qdq,
         {"int4": _BLOCK_SIZES, "int8": (-1,)},
         gather_axes=(0, 1),
+        stacks=False,
         scaled=False,
         negative_scales=False,
         runs=False,
@@ -154,6 +159,19 @@ def _check_use(name: str, use: Use, uses: Sequence[Use]) -> None:
         raise JaxqError(
             f"the form {name!r} takes positive scales only: leave method.full_range out, or set it to false"
         )
+
+
+def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
+    """Why a form cannot hold a site's weight in a format that it holds; None where it can."""
+    if not site.kernel and not site.lead:
+        return None
+    what = "a kernel of Conv" if site.kernel else "a stack of matrices"
+    if not FORMS[name].stacks:
+        able = [n for n, form in FORMS.items() if form.stacks and fmt.block_size in form.holds.get(fmt.dtype, ())]
+        return f"{what}: the form {name!r} holds matrices only" + f"; {', '.join(able)} hold it" * bool(able)
+    if fmt.dtype == "nvfp4" and site.count > 1:
+        return f"{what}, {site.count} in one: nvfp4 has one scale for the whole weight"
+    return None
 
 
 def _who_holds(uses: Sequence[Use]) -> str:

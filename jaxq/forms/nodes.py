@@ -54,8 +54,8 @@ def float_type(site: Site, node: ir.Node) -> ir.DataType:
 
 
 def is_turned(site: Site, node: ir.Node) -> bool:
-    """Whether a node needs the weight as [c_out, c_in]: rows of a table whose rows are blocked."""
-    return site.transposed and is_table(node)
+    """Whether a node needs the weight as [c_out, c_in]: rows of a table whose rows are blocked, or a kernel."""
+    return site.transposed and (site.kernel or is_table(node))
 
 
 def drop_weight(graph: ir.Graph, site: Site) -> None:
@@ -64,23 +64,39 @@ def drop_weight(graph: ir.Graph, site: Site) -> None:
     drop_unused(graph, site.weight)
 
 
-def blocked_attributes(weight: StoredWeight, turned: bool) -> list[ir.Attr]:
-    """Axis and block size of the (De)QuantizeLinear nodes of codes [c_in, c_out], or [c_out, c_in] if ``turned``."""
-    if weight.fmt.block_size == -1:
+def blocked_attributes(site: Site, weight: StoredWeight, turned: bool) -> list[ir.Attr]:
+    """Axis and block size of the (De)QuantizeLinear nodes of codes that are laid out as `shape_of` says.
+
+    One block a column of a stack is a block as long as that: a vector of scales could not tell the matrices apart.
+    """
+    block, lead = weight.fmt.block_size, lead_of(site, turned)
+    if block == -1 and not lead:
         return [ir.AttrInt64("axis", 0 if turned else 1)]
-    return [ir.AttrInt64("axis", 1 if turned else 0), ir.AttrInt64("block_size", weight.fmt.block_size)]
+    axis = 1 if turned else len(lead)
+    return [ir.AttrInt64("axis", axis), ir.AttrInt64("block_size", site.c_in if block == -1 else block)]
 
 
-def shape_of(site: Site, turned: bool) -> tuple[int, int]:
-    """The weight's shape as it is laid out."""
-    return (site.c_out, site.c_in) if turned else (site.c_in, site.c_out)
+def shape_of(site: Site, turned: bool) -> tuple[int, ...]:
+    """The weight's shape as it is laid out: [c_in, c_out], of a stack with its dimensions in front, or all columns."""
+    return (site.columns, site.c_in) if turned else (*site.lead, site.c_in, site.c_out)
+
+
+def layout_of(site: Site, weight: StoredWeight, turned: bool) -> tuple[int, ...]:
+    """As `shape_of`, but a kernel with one scale for each output has its own shape: its first axis says it all."""
+    return site.shape if site.kernel and weight.fmt.block_size == -1 else shape_of(site, turned)
+
+
+def lead_of(site: Site, turned: bool) -> tuple[int, ...]:
+    """The dimensions of a stack in front of its matrices', where it is laid out with them."""
+    return () if turned else site.lead
 
 
 def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight, turned: bool = False) -> list[ir.Value]:
     """Initializers of a graph with scales and, where there are some, zero points."""
-    values = [new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned))]
+    lead = lead_of(site, turned)
+    values = [new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned, lead))]
     if weight.zp is not None:
-        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned)))
+        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned, lead)))
     return values
 
 
@@ -90,30 +106,51 @@ def dequantize(
     """Codes, scales and the node that makes floats of them, in front of one of the site's nodes, in its graph."""
     graph, dtype = graph_of(node), float_type(site, node)
     weight = weight.with_float_type(dtype)
-    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned))
+    shape = layout_of(site, weight, turned)
+    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned, lead_of(site, turned), shape))
     inputs = [codes, *add_parameters(graph, site, weight, turned)]
-    how = blocked_attributes(weight, turned)
-    shape = shape_of(site, turned)
+    how = blocked_attributes(site, weight, turned)
     return add_node(node, op, inputs, how, name=f"{node.name}_weight", dtype=dtype, shape=shape, domain=domain)
 
 
 def place(site: Site, node: ir.Node, weight: ir.Value, turned: bool) -> None:
-    """Lets one of the site's nodes read ``weight`` [c_in, c_out], or [c_out, c_in] if ``turned``.
+    """Lets one of the site's nodes read ``weight``, laid out as `layout_of` says.
 
-    Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not.
+    Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not. Conv and stacks get their
+    dimensions back.
     """
     crosswise = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
     if is_table(node):
         assert turned == site.transposed
         node.replace_input_with(0, weight)
+    elif site.kernel:
+        assert turned
+        node.replace_input_with(1, _reshaped(node, weight, site.shape))
+    elif site.lead and turned:
+        w = _reshaped(node, weight, (*site.lead, site.c_out, site.c_in))
+        node.replace_input_with(1, _transposed(site, node, w))
     elif crosswise and not turned:
         _gemm_to_matmul(node, weight)
     elif crosswise or not turned:
         node.replace_input_with(1, weight)
     else:
-        name, shape = f"{weight.name}_transposed", shape_of(site, False)
-        perm, dtype = ir.AttrInt64s("perm", [1, 0]), weight.dtype or ir.DataType.FLOAT
-        node.replace_input_with(1, add_node(node, "Transpose", [weight], [perm], name=name, dtype=dtype, shape=shape))
+        node.replace_input_with(1, _transposed(site, node, weight))
+
+
+def _reshaped(node: ir.Node, weight: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    if weight.shape is not None and tuple(weight.shape.numpy()) == shape:
+        return weight
+    to = constant(graph_of(node), f"shape_{'_'.join(map(str, shape))}", shape)
+    name, dtype = f"{weight.name}_reshaped", weight.dtype or ir.DataType.FLOAT
+    return add_node(node, "Reshape", [weight, to], name=name, dtype=dtype, shape=shape)
+
+
+def _transposed(site: Site, node: ir.Node, weight: ir.Value) -> ir.Value:
+    """[..., c_out, c_in] as [..., c_in, c_out]."""
+    rank = len(site.lead) + 2
+    perm = ir.AttrInt64s("perm", [*range(rank - 2), rank - 1, rank - 2])
+    name, dtype, shape = f"{weight.name}_transposed", weight.dtype or ir.DataType.FLOAT, shape_of(site, False)
+    return add_node(node, "Transpose", [weight], [perm], name=name, dtype=dtype, shape=shape)
 
 
 def as_float(node: ir.Node, value: ir.Value, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:

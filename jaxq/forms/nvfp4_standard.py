@@ -10,7 +10,7 @@ from jaxq.graph import Site
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Two DequantizeLinear for each node: block scales times the weight's, then codes [c_out, c_in] times these."""
-    blocks = (site.c_out, weight.n_blocks)
+    blocks = (site.columns, weight.n_blocks)
     for node in site.nodes:
         holder, dtype = graph_of(node), float_type(site, node)
         codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, turned=True))

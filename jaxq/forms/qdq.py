@@ -14,11 +14,11 @@ from jaxq.forms.nodes import (
     drop_weight,
     float_type,
     is_turned,
+    layout_of,
     place,
-    shape_of,
 )
 from jaxq.forms.weight import StoredWeight, tensor
-from jaxq.graph import Site
+from jaxq.graph import Site, read_weight
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", domain: str = "") -> None:
@@ -32,9 +32,9 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", d
     to = [] if weight.zp is not None or domain else [ir.AttrInt64("output_dtype", int(weight.dtype))]
     for node in site.nodes:
         turned, dtype = is_turned(site, node), float_type(site, node)
-        how, shape = blocked_attributes(weight, turned), shape_of(site, turned)
+        how, shape = blocked_attributes(site, weight, turned), layout_of(site, weight, turned)
         if (turned, dtype) not in sources:
-            sources[turned, dtype] = _source(site.weight.graph or graph, site, turned, dtype)
+            sources[turned, dtype] = _source(site.weight.graph or graph, site, turned, dtype, shape)
         key = (graph_of(node), turned, dtype)
         if key not in held:
             held[key] = add_parameters(key[0], site, weight.with_float_type(dtype), turned)
@@ -48,13 +48,17 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", d
     drop_weight(graph, site)
 
 
-def _source(holder: ir.Graph, site: Site, turned: bool, dtype: ir.DataType) -> ir.Value:
+def _source(holder: ir.Graph, site: Site, turned: bool, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
     """The float weight in a layout and type: itself where it has these, else a copy."""
-    if site.transposed == turned and dtype == site.weight.dtype:
+    same = site.transposed == turned
+    if same and dtype == site.weight.dtype and shape == site.shape:
         return site.weight
 
     def make() -> np.ndarray:
+        if same:
+            return read_weight(site.weight).astype(dtype.numpy())
         w = site.array().astype(dtype.numpy())
         return np.ascontiguousarray(w.T) if turned else w
 
-    return new_initializer(holder, f"{site.name}_transposed", tensor(make, dtype, shape_of(site, turned)))
+    name = f"{site.name}_{'matrix' if site.kernel else 'transposed'}"
+    return new_initializer(holder, name, tensor(make, dtype, shape))

@@ -31,7 +31,7 @@ class StoredWeight:
         s: Scales [n_blocks, c_out]: in the activations' type, float8 E4M3 (NVFP4), or uint8 exponents (MX).
         zp: [n_blocks, c_out] uint8, or None.
         s2: NVFP4's scale of the weight, or None.
-        shape: [c_in, c_out].
+        shape: [c_in, c_out]; the matrices of a stack lie side by side, as more columns.
         fmt: How the codes were made.
     """
 
@@ -128,21 +128,34 @@ def _divided(s: Read, divisor: np.ndarray) -> np.ndarray:
         return (old.astype(np.float32) / divisor).astype(old.dtype)
 
 
-def code_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
-    """The codes as an ONNX tensor [c_in, c_out], or [c_out, c_in] if ``turned``."""
+def code_tensor(
+    weight: StoredWeight, turned: bool = False, lead: tuple[int, ...] = (), shape: tuple[int, ...] | None = None
+) -> ir.TensorProtocol:
+    """The codes as an ONNX tensor.
+
+    Args:
+        weight: The weight.
+        turned: They lie as [c_out, c_in], else as [c_in, c_out].
+        lead: Dimensions of a stack; its codes lie as [*lead, c_in, c_out].
+        shape: What the file says of the shape, where that is not the one of these.
+    """
+    if lead:
+        count = int(np.prod(lead))
+        shape = shape or (*lead, weight.shape[0], weight.shape[1] // count)
+        return tensor(lambda: _packed(_apart(weight.unpacked(), count), weight), weight.dtype, shape)
     if not turned:
-        return tensor(weight.codes, weight.dtype, weight.shape)
+        return tensor(weight.codes, weight.dtype, shape or weight.shape)
 
-    def make() -> np.ndarray:
-        codes = np.ascontiguousarray(weight.unpacked().T)
-        return pack(codes) if weight.fmt.code_bits == 4 else codes
-
-    return tensor(make, weight.dtype, weight.shape[::-1])
+    return tensor(lambda: _packed(weight.unpacked().T, weight), weight.dtype, shape or weight.shape[::-1])
 
 
-def scale_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
-    """The scales as an ONNX tensor: [n_blocks, c_out], turned, or [c_out] of a format with one block a column."""
-    return tensor(lambda: _laid_out(weight.s(), weight, turned), weight.scale_dtype, parameter_shape(weight, turned))
+def scale_tensor(weight: StoredWeight, turned: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
+    """The scales as an ONNX tensor: [n_blocks, c_out], turned, or [c_out] of a format with one block a column.
+
+    Of a stack [*lead, n_blocks, c_out], whatever the format.
+    """
+    shape = parameter_shape(weight, turned, lead)
+    return tensor(lambda: _laid_out(weight.s(), weight, turned, lead), weight.scale_dtype, shape)
 
 
 def exponent_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
@@ -161,27 +174,40 @@ def second_scale_tensor(weight: StoredWeight) -> ir.TensorProtocol:
     return tensor(lambda: s2().reshape(1), ir.DataType.FLOAT, (1,))
 
 
-def zero_point_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
+def zero_point_tensor(weight: StoredWeight, turned: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
     """The zero points in the codes' type, shaped as the scales."""
     zp = weight.zp
     assert zp is not None
 
     def make() -> np.ndarray:
-        laid_out = _laid_out(zp(), weight, turned)
-        return pack(laid_out) if weight.fmt.code_bits == 4 else laid_out
+        return _packed(_laid_out(zp(), weight, turned, lead), weight)
 
-    return tensor(make, weight.dtype, parameter_shape(weight, turned))
+    return tensor(make, weight.dtype, parameter_shape(weight, turned, lead))
 
 
-def parameter_shape(weight: StoredWeight, turned: bool) -> tuple[int, ...]:
+def parameter_shape(weight: StoredWeight, turned: bool, lead: tuple[int, ...] = ()) -> tuple[int, ...]:
     """The shape that scales and zero points have in the file."""
+    if lead:
+        return (*lead, weight.n_blocks, weight.shape[1] // int(np.prod(lead)))
     if weight.fmt.block_size == -1:
         return (weight.shape[1],)
     shape = (weight.n_blocks, weight.shape[1])
     return shape[::-1] if turned else shape
 
 
-def _laid_out(parameters: np.ndarray, weight: StoredWeight, turned: bool) -> np.ndarray:
+def _apart(array: np.ndarray, count: int) -> np.ndarray:
+    """Matrices that lie side by side, [rows, count * columns], as [count, rows, columns]."""
+    return array.reshape(len(array), count, -1).transpose(1, 0, 2)
+
+
+def _packed(codes: np.ndarray, weight: StoredWeight) -> np.ndarray:
+    codes = np.ascontiguousarray(codes)
+    return pack(codes) if weight.fmt.code_bits == 4 else codes
+
+
+def _laid_out(parameters: np.ndarray, weight: StoredWeight, turned: bool, lead: tuple[int, ...] = ()) -> np.ndarray:
+    if lead:
+        return _apart(parameters, int(np.prod(lead)))
     if weight.fmt.block_size == -1:
         return parameters.reshape(-1)
     return np.ascontiguousarray(parameters.T if turned else parameters)

@@ -1,6 +1,6 @@
 """Weights behind Transpose, Cast, Reshape and their like become initializers of their own, computed when asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,21 +27,41 @@ class View(ir.LazyTensor):
     """
 
     def __init__(self, source: ir.Value, steps: tuple[Step, ...], names: tuple[tuple[str, str], ...]) -> None:
-        tensor = source.const_value
-        assert tensor is not None
+        assert source.const_value is not None
+        tensor: ir.TensorProtocol = source.const_value
         dtype, shape = tensor.dtype, _static_shape(tensor)
         for step in steps:
             dtype = step.to if isinstance(step, Converted) else dtype
             shape = step.shape(shape)
         super().__init__(lambda: _read(tensor, steps, dtype), dtype, ir.Shape(shape))
         self.source, self.steps, self.names = source, steps, names
+        self._tensor: ir.TensorProtocol = tensor
+
+    def entry(self, shape: Shape, index: int) -> np.ndarray:
+        """One entry of the view in another shape: of a stack one matrix, without a copy of all."""
+
+        def pick(array: np.ndarray) -> np.ndarray:
+            if array.ndim > 2 and array.shape[-2:] == shape[1:]:
+                return array[np.unravel_index(index, array.shape[:-2])]
+            return array.reshape(shape)[index]
+
+        return _read(self._tensor, self.steps, self.dtype, pick).numpy()
 
 
 def _static_shape(tensor: ir.TensorProtocol) -> Shape:
     return tuple(int(d) for d in tensor.shape.numpy())
 
 
-def _read(tensor: ir.TensorProtocol, steps: tuple[Step, ...], dtype: ir.DataType) -> ir.TensorProtocol:
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _read(
+    tensor: ir.TensorProtocol,
+    steps: tuple[Step, ...],
+    dtype: ir.DataType,
+    pick: Callable[[np.ndarray], np.ndarray] = _same,
+) -> ir.Tensor:
     """A tensor of its own memory. Views of one file are read side by side, each through its own mapping."""
     mapped = None
     if isinstance(tensor, ir.ExternalTensor):
@@ -57,7 +77,7 @@ def _read(tensor: ir.TensorProtocol, steps: tuple[Step, ...], dtype: ir.DataType
     whole = array = tensor.numpy()
     for step in steps:
         array = step.apply(array)
-    result = np.ascontiguousarray(array)
+    result = np.ascontiguousarray(pick(array))
     if np.may_share_memory(result, whole):
         result = result.copy()
     del whole, array

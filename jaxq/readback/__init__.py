@@ -1,7 +1,7 @@
 """Quantized weights of an ONNX file, read back from its own bytes, whoever wrote it.
 
-A weight is what a MatMul, Gemm or Gather reads of nodes that depend on constants alone and dequantize them, or what a
-MatMulNBits or GatherBlockQuantized node holds. Structure decides what it is; names only label it.
+A weight is what a MatMul, Gemm, Conv or Gather reads of nodes that depend on constants alone and dequantize them, or
+what a MatMulNBits or GatherBlockQuantized node holds. Structure decides what it is; names only label it.
 """
 
 import re
@@ -15,7 +15,6 @@ import onnx_ir.passes.common as passes
 
 from jaxq.edit import new_initializer
 from jaxq.errors import JaxqError
-from jaxq.graph import attribute
 from jaxq.readback.constants import (
     BROKEN,
     DEQUANTIZERS,
@@ -34,6 +33,7 @@ from jaxq.readback.constants import (
     tensor_of,
 )
 from jaxq.readback.layouts import Parts, find_parts, parts_of_product, parts_of_table
+from jaxq.readers import attribute
 
 _HOLDERS = {("com.microsoft", "MatMulNBits"), ("com.microsoft", "GatherBlockQuantized")}
 
@@ -53,7 +53,7 @@ class FoundWeight:
         block_size: -1 for one block per channel, 0 for one scale in all.
         axis: The axis, of the weight as it is stored, that is split into blocks or into channels.
         transposed: It is stored [c_out, c_in].
-        shape: [c_in, c_out] of ``y = x W``, or a table's own shape.
+        shape: [c_in, c_out] of ``y = x W``, of a stack [matrices, c_in, c_out]; or a table's or a kernel's own shape.
         float_dtype: Type of the activations.
         nbytes: Bytes of codes, scales and zero points, copies included; of the forms that hold the float weight, what
             its codes would take.
@@ -221,15 +221,17 @@ def _weights_at(place: Place, readers: Sequence[tuple[ir.Node, int]]) -> Iterato
     for node, index in readers:
         ways.setdefault(_way(node, index), []).append(node)
     for (_, flip), nodes in ways.items():
-        if len(parts.shape) != 2 and (flip or parts.turned):
+        if len(parts.shape) != 2 and flip:
             raise UnclearError(f"a transposed weight of rank {len(parts.shape)}")
         yield _weight(place, parts, parts.turned != flip, flip, nodes)
 
 
 def _way(node: ir.Node, index: int) -> tuple[bool, bool]:
-    """Whether a node reads a table, and whether it transposes what it reads."""
+    """Whether a node reads a weight in its own shape (a table or a kernel), and whether it transposes what it reads."""
     key = key_of(node)
     if key == ("", "Gather") and index == 0:
+        return True, False
+    if key == ("", "Conv") and index == 1:
         return True, False
     if key in (("", "MatMul"), ("", "Gemm")) and index == 1:
         return False, node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
@@ -250,7 +252,7 @@ def _weight(place: Place, parts: Parts, transposed: bool, flip: bool, nodes: Seq
         block_size=parts.block_size,
         axis=parts.axis,
         transposed=transposed,
-        shape=parts.shape[::-1] if transposed else parts.shape,
+        shape=(*parts.shape[:-2], *parts.shape[:-3:-1]) if transposed else parts.shape,
         float_dtype=parts.float_dtype,
         nbytes=nbytes + -(-int(np.prod(parts.shape)) * (parts.code_bits or 0) // 8),
         file_nbytes=file_nbytes,

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.graph import attribute
 from jaxq.readback.constants import (
     DEQUANTIZERS,
     PAIRS,
@@ -24,11 +23,15 @@ from jaxq.readback.constants import (
     tensor_of,
     type_of,
 )
+from jaxq.readers import attribute
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a place is made of; ``turned``: what it gives is the transpose of ``shape``, the shape that is stored."""
+    """What a place is made of; ``turned``: what it gives has the last two dimensions of ``shape`` swapped.
+
+    ``shape`` is the one that is stored, or the one that nodes give it before they swap.
+    """
 
     form: str
     dtype: str
@@ -43,19 +46,37 @@ class Parts:
 
 def find_parts(value: ir.Value) -> Parts:
     """What a constant that nodes compute is made of."""
-    float_dtype, turned = type_of(value), False
+    float_dtype, turned, shape = type_of(value), False, None
     node = value.producer()
-    while node is not None and node.op_type in ("Transpose", "Cast", "Identity"):
+    while node is not None and (node.op_type in ("Transpose", "Cast", "Identity") or _gives_shape(node)):
         if node.op_type == "Transpose":
-            perm = node.attributes.get_ints("perm", (1, 0))
-            if tuple(perm) != (1, 0):
-                raise UnclearError(f"a Transpose with perm={list(perm)}")
+            _check_swap(node, shape)
             turned = not turned
+        elif node.op_type == "Reshape":
+            shape = shape or tuple(constant_of(node, 1).tolist())
         node = input_of(node, 0).producer()
     if node is None:
         raise UnclearError("a constant without scales")
     parts = _parts_of_blocks(node) if key_of(node) in DEQUANTIZERS else _parts_of_casts(node)
-    return replace(parts, float_dtype=float_dtype, turned=turned)
+    if shape is not None and (len(parts.shape) != 2 or np.prod(shape) != np.prod(parts.shape) or min(shape) < 1):
+        raise UnclearError(f"a Reshape of {list(parts.shape)} to {list(shape)}")
+    return replace(parts, shape=shape or parts.shape, float_dtype=float_dtype, turned=turned)
+
+
+def _gives_shape(node: ir.Node) -> bool:
+    """Whether a node gives a weight that is laid out as a matrix the shape of a stack or a kernel."""
+    if node.op_type != "Reshape":
+        return False
+    producer = input_of(node, 0).producer()
+    return len(constant_of(node, 1)) > 2 or (producer is not None and key_of(producer) in DEQUANTIZERS)
+
+
+def _check_swap(node: ir.Node, shape: tuple[int, ...] | None) -> None:
+    """Refuses a Transpose that does more than swap the last two dimensions, or that a Reshape follows."""
+    perm = tuple(node.attributes.get_ints("perm", (1, 0)))
+    rank = len(perm)
+    if shape is not None or perm != (*range(rank - 2), rank - 1, rank - 2):
+        raise UnclearError(f"a Transpose with perm={list(perm)}")
 
 
 def _parts_of_blocks(node: ir.Node) -> Parts:
@@ -81,6 +102,8 @@ def _parts_of_blocks(node: ir.Node) -> Parts:
     elif mx == "mxfp4" and scales[0].dtype == e4m3 and len(scales) == 2:
         form, name = "nvfp4_standard", "nvfp4"
     axis, block = blocks_of(node, shape, shape_of(scales[0]))
+    if len(shape) > 2 and block == shape[axis]:  # a matrix of a stack has no other way to say so
+        axis, block = len(shape) - 1, -1
     tensors = (codes, scales[0], *zero_points, *scales[1:])
     return Parts(form, name, block, axis, shape, dtype, tensors, code_bits)
 

@@ -73,7 +73,7 @@ def _moments(path, batches):
     model = load_model(path)
     prepare(model)
     sites, _ = find_sites(model.graph, ("*lm_head*",))
-    wanted = list(dict.fromkeys(value for group in sibling_groups(sites) for value in group.activations))
+    wanted = list(dict.fromkeys(reading for group in sibling_groups(sites) for reading in group.readings))
     found = {}
     capture_moments(model, wanted, batches, found.__setitem__, max_bytes=100_000)
     return found

@@ -17,6 +17,7 @@ from jaxq.capture import WindowRun, capture_moments
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat
 from jaxq.graph import find_sites, prepare
+from jaxq.reading import Reading
 from jaxq.statistics import Moments
 from tests.graph import models
 from tests.graph.conftest import CONFIG, decoder_batches
@@ -24,11 +25,11 @@ from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, weight
 from tests.graph.running import initializers, run
 
 
-def opened(source: Path | onnx.ModelProto) -> tuple[ir.Model, list[ir.Value]]:
+def opened(source: Path | onnx.ModelProto) -> tuple[ir.Model, list[Reading]]:
     model = ir.load(source) if isinstance(source, Path) else ir.from_proto(source)
     prepare(model)
     sites, _ = find_sites(model.graph)
-    return model, list(dict.fromkeys(x for site in sites for x in site.activations))
+    return model, list(dict.fromkeys(x for site in sites for x in site.readings))
 
 
 def capture(

@@ -161,7 +161,11 @@ def odd_gathers() -> onnx.ModelProto:
         pytest.param(
             odd_gathers,
             ["rows"],
-            {"columns": "Gather with axis=1", "vector": "a vector", "stack": "a stack of matrices of rank 3"},
+            {
+                "columns": "Gather with axis=1",
+                "vector": "a vector",
+                "stack": "that Gather picks from by a computed index",
+            },
             id="odd gathers",
         ),
     ],

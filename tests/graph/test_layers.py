@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 # A module imports modules of its own layer and of those above it in this list. Names are those below `jaxq`;
 # a package stands for all that it holds.
 LAYERS: list[set[str]] = [
-    {"blocks", "errors", "progress", "version"},
+    {"blocks", "errors", "patches", "progress", "version"},
     {"integer", "float4", "mx", "packing", "statistics"},
     {"formats", "quant_utils"},
-    {"plain", "awq", "readers", "present", "edit", "sparse", "graph", "fold", "forms"},
-    {"windows", "widen", "runtime", "lazy_load", "batches", "store", "spool", "forward", "capture"},
-    {"methods", "groups", "checkpoint", "job", "model_file", "results", "readback"},
+    {"plain", "awq", "readers", "present", "edit", "sparse", "reading", "reasons", "graph", "fold", "forms"},
+    {"windows", "widen", "runtime", "lazy_load", "batches", "store", "spool", "forward", "collect", "capture"},
+    {"methods", "stacks", "groups", "checkpoint", "job", "model_file", "results", "readback"},
     {"source", "rewrite"},
     {"pipeline", "estimate", "inspect"},
     {"modelopt", "int4", "evaluation", "output_errors", "inputs", "caches", "companions", "config", "config_errors"},

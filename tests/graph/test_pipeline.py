@@ -120,7 +120,7 @@ def test_nothing_is_written_for_a_weight_that_is_not_finite(tmp_path):
     ("name", "message"),
     [
         pytest.param("double", r"has no weight that can be quantized: its type is DOUBLE", id="double"),
-        pytest.param("stacked", r"has no weight that can be quantized: a stack of matrices of rank 3", id="stacked"),
+        pytest.param("gemm_mixed", r"has no weight that can be quantized: shared by Gemm nodes", id="gemm_mixed"),
     ],
 )
 def test_a_model_without_weights_to_quantize_says_why(name, message, tmp_path):

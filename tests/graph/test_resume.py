@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import onnx
 import pytest
 
 from jaxq.batches import Batch
@@ -22,7 +23,7 @@ from jaxq.model_file import load_model
 from jaxq.pipeline import quantize_model
 from tests.graph import models
 from tests.graph.conftest import decoder_batches
-from tests.graph.models import HIDDEN, tokens
+from tests.graph.models import HIDDEN, build, node, tokens, value, weight
 from tests.graph.running import quantize, save
 
 KILLS = 20
@@ -252,12 +253,13 @@ def test_the_same_run_twice_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "nvfp4", "mxfp8", "mxfp4"])
-@pytest.mark.parametrize("name", ["swiglu", "half"])
+@pytest.mark.parametrize("name", ["swiglu", "half", "stacked", "masked_moe", "convolution", "grouped"])
 def test_weights_come_back_from_disk_as_they_were(dtype, name, tmp_path):
-    model = load_model(save(models.MODELS[name](), tmp_path))
+    proto = models.convolution(group=2) if name == "grouped" else models.MODELS[name]()
+    model = load_model(save(proto, tmp_path))
     prepare(model)
-    sites, _ = find_sites(model.graph)
     spec = MethodSpec("rtn_dq", make_format(dtype))
+    sites = [site for site in find_sites(model.graph)[0] if dtype != "nvfp4" or site.count == 1]
     store = ResultStore(tmp_path / "weights")
     for group in sibling_groups(sites):
         formats = [spec.fmt] * len(group.sites)
@@ -276,3 +278,39 @@ def test_weights_come_back_from_disk_as_they_were(dtype, name, tmp_path):
                     assert a().dtype == b().dtype
                     assert a().tobytes() == b().tobytes()
                     assert a().shape == b().shape
+
+
+def images() -> onnx.ModelProto:
+    """Three convolutions, the last one in two groups."""
+    nodes = [node("Conv", "x first", "h"), node("Conv", "h second", "i"), node("Conv", "i third", "y", group=2)]
+    weights = {"first": weight(16, 8, 3, 3), "second": weight(16, 16, 1, 1), "third": weight(12, 8, 3, 3)}
+    return build(nodes, weights, {"y": ("n", 12, "h", "w")}, [value("x", ("n", 8, "h", "w"))])
+
+
+MOE = [Batch({"x": tokens(3, 20, HIDDEN, seed=seed)}) for seed in range(3)]
+IMAGES = [Batch({"x": tokens(2, 8, 6, 6, seed=seed)}) for seed in range(2)]
+
+
+@pytest.mark.parametrize("label", ["calibrate", "search"])
+@pytest.mark.parametrize(
+    ("make", "batches"),
+    [(models.masked_moe, MOE), (models.broadcast_moe, MOE), (images, IMAGES)],
+    ids=["experts", "experts of the same tokens", "convolution"],
+)
+def test_stacks_and_kernels_go_on_as_matrices_do(make, batches, label, tmp_path):
+    """Moments of each matrix are found again, and scales of each come back from disk."""
+    source = save(make(), tmp_path)
+
+    def job(name: str, cache: str) -> Job:
+        spec = MethodSpec("awq_full", IntegerFormat(block_size=32, num_bits=3), alpha_step=0.5, clip_step=0.25)
+        return Job(source, tmp_path / f"{name}.onnx", spec, "dq", (), tmp_path / cache, window_bytes=1000)
+
+    whole = quantize_model(job("whole", "another"), batches)
+    steps = 1 if label == "search" else len(batches) * len(whole.windows)
+    with pytest.raises(Interrupted):
+        quantize_model(job("out", "cache"), batches, stop_after(label, steps))
+    outcome = quantize_model(job("out", "cache"), batches)
+    assert outcome.told == ("a run of this command was stopped before: it goes on from there",)
+    assert len(outcome.windows) < len(whole.windows)
+    assert (outcome.layers, outcome.tokens) == (whole.layers, whole.tokens)
+    assert job("out", "cache").target.read_bytes() == job("whole", "another").target.read_bytes()

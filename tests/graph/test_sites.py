@@ -34,11 +34,6 @@ def first_input() -> onnx.ModelProto:
     )
 
 
-def convolution() -> onnx.ModelProto:
-    x = models.value("x", ("n", 8, "l"))
-    return build([node("Conv", "x w", "y")], {"w": weight(4, 8, 3)}, {"y": ("n", 4, "m")}, [x])
-
-
 def contrib() -> onnx.ModelProto:
     """A MatMul of another domain is another operator."""
     model = models.linear_pair()
@@ -63,22 +58,15 @@ def contrib() -> onnx.ModelProto:
         pytest.param(
             first_input,
             "w",
-            "read by MatMul as input 0: the second input of MatMul and Gemm can be quantized",
+            "read by MatMul as input 0: the second input of MatMul, Gemm and Conv can be quantized",
             id="first input",
-        ),
-        pytest.param(
-            convolution,
-            "w",
-            "read by Conv as input 1: the second input of MatMul and Gemm can be quantized",
-            id="convolution",
         ),
         pytest.param(
             contrib,
             "second",
-            "read by MatMul as input 1: the second input of MatMul and Gemm can be quantized",
+            "read by MatMul as input 1: the second input of MatMul, Gemm and Conv can be quantized",
             id="other domain",
         ),
-        pytest.param(models.stacked, "experts", "a stack of matrices of rank 3: a matrix can be quantized", id="stack"),
         pytest.param(lambda: models.gemm(alpha=0.0), "w", "read by a Gemm with alpha=0", id="alpha"),
         pytest.param(models.gemm_mixed, "w", "shared by Gemm nodes with and without transB", id="both transB"),
         pytest.param(
@@ -108,6 +96,8 @@ def test_a_weight_is_declined_with_its_reason(make, name, reason):
         pytest.param(models.conditional, ["first", "outer", "inner", "second"], id="conditional"),
         pytest.param(MODELS["half"], ["w"], id="half"),
         pytest.param(models.attention, ["q", "k", "v", "o", "lm_head"], id="attention"),
+        pytest.param(models.stacked, ["experts"], id="stack"),
+        pytest.param(models.convolution, ["kernel"], id="convolution"),
     ],
 )
 def test_sites_come_in_graph_order(make, names):

@@ -21,7 +21,7 @@ _CHAIN = ("Cast", "Gather", "Reshape", "Slice", "Pad", "Mul")  # from the bytes 
 
 
 def dequantized(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Weights [c_in, c_out] and tables as they were, by the names they had, in float64.
+    """Weights [c_in, c_out], stacks, kernels and tables as they were, by the names they had, in float64.
 
     The copies of a shared weight, one for each node that reads it, have to be the same; a table that products read too
     is given as the table.
@@ -89,10 +89,13 @@ class _File:
     def turn(self, value: str, w: np.ndarray) -> np.ndarray:
         """``w`` as [c_in, c_out], which the products that read ``value`` may hold turned."""
         node, index = self.reader(value)
+        if node.op_type == "Reshape" and self.reader(node.output[0])[0].op_type in ("Conv", "MatMul", "Transpose"):
+            w = w.reshape(self.tensors[node.input[1]])
         if node.op_type in _CHAIN and not (node.op_type == "Gather" and index == 0):
             return self.turn(node.output[0], w)
         if node.op_type == "Transpose":
-            return self.turn(node.output[0], w.T)
+            (perm,) = [a.ints for a in node.attribute]
+            return self.turn(node.output[0], w.transpose(perm))
         return w.T if attributes_of(node).get("transB") else w
 
     def codes(self, name: str) -> np.ndarray:
@@ -156,7 +159,7 @@ def _spread(parameters: np.ndarray, how: Mapping[str, int], shape: tuple[int, ..
         assert parameters.shape == tuple(expected)
         return np.repeat(parameters, how["block_size"], axis).take(range(shape[axis]), axis)
     assert parameters.shape == (shape[axis],)
-    return np.broadcast_to(parameters if axis == len(shape) - 1 else parameters[:, None], shape)
+    return np.broadcast_to(parameters.reshape(-1, *(1,) * (len(shape) - 1 - axis)), shape)
 
 
 def _mat_mul_n_bits(node: NodeProto, file: _File) -> np.ndarray:

@@ -49,7 +49,7 @@ def moments_of(path: Path, batches):
     prepare(model)
     sites, _ = find_sites(model.graph, ())
     found = {}
-    wanted = list(dict.fromkeys(value for group in sibling_groups(sites) for value in group.activations))
+    wanted = list(dict.fromkeys(reading for group in sibling_groups(sites) for reading in group.readings))
     capture_moments(model, wanted, batches, found.__setitem__, max_bytes=50_000)
     return found
 
