@@ -211,7 +211,11 @@ def _sizes(source: Source, form: Form, job: Job) -> tuple[tuple[Layer, ...], int
             shape = ir.Shape(tensor.shape.numpy())
             name = str(value.name)
             value.const_value = ir.ExternalTensor("", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-    return layers, held + ir.to_proto(source.model).ByteSize()
+    proto = ir.to_proto(source.model)
+    for tensor in proto.graph.initializer:
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return layers, held + proto.ByteSize()
 
 
 def _planned(group: Group, job: Job) -> GroupResult:
