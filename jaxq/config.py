@@ -110,8 +110,9 @@ class Config:
     calib: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     block_size: int = MISSING
+    dry_run: bool = False
     cache_dir: str | None = None
-    window_mb: int = MISSING
+    window_gb: float = MISSING
     external_data_mb: int = MISSING
 
 
@@ -185,9 +186,10 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
     Raises:
         JaxqError: a value is out of range, no form can hold what is asked for, or the method lacks data.
     """
-    for key in ("window_mb", "external_data_mb"):
-        if getattr(config, key) < (key == "window_mb"):
-            raise JaxqError(f"{key} is {getattr(config, key)}: give a positive number of megabytes")
+    if not config.window_gb * (1 << 30) >= 1:
+        raise JaxqError(f"window_gb is {config.window_gb}: give a positive number of gigabytes, such as 0.0625")
+    if config.external_data_mb < 0:
+        raise JaxqError(f"external_data_mb is {config.external_data_mb}: give a positive number of megabytes")
     spec, gather = method_spec(config, has_data), config.gather
     if config.method.name == "nvfp4" and spec.fmt.dtype != "nvfp4":
         raise JaxqError(f"method=nvfp4 with dtype={spec.fmt.dtype}: take method=rtn_dq for other dtypes")
@@ -199,7 +201,7 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
         form=config.form.name,
         exclude=tuple(config.method.exclude),
         cache=cache_dir(config),
-        window_bytes=config.window_mb << 20,
+        window_bytes=int(config.window_gb * (1 << 30)),
         external_above=min(config.external_data_mb << 20, PROTOBUF_LIMIT),
         rules=tuple(_rules(config)),
         gather=None if gather.axis is None else Gather(gather.axis, table),

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from jaxq.batches import Batch
 from jaxq.forms import FORMS
 from jaxq.inputs import read_input_spec
-from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
+from jaxq.model_file import PROTOBUF_LIMIT, data_files, load_model, save_model
 from jaxq.output_errors import OutputComparison, compare_outputs
 from jaxq.progress import Progress, silent
 from jaxq.readback import float_model
@@ -99,7 +99,8 @@ def evaluate(
     if not batches:
         return "no held-out data was given"
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
-        base = session(_runnable(reference, Path(folder) / "float.onnx"))
+        runnable = _runnable(reference, Path(folder) / "float.onnx")
+        base = session(runnable, mapped=_size(runnable) > _LARGE)
         others = _sessions(quantized, form, Path(folder))
     output = logits_name(base)
     vocabulary = read_input_spec(load_model(reference)).vocabulary
@@ -126,6 +127,7 @@ def evaluate(
     return Evaluation(tokens, float(np.exp(next(iter(means.values()))[0])), runtimes)
 
 
+_LARGE = 2 << 30  # bytes of a float model that is not copied into memory
 _CAUSAL = 1e-5
 _LOGITS = "logits"
 
@@ -172,6 +174,10 @@ def _runnable(path: Path, copy: Path) -> Path:
     widen(model)
     save_model(model, copy, PROTOBUF_LIMIT)
     return copy
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, *data_files(path, load_model(path))))
 
 
 def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:

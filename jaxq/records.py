@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 
+from jaxq.estimate import Estimate
 from jaxq.evaluation import Evaluation
 from jaxq.output_errors import OutputComparison
 from jaxq.results import Layer, Outcome, Phase
@@ -56,6 +57,13 @@ def write_report(report: Report, folder: Path) -> None:
         writer.writeheader()
         for layer in report.outcome.layers:
             writer.writerow({**asdict(layer), "nodes": " ".join(layer.nodes)})
+
+
+def write_estimate(estimate: Estimate, config: Mapping[str, object], folder: Path) -> None:
+    """Writes ``estimate.json``."""
+    record = {"config": config, "versions": versions(), "device": device(), "estimate": asdict(estimate)}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "estimate.json", json.dumps(_plain(record), indent=1) + "\n")
 
 
 def write_failure(message: str, config: Mapping[str, object], folder: Path) -> None:

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jaxq.estimate import Estimate
 from jaxq.evaluation import Evaluation
+from jaxq.graph import Declined
 from jaxq.output_errors import OutputComparison
 from jaxq.progress import Progress as ProgressCallback
 from jaxq.records import Report
-from jaxq.results import Outcome
+from jaxq.results import Layer, Outcome
 
 
 @contextmanager
@@ -51,10 +53,37 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def print_estimate(estimate: Estimate, method: str, console: Console) -> None:
+    """What a dry run found."""
+    for line in _planned(estimate, method):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _planned(estimate: Estimate, method: str) -> Iterator[str]:
+    yield "dry run: no model is written"
+    yield f"{method}, {_kinds(estimate.layers)}"
+    before, after = estimate.source_bytes / 1e6, estimate.target_bytes / 1e6
+    yield f"file: {before:.2f} MB -> about {after:.2f} MB ({after / before:.0%})"
+    share = f"{estimate.quantized_bytes / estimate.weight_bytes:.1%}"
+    bits = f"{estimate.bits_per_weight:.3f} bits each"
+    yield f"would be quantized: {len(estimate.layers)} weights, {share} of weight bytes, {bits}"
+    yield from _left_alone(estimate.declined)
+    seconds = ", ".join(f"{name} {s:.1f}" for name, s in estimate.seconds.items() if s >= 0.05)
+    probe = f"judged from {estimate.probed} of {estimate.groups} groups of siblings"
+    yield f"seconds: about {sum(estimate.seconds.values()):.0f} in all ({seconds}), {probe}"
+    yield f"peak memory before evaluation: about {estimate.peak_mb:.0f} MB"
+    for pattern in estimate.unmatched:
+        yield f"note: the pattern {pattern!r} fits no weight"
+
+
+def _kinds(layers: Sequence[Layer]) -> str:
+    kinds = Counter((layer.dtype, layer.block_size) for layer in layers)
+    return ", ".join(_kind(*kind, count, len(kinds)) for kind, count in kinds.most_common())
+
+
 def _title(report: Report) -> Iterator[str]:
     outcome = report.outcome
-    kinds = Counter((layer.dtype, layer.block_size) for layer in outcome.layers)
-    yield f"{report.method}, " + ", ".join(_kind(*kind, count, len(kinds)) for kind, count in kinds.most_common())
+    yield f"{report.method}, {_kinds(outcome.layers)}"
     before, after = outcome.source_bytes / 1e6, outcome.target_bytes / 1e6
     yield f"file: {before:.2f} MB -> {after:.2f} MB ({after / before:.0%})"
     share = f"{outcome.quantized_bytes / outcome.weight_bytes:.1%}"
@@ -115,12 +144,7 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     outcome = report.outcome
     if (error := _median_error(outcome)) is not None:
         yield f"relative output error of the weights, median: {error:.4f}"
-    left = Counter[str]()
-    for declined in outcome.declined:
-        left[declined.reason] += declined.nbytes
-    for reason, nbytes in left.most_common():
-        names = [d.name for d in outcome.declined if d.reason == reason]
-        yield f"left alone: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
+    yield from _left_alone(outcome.declined)
     seconds = {phase.name: phase.seconds for phase in report.phases}
     shown = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items() if s >= 0.05)
     peak = max(phase.peak_mb for phase in outcome.phases)
@@ -128,6 +152,15 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     for note in report.notes:
         yield f"note: {note}"
     yield f"{folder}/{{model.onnx, report.json, layers.csv}}"
+
+
+def _left_alone(declined_weights: Sequence[Declined]) -> Iterator[str]:
+    left = Counter[str]()
+    for declined in declined_weights:
+        left[declined.reason] += declined.nbytes
+    for reason, nbytes in left.most_common():
+        names = [d.name for d in declined_weights if d.reason == reason]
+        yield f"left alone: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
 
 
 def _median_error(outcome: Outcome) -> float | None:

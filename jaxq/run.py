@@ -18,29 +18,22 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from jaxq.batches import hash_batches
-from jaxq.companions import copy_companions, find_companions
-from jaxq.config import Config, DataConfig, cache_dir, conf_dir, flat_keys, make_job, option_names, register
+from jaxq.companions import copy_companions
+from jaxq.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
 from jaxq.config_errors import hydra_sentence, suggestion
-from jaxq.data import check_data, has_data, read_data
-from jaxq.embedded import build_model, documents, text_hash
-from jaxq.embedded.text import Split
 from jaxq.errors import JaxqError
+from jaxq.estimate import Estimate, estimate
 from jaxq.evaluation import evaluate
 from jaxq.forms import FORMS
-from jaxq.hf import export_model
-from jaxq.inputs import read_input_spec
 from jaxq.job import Job
-from jaxq.model_file import hash_model, load_model, save_model
+from jaxq.model_file import hash_model, load_model
 from jaxq.pipeline import quantize_model
-from jaxq.progress import Progress
-from jaxq.records import Report, write_failure, write_report
-from jaxq.report import print_report, progress_bars
+from jaxq.records import Report, write_estimate, write_failure, write_report
+from jaxq.report import print_estimate, print_report, progress_bars
 from jaxq.results import Clock, Outcome
-from jaxq.store import hash_files
-from jaxq.widen import has_bfloat16
+from jaxq.task import open_task, text_hashes
 
 _DEFAULT_LEVEL = 4
-_NARROW = "onnxruntime has no bfloat16 on a CPU: judged in float32"
 _TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
@@ -72,6 +65,9 @@ def _hydra_main(raw: DictConfig) -> None:
     console = Console()
     try:
         _refuse_unknown(raw)
+        if config.dry_run:
+            dry_run(config, plain, folder, console)
+            return
         report = run(config, plain, folder, console)
     except JaxqError as error:
         if os.environ.get(_TRACEBACK) == "1":
@@ -86,6 +82,21 @@ def _hydra_main(raw: DictConfig) -> None:
         _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
         return
     print_report(report, folder, console)
+
+
+def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Estimate:
+    """What `run` would do and take; leaves ``estimate.json`` in the folder, and no model.
+
+    Raises:
+        JaxqError: the input is bad.
+    """
+    cache = cache_dir(config)
+    with progress_bars(console) as progress:
+        task = open_task(config, folder / "model.onnx", cache, progress)
+    found = estimate(task.job, task.data.calib, task.data.held_out)
+    write_estimate(found, plain, folder)
+    print_estimate(found, task.job.method.name, console)
+    return found
 
 
 def run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Report:
@@ -106,20 +117,14 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     clock = Clock()
     with progress_bars(console) as progress:
         with clock.phase("data"):
-            make_job(config, Path(), Path(), has_data(config))  # refuses what cannot be done, before any work
-            check_data(config)
-            source, origin = _source(config, cache, progress)
-            companions = find_companions(source, "model.onnx")
-            model = load_model(source)
-            narrow = [_NARROW] if has_bfloat16(model) else []
-            data = read_data(config, source, read_input_spec(model))
-            job = make_job(config, source, folder / "model.onnx", bool(data.calib))
+            task = open_task(config, folder / "model.onnx", cache, progress)
+            job, data = task.job, task.data
         outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence))
-        beside = copy_companions(companions, folder)
+        beside = copy_companions(task.companions, folder)
         failure = None
         with clock.phase("evaluate"):
             try:
-                evaluation = evaluate(source, job.target, data.held_out, progress, job.form)
+                evaluation = evaluate(job.source, job.target, data.held_out, progress, job.form)
             except JaxqError as error:  # the report on what was done is kept all the same
                 failure, evaluation = error, str(error)
     hashes = {
@@ -127,7 +132,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         "calibration_data": outcome.data_hash,
         "evaluation_data": hash_batches(data.held_out),
         "output": hash_model(job.target, load_model(job.target)),
-        **_text_hashes(config),
+        **text_hashes(config),
     }
     phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
     report = Report(
@@ -139,27 +144,12 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         phases=tuple(phases),
         overrides=tuple(HydraConfig.get().overrides.task),
         total_seconds=time.perf_counter() - start,
-        notes=(*origin, *data.notes, *narrow, *_notes(outcome, job), *beside),
+        notes=(*task.notes, *_notes(outcome, job), *beside),
     )
     write_report(report, folder)
     if failure:
         raise failure
     return report
-
-
-def _text_hashes(config: Config) -> dict[str, str]:
-    """SHA-256 of the documentation that was read for an embedded run: it differs between Python versions."""
-    if config.model.name != "embedded":
-        return {}
-    parts: dict[str, tuple[DataConfig, Split]] = {
-        "calibration_text": (config.calib, "calib"),
-        "evaluation_text": (config.eval, "eval"),
-    }
-    return {
-        name: text_hash(documents(split))
-        for name, (data, split) in parts.items()
-        if data.samples and not data.tokens and not data.text and not data.dataset
-    }
 
 
 def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
@@ -188,26 +178,6 @@ def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:
         if layer.note and "in a subgraph" not in layer.note:
             notes.setdefault(layer.note, []).append(layer.name)
     return notes
-
-
-def _source(config: Config, cache: Path, progress: Progress) -> tuple[Path, list[str]]:
-    """The model's file, and what a reader should know of where it comes from."""
-    if config.model.name == "onnx":
-        if not config.model.path:
-            raise JaxqError("model.path is not given: say which file, as in model=onnx model.path=model.onnx")
-        return Path(config.model.path), []
-    if config.model.name == "hf":
-        if not config.model.id:
-            raise JaxqError("model.id is not given: say which folder or repository, as in model=hf model.id=folder")
-        export = export_model(config.model.id, config.model.dtype, cache, progress)
-        return export.path, [export.sentence]
-    if config.model.name != "embedded":
-        raise JaxqError(f"model.name is {config.model.name!r}: choose embedded, onnx or hf")
-    weights = Path(__file__).parent / "embedded" / "weights.safetensors"
-    path = cache / f"embedded-{hash_files([weights])[:16]}.onnx"
-    if not path.is_file():
-        save_model(build_model(), path, external_above=1 << 30)
-    return path, []
 
 
 def _keep_compiled(cache: Path) -> None:

@@ -45,6 +45,7 @@ def session(
     accuracy_level: int | None = None,
     providers: Sequence[str] = ("cpu",),
     weights: Mapping[str, np.ndarray] | None = None,
+    mapped: bool = False,
 ) -> "Session":
     """An onnxruntime session.
 
@@ -56,6 +57,8 @@ def session(
             this onnxruntime lacks are passed over.
         weights: Values of initializers that the model says are external data. They are read where they are, and have
             to stay there as long as the session.
+        mapped: Weights in external data are left there, memory-mapped, instead of being laid out anew in memory:
+            slower products, for models that are too large.
 
     Raises:
         JaxqError: onnxruntime cannot load the model, or has none of the providers.
@@ -65,6 +68,8 @@ def session(
     options.log_severity_level = 3
     if accuracy_level is not None:
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if weights:
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
         options.add_external_initializers(list(weights), values)

@@ -102,6 +102,9 @@ def quantize(
 ) -> Outcome:
     """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache of its own."""
     spec = MethodSpec(method, fmt or IntegerFormat(block_size=32), alpha_step=0.25, clip_step=0.25)
-    cache = cache or Path(tempfile.mkdtemp(prefix="jaxq-test-"))
-    job = Job(source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level)
-    return quantize_model(job, batches)
+    with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
+        cache = cache or Path(own)
+        job = Job(
+            source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level
+        )
+        return quantize_model(job, batches)

@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"source", "rewrite"},
     {"pipeline", "estimate", "inspect"},
     {"modelopt", "int4", "evaluation", "output_errors", "inputs", "caches", "companions", "config", "config_errors"},
-    {"texts", "text_datasets", "data", "hf", "hf_export", "records"},
+    {"texts", "text_datasets", "data", "hf", "hf_export", "records", "task"},
     {"run", "report"},
 ]
 ASIDE: dict[str, set[str]] = {

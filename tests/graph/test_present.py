@@ -46,4 +46,5 @@ def test_scales_are_no_weights(name):
     assert [site.name for site in sites] == ["w"]
     names = [name for name in model.graph.initializers if name in ("s", "xs", "hs")]
     tensors = {name: model.graph.initializers[name].const_value for name in names}
-    assert [d.name for d in declined if d.reason != ALREADY] == [name for name, tensor in tensors.items() if tensor and tensor.size > 1]
+    found = [d.name for d in declined if d.reason != ALREADY and d.name != "zp"]
+    assert found == [name for name, tensor in tensors.items() if tensor and tensor.size > 1]
