@@ -53,10 +53,12 @@ class Checkpoint:
 
     Attributes:
         folder: Holds the values between windows.
+        key: Whose work it is; see `jaxq.spool.Spool`.
         found: Wanted readings whose moments the caller has already.
     """
 
     folder: Path
+    key: str
     found: Collection[Reading]
 
 
@@ -92,12 +94,16 @@ def capture_moments(
             _collect_input(reading, batches, keep_moments)
     windows = plan_windows(model.graph, list(dict.fromkeys(reading.value for reading in wanted)), max_bytes)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
-        spool = Spool(Path(folder) if checkpoint is None else checkpoint.folder, batches)
+        spool = Spool(Path(folder), batches) if checkpoint is None else _spool(checkpoint, batches)
         done = 0 if checkpoint is None else _done(windows, wanted, spool, checkpoint)
         advance = progress("calibrate", len(batches) * (len(windows) - done))
         how = Runtime(tuple(providers))
         runners = forward(model, windows, spool, how, done)
         return [_run_window(runner, wanted, keep_moments, advance) for runner in runners]
+
+
+def _spool(checkpoint: Checkpoint, batches: Sequence[Batch]) -> Spool:
+    return Spool(checkpoint.folder, batches, checkpoint.key)
 
 
 def _done(windows: Sequence[Window], wanted: Sequence[Reading], spool: Spool, checkpoint: Checkpoint) -> int:

@@ -22,7 +22,7 @@ from jaxq.forms.weight import Read, StoredWeight
 from jaxq.graph import Group
 from jaxq.groups import GroupResult
 from jaxq.results import Layer
-from jaxq.store import hash_arrays, write_whole
+from jaxq.store import digest, write_whole
 
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn")}
 
@@ -33,10 +33,12 @@ class RunState:
 
     Attributes:
         folder: Holds ``windows/`` of the calibration and ``weights/``, one file for each group of siblings.
+        key: Hash of the command and of all that its work depends on; what lies here under another key is not used.
         found: It holds work of a run that was stopped.
     """
 
     folder: Path
+    key: str
     found: bool
 
     @property
@@ -47,9 +49,14 @@ class RunState:
     def wanted(self, missing: Sequence[str]) -> list[str]:
         """Names of what the run began to calibrate on; at its first call of what is missing now."""
         path = self.folder / "wanted.json"
-        if not path.is_file():
-            write_whole(path, json.dumps(list(missing)).encode())
-        return json.loads(path.read_text())
+        try:
+            begun = json.loads(path.read_text())
+            if isinstance(begun, list) and all(isinstance(name, str) for name in begun):
+                return begun
+        except (OSError, ValueError):
+            pass  # not begun, or damaged: other windows are planned then, and begin anew
+        write_whole(path, json.dumps(list(missing)).encode())
+        return list(missing)
 
 
 @contextlib.contextmanager
@@ -66,7 +73,10 @@ def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Calla
     Raises:
         JaxqError: the folder cannot be written.
     """
-    folder = root / f"run-{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
+    command = hashlib.sha256(identity.encode()).hexdigest()
+    folder = root / f"run-{command[:24]}"
+    content = {**content, "command": command}
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock", timeout=0)
@@ -74,12 +84,12 @@ def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Calla
     except Timeout:
         tell("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
         with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
-            yield RunState(Path(own), found=False)
+            yield RunState(Path(own), key, found=False)
         return
     except OSError as error:
         raise JaxqError(f"cannot write to the cache {str(root)!r}: {error}; give another cache_dir") from error
     with lock:
-        yield RunState(folder, _fits(folder, content, tell))
+        yield RunState(folder, key, _fits(folder, content, tell))
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -109,10 +119,11 @@ class ResultStore:
 
     Args:
         folder: Where they lie.
+        key: Whose they are: what another key left is not used.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
 
     def put(self, result: GroupResult) -> GroupResult:
         """Stores a result; gives the same one with weights that lie on disk.
@@ -136,7 +147,7 @@ class ResultStore:
         beside = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(plain, beside, {"record": text, "hash": _digest(text, plain)})
+            save_file(plain, beside, {"record": text, "hash": digest(plain, text, self.key)})
             beside.replace(path)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
@@ -153,7 +164,7 @@ class ResultStore:
             with safe_open(path, "np") as file:
                 meta = file.metadata()
                 plain = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _digest(meta["record"], plain) != meta["hash"]:
+            if digest(plain, meta["record"], self.key) != meta["hash"]:
                 return None
         except (OSError, SafetensorError, KeyError, TypeError):
             return None
@@ -187,10 +198,6 @@ class ResultStore:
 
     def _path(self, group: Group) -> Path:
         return self.folder / f"{hashlib.sha256(group.sites[0].name.encode()).hexdigest()[:32]}.safetensors"
-
-
-def _digest(record: str, arrays: Mapping[str, np.ndarray]) -> str:
-    return hash_arrays([{"": np.frombuffer(record.encode(), np.uint8)}, arrays])
 
 
 def _reader(path: Path, name: str, arrays: Mapping[str, tuple[str, Sequence[int]]]) -> Read | None:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site
 from jaxq.groups import GroupResult, MomentsOf, quantize_group
 from jaxq.job import Job, check_job
-from jaxq.methods import find_method
+from jaxq.methods import MethodSpec, find_method
 from jaxq.pipeline import WORKERS
 from jaxq.results import Layer, peak_mb
 from jaxq.rewrite import write_weights
@@ -28,9 +28,10 @@ from jaxq.statistics import Moments
 
 _SMALL = 1024
 _SAMPLE = 32 << 20  # bytes that are hashed and written to see how fast that is
-_SHARE = 0.04  # of the weights that the probe should cover,
-_LEAST, _MOST = 4, 8  # in so many groups of siblings
+_BUDGET = 6.0  # seconds of the search's probe after which no further group is begun
+_MOST = 4  # groups of siblings that are looked at: a layer of most models
 _RUNS = 3
+_PASSES = 500  # over a weight, in products with one row of the moments that take as long
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,19 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     source = open_source(job, form)
     load = time.perf_counter() - start
     base = peak_mb()
-    probe = _choose(source.groups)
-    rest = sum(map(_work, source.groups)) / sum(map(_work, probe))
-    calibrate, run, moments = _probe_calibration(source, probe, batches, job)
-    search = _probe_search(probe, moments, job)
+    nearest = source.groups[:_MOST]
+    calibrate, run, moments = _probe_calibration(source, nearest, batches, job)
+    search = _probe_search(nearest, moments, job)
+    rest = sum(map(_work, source.groups)) / sum(map(_work, nearest))
     hashing, writing = _speeds(job.source)
-    largest = max(map(_nbytes, source.groups)) / max(map(_nbytes, probe))
-    peak = base + (peak_mb() - base) * max(1.0, largest)
+    peak = base + (peak_mb() - base) * max(1.0, max(map(_nbytes, source.groups)) / search.largest)
     layers, target_bytes = _sizes(source, form, job)
     seconds = {
         "load": load + source.nbytes / hashing,
         "calibrate": calibrate.once + rest * (calibrate.each + len(batches) * run),
-        "search": search.once + rest * search.each,
+        "search": search.once + search.each * sum(_cost(group, bool(batches)) for group in source.groups),
         "write": 2 * target_bytes / writing,
-        "evaluate": _evaluation(source, rest, run, batches, held_out),
+        "evaluate": _evaluation(rest * run * _forward_share(nearest), batches, held_out),
     }
     return Estimate(
         layers=layers,
@@ -106,7 +106,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
         bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.size for x in layers),
         peak_mb=peak,
         seconds=seconds,
-        probed=len(probe),
+        probed=search.groups,
         groups=len(source.groups),
     )
 
@@ -125,25 +125,20 @@ def _timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _twice(work: Callable[[], object]) -> _Seconds:
-    cold, warm = _timed(work), _timed(work)
-    return _Seconds(max(0.0, cold - warm), warm)
-
-
-def _choose(groups: Sequence[Group]) -> list[Group]:
-    """The first groups, a layer or so: what comes after has the same shapes in most models."""
-    total = sum(map(_work, groups))
-    chosen: list[Group] = []
-    for group in groups:
-        enough = len(chosen) >= _LEAST and sum(map(_work, chosen)) >= _SHARE * total
-        if enough or len(chosen) >= _MOST:
-            break
-        chosen.append(group)
-    return chosen
-
-
 def _work(group: Group) -> int:
     return sum(site.c_in * site.columns for site in group.sites)
+
+
+def _cost(group: Group, moments: bool) -> float:
+    """What the search of a group takes, in steps: products with the moments, and passes over the weights."""
+    return float(sum(site.c_in * site.columns * ((site.c_in if moments else 0) + _PASSES) for site in group.sites))
+
+
+def _forward_share(groups: Sequence[Group]) -> float:
+    """The share of the forward pass in a calibration, which sums moments too (five eighths of c_in^2 a token)."""
+    forward = sum(map(_work, groups))
+    readings = {reading: group.sites[0].c_in for group in groups for reading in group.readings}
+    return forward / (forward + sum(0.625 * c_in * c_in for c_in in readings.values()))
 
 
 def _nbytes(group: Group) -> int:
@@ -172,20 +167,46 @@ def _probe_calibration(
     return _Seconds(max(0.0, cold - load - run), load), run, moments
 
 
-def _probe_search(probe: Sequence[Group], moments: dict[str, Moments], job: Job) -> _Seconds:
-    def quantize(group: Group) -> None:
-        formats = [job.format_of(site) for site in group.sites]
-        found = _moments(group, moments)
-        spec = job.method
-        if find_method(spec.name).needs_data and found is None:
-            return
+@dataclass(frozen=True)
+class _Search:
+    """Seconds of compilation and for each step of `_cost`; the greatest bytes of a group that was tried; how many."""
+
+    once: float
+    each: float
+    largest: int
+    groups: int
+
+
+def _probe_search(nearest: Sequence[Group], moments: Mapping[str, Moments], job: Job) -> _Search:
+    """Searches the cheaper groups, each once and then as many times as are searched at a time, within the budget."""
+    needs = find_method(job.method.name).needs_data
+    pairs = [(group, _moments(group, moments)) for group in nearest]
+    able = [(group, found) for group, found in pairs if found is not None or not needs] or [(nearest[0], None)]
+    once = warm = cost = 0.0
+    largest = count = 0
+    start = time.perf_counter()
+    for group, found in sorted(able, key=lambda pair: _cost(pair[0], bool(moments))):
+        if count and time.perf_counter() - start > _BUDGET:
+            break
+        spec = job.method if found is not None or not needs else replace(job.method, name="rtn_dq")
+        cold, each = _search_times(group, found, spec, job)
+        once, warm, cost = once + max(0.0, cold - each), warm + each, cost + _cost(group, bool(moments))
+        largest, count = max(largest, _nbytes(group)), count + 1
+    return _Search(once, warm / cost, largest, count)
+
+
+def _search_times(group: Group, found: MomentsOf | None, spec: MethodSpec, job: Job) -> tuple[float, float]:
+    """Seconds of the first search of a group, and of one of several at a time."""
+    formats = [job.format_of(site) for site in group.sites]
+
+    def search(_: int) -> None:
         quantize_group(group, formats, found, spec)
 
-    def search() -> None:
-        with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(quantize, probe))
-
-    return _twice(search)
+    cold = _timed(lambda: search(0))
+    if cold > _BUDGET:  # no second try
+        return cold, cold
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return cold, _timed(lambda: list(pool.map(search, range(WORKERS)))) / WORKERS
 
 
 def _moments(group: Group, found: Mapping[str, Moments]) -> MomentsOf | None:
@@ -269,12 +290,11 @@ def _planned_layer(site: Site, weight: StoredWeight) -> Layer:
     )
 
 
-def _evaluation(source: Source, rest: float, run: float, batches: Sequence[Batch], held_out: Sequence[Batch]) -> float:
+def _evaluation(forward: float, batches: Sequence[Batch], held_out: Sequence[Batch]) -> float:
     """The float model and two settings of the quantized one, at the calibration's speed; none without calibration."""
-    if not held_out or not run:
+    if not held_out or not forward:
         return 0.0
-    share = _tokens(held_out) / _tokens(batches[:1])
-    return 3 * rest * run * share
+    return 3 * forward * _tokens(held_out) / _tokens(batches[:1])
 
 
 def _tokens(batches: Sequence[Batch]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import jax
 import numpy as np
@@ -28,7 +29,11 @@ WORKERS = 2
 
 
 def quantize_model(
-    job: Job, batches: Sequence[Batch] = (), progress: Progress = silent, tell: Callable[[str], None] | None = None
+    job: Job,
+    batches: Sequence[Batch] = (),
+    progress: Progress = silent,
+    tell: Callable[[str], None] | None = None,
+    until: ExitStack | None = None,
 ) -> Outcome:
     """Writes the quantized copy of a model.
 
@@ -37,6 +42,8 @@ def quantize_model(
         batches: Calibration data; may be empty for methods that need none.
         progress: Told of each step.
         tell: Called with sentences that matter while it runs: that work of a run that was stopped is used, or is not.
+        until: What was finished is kept on disk until this is closed without an error, for callers that have more to
+            do; else until the file is written.
 
     Returns:
         What was done to every weight, and what it took.
@@ -53,7 +60,9 @@ def quantize_model(
     store = MomentStore(job.cache, model_hash, data_hash)
     told: list[str] = []
     hear = told.append if tell is None else _both(told.append, tell)
-    with run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear) as state:
+    with ExitStack() as own:
+        work = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
+        state = (own if until is None else until).enter_context(work)
         with clock.phase("calibrate"):
             found, windows = _calibrate(source, batches, store, state, job, progress)
         with clock.phase("search"):
@@ -121,7 +130,7 @@ def _calibrate(
         return len(found), []
     # A run that goes on plans the windows that it began with.
     wanted = [reading for reading in readings if reading.shared_key in begun or reading not in found]
-    checkpoint = Checkpoint(state.windows, found)
+    checkpoint = Checkpoint(state.windows, state.key, found)
     window_bytes, providers = job.window_bytes, job.providers
     windows = capture_moments(source.model, wanted, batches, store.put, window_bytes, providers, progress, checkpoint)
     return len(found), windows
@@ -135,7 +144,7 @@ def _search(
     groups: Sequence[Group], store: MomentStore | None, state: RunState, job: Job, progress: Progress
 ) -> list[GroupResult]:
     advance = progress("search", len(groups))
-    kept = ResultStore(state.folder / "weights")
+    kept = ResultStore(state.folder / "weights", state.key)
 
     def quantize(group: Group) -> GroupResult:
         formats = [job.format_of(site) for site in group.sites]

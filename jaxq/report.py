@@ -53,14 +53,14 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_estimate(estimate: Estimate, method: str, console: Console) -> None:
+def print_estimate(estimate: Estimate, method: str, notes: Sequence[str], console: Console) -> None:
     """What a dry run found."""
-    for line in _planned(estimate, method):
+    for line in (*_planned(estimate, method), *(f"note: {note}" for note in notes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _planned(estimate: Estimate, method: str) -> Iterator[str]:
-    yield "dry run: no model is written"
+    yield "dry run: nothing is quantized; what earlier runs left on disk is not counted"
     yield f"{method}, {_kinds(estimate.layers)}"
     before, after = estimate.source_bytes / 1e6, estimate.target_bytes / 1e6
     yield f"file: {before:.2f} MB -> about {after:.2f} MB ({after / before:.0%})"
@@ -196,8 +196,9 @@ _COLUMNS: tuple[str, ...] = (
 
 
 def sweep_rows(folder: Path) -> list[dict[str, object]]:
-    """One row for each ``*/report.json`` below a folder, in the order of the runs' numbers."""
-    paths = sorted(folder.glob("*/report.json"), key=lambda p: (_number(p.parent.name), p.parent.name))
+    """One row for each ``*/report.json``, or ``estimate.json``, below a folder, in the order of the runs' numbers."""
+    found = (path for name in ("report.json", "estimate.json") for path in folder.glob(f"*/{name}"))
+    paths = sorted(found, key=lambda p: (_number(p.parent.name), p.parent.name))
     return [_sweep_row(path.parent.name, json.loads(path.read_text())) for path in paths]
 
 
@@ -224,6 +225,9 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     row["overrides"] = " ".join(report.get("overrides", ()))
     if "error" in report:
         return row | {"error": report["error"]}
+    if planned := report.get("estimate"):
+        row |= {"file_mb": planned["target_bytes"] / 1e6, "bits_per_weight": planned["bits_per_weight"]}
+        return row | {"seconds": sum(planned["seconds"].values())}
     accuracy = report["accuracy"]
     if "runtimes" in accuracy:
         exact, default = accuracy["runtimes"]["level 1"], accuracy["runtimes"].get("default", {})

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -91,11 +93,14 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
         JaxqError: the input is bad.
     """
     cache = cache_dir(config)
+    start = time.perf_counter()
     with progress_bars(console) as progress:
         task = open_task(config, folder / "model.onnx", cache, progress)
+    data = time.perf_counter() - start
     found = estimate(task.job, task.data.calib, task.data.held_out)
+    found = replace(found, seconds={"data": data, **found.seconds})
     write_estimate(found, plain, folder)
-    print_estimate(found, task.job.method.name, console)
+    print_estimate(found, task.job.method.name, task.notes, console)
     return found
 
 
@@ -114,42 +119,43 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     start = time.perf_counter()
     cache = cache_dir(config)
     _keep_compiled(cache)
-    clock = Clock()
-    with progress_bars(console) as progress:
-        with clock.phase("data"):
-            task = open_task(config, folder / "model.onnx", cache, progress)
-            job, data = task.job, task.data
-        outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence))
-        beside = copy_companions(task.companions, folder)
-        failure = None
-        with clock.phase("evaluate"):
-            try:
-                evaluation = evaluate(job.source, job.target, data.held_out, progress, job.form)
-            except JaxqError as error:  # the report on what was done is kept all the same
-                failure, evaluation = error, str(error)
-    hashes = {
-        "model": outcome.model_hash,
-        "calibration_data": outcome.data_hash,
-        "evaluation_data": hash_batches(data.held_out),
-        "output": hash_model(job.target, load_model(job.target)),
-        **text_hashes(config),
-    }
-    phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
-    report = Report(
-        config=plain,
-        method=job.method.name,
-        outcome=outcome,
-        evaluation=evaluation,
-        hashes=hashes,
-        phases=tuple(phases),
-        overrides=tuple(HydraConfig.get().overrides.task),
-        total_seconds=time.perf_counter() - start,
-        notes=(*task.notes, *_notes(outcome, job), *beside),
-    )
-    write_report(report, folder)
-    if failure:
-        raise failure
-    return report
+    with ExitStack() as until:  # what was finished is kept until the report is written
+        clock = Clock()
+        with progress_bars(console) as progress:
+            with clock.phase("data"):
+                task = open_task(config, folder / "model.onnx", cache, progress)
+                job, data = task.job, task.data
+            outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence), until)
+            beside = copy_companions(task.companions, folder)
+            failure = None
+            with clock.phase("evaluate"):
+                try:
+                    evaluation = evaluate(job.source, job.target, data.held_out, progress, job.form)
+                except JaxqError as error:  # the report on what was done is kept all the same
+                    failure, evaluation = error, str(error)
+        hashes = {
+            "model": outcome.model_hash,
+            "calibration_data": outcome.data_hash,
+            "evaluation_data": hash_batches(data.held_out),
+            "output": hash_model(job.target, load_model(job.target)),
+            **text_hashes(config),
+        }
+        phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
+        report = Report(
+            config=plain,
+            method=job.method.name,
+            outcome=outcome,
+            evaluation=evaluation,
+            hashes=hashes,
+            phases=tuple(phases),
+            overrides=tuple(HydraConfig.get().overrides.task),
+            total_seconds=time.perf_counter() - start,
+            notes=(*task.notes, *_notes(outcome, job), *beside),
+        )
+        write_report(report, folder)
+        if failure:
+            raise failure
+        return report
 
 
 def _notes(outcome: Outcome, job: Job) -> Iterator[str]:

@@ -17,10 +17,11 @@ class Spool:
     Args:
         folder: Where the files lie. What a run that was stopped left there is used by `resume`.
         batches: The model's inputs.
+        key: Whose work it is: what lies in the folder with another key is not used.
     """
 
-    def __init__(self, folder: Path, batches: Sequence[Batch]) -> None:
-        self.folder, self.batches = folder, batches
+    def __init__(self, folder: Path, batches: Sequence[Batch], key: str = "") -> None:
+        self.folder, self.batches, self.key = folder, batches, key
         self._names: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -39,7 +40,7 @@ class Spool:
         gone = self._names - set(needed)
         self._names -= gone
         kept = {name: hash_files(self._files(name)) for name in sorted(self._names)}
-        write_whole(self._state(), json.dumps({"plan": plan, "done": done, "values": kept}).encode())
+        write_whole(self._state(), json.dumps({"key": self.key, "plan": plan, "done": done, "values": kept}).encode())
         for path in (path for name in gone for path in self._files(name)):
             path.unlink(missing_ok=True)
 
@@ -47,7 +48,8 @@ class Spool:
         """How many windows of the plan are finished and have left their values whole; 0 if any is not as it was."""
         try:
             state = json.loads(self._state().read_text())
-            whole = state["plan"] == plan and all(hash_files(self._files(n)) == h for n, h in state["values"].items())
+            same = (state["key"], state["plan"]) == (self.key, plan)
+            whole = same and all(hash_files(self._files(n)) == h for n, h in state["values"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return 0
         if not whole:

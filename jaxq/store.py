@@ -9,13 +9,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from jaxq.errors import JaxqError
 from jaxq.statistics import Moments
 
-_VERSION = "1"  # changes when the meaning of stored moments does
+_VERSION = "2"  # changes when the meaning of stored moments does
 
 
 def hash_files(paths: Iterable[Path]) -> str:
@@ -38,6 +39,18 @@ def hash_arrays(arrays: Iterable[Mapping[str, np.ndarray]]) -> str:
     return total.hexdigest()
 
 
+def digest(arrays: Mapping[str, np.ndarray], *more: str) -> str:
+    """A fast hash of named arrays and words, by which a file that was damaged or exchanged is recognised."""
+    total = xxhash.xxh3_128()
+    for word in more:
+        total.update(f"{len(word)} {word}\n".encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
@@ -55,13 +68,16 @@ class MomentStore:
 
     def __init__(self, root: Path, model_hash: str, data_hash: str) -> None:
         self.folder = root / f"moments-{_VERSION}-{model_hash[:16]}-{data_hash[:16]}"
+        self._whole: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        try:
-            with safe_open(self._path(name), "np"):  # reads the header, and compares it with the file's size
-                return True
-        except (OSError, SafetensorError):
-            return False
+        """Whether they are here as they were written: their hash is compared, once."""
+        if name not in self._whole:
+            try:
+                self.get(name)
+            except KeyError:
+                return False
+        return True
 
     def put(self, name: str, moments: Moments) -> None:
         """Stores the moments of the activation ``name``.
@@ -74,8 +90,9 @@ class MomentStore:
         tensors = {"h": np.asarray(moments.h), "a": np.asarray(moments.a), "tokens": np.asarray(moments.tokens)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, {"activation": name})
+            save_file(tensors, beside, {"activation": name, "hash": digest(tensors, name)})
             beside.replace(path)
+            self._whole.add(name)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 beside.unlink()
@@ -90,9 +107,15 @@ class MomentStore:
             KeyError: they are not here, or their file is damaged.
         """
         try:
-            tensors = load_file(self._path(name))
+            with safe_open(self._path(name), "np") as file:
+                tensors = {key: file.get_tensor(key) for key in ("h", "a", "tokens")}
+                held = (file.metadata() or {}).get("hash")
         except (OSError, SafetensorError) as error:
             raise KeyError(name) from error
+        if name not in self._whole:
+            if held != digest(tensors, name):
+                raise KeyError(name)
+            self._whole.add(name)
         return Moments(jnp.asarray(tensors["h"]), jnp.asarray(tensors["a"]), jnp.asarray(tensors["tokens"]))
 
     def _path(self, name: str) -> Path:

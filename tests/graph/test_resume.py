@@ -4,6 +4,7 @@ import multiprocessing
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.context import BaseContext, ForkServerContext
 from pathlib import Path
 
@@ -176,7 +177,16 @@ def spoil(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("pattern", ["run-*/windows/*.npy", "run-*/windows/state.json", "run-*/weights/*.safetensors"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "run-*/windows/*.npy",
+        "run-*/windows/state.json",
+        "run-*/weights/*.safetensors",
+        "run-*/wanted.json",
+        "moments-*/*.safetensors",
+    ],
+)
 @pytest.mark.parametrize("damage", [spoil, lambda path: path.write_bytes(path.read_bytes()[:-7])], ids=["bit", "cut"])
 def test_damaged_work_is_done_again(pattern, damage, setup):
     label = "search" if "weights" in pattern else "calibrate"
@@ -260,7 +270,7 @@ def test_weights_come_back_from_disk_as_they_were(dtype, name, tmp_path):
     prepare(model)
     spec = MethodSpec("rtn_dq", make_format(dtype))
     sites = [site for site in find_sites(model.graph)[0] if dtype != "nvfp4" or site.count == 1]
-    store = ResultStore(tmp_path / "weights")
+    store = ResultStore(tmp_path / "weights", "key")
     for group in sibling_groups(sites):
         formats = [spec.fmt] * len(group.sites)
         result = quantize_group(group, formats, None, spec)
@@ -314,3 +324,50 @@ def test_stacks_and_kernels_go_on_as_matrices_do(make, batches, label, tmp_path)
     assert len(outcome.windows) < len(whole.windows)
     assert (outcome.layers, outcome.tokens) == (whole.layers, whole.tokens)
     assert job("out", "cache").target.read_bytes() == job("whole", "another").target.read_bytes()
+
+
+def test_work_of_another_command_is_not_used(setup):
+    """Not even where somebody copies it in place."""
+    setup.interrupt("search", 5)
+    (own,) = (setup.folder / "cache").glob("run-*")
+    files = {path.name: path.read_bytes() for path in (own / "weights").iterdir()}
+    setup.go_on()
+    setup.job().target.unlink()
+    setup.told.clear()
+    setup.window_bytes = 200_000  # another content of the same command
+    setup.interrupt("search", 1)
+    for name, content in files.items():
+        (own / "weights" / name).write_bytes(content)
+    store = ResultStore(own / "weights", "another key")
+    model = load_model(setup.source)
+    prepare(model)
+    for group in sibling_groups(find_sites(model.graph, ("*lm_head*",))[0]):
+        assert store.get(group, [IntegerFormat(block_size=32)] * len(group.sites)) is None
+    setup.go_on()
+    assert setup.job().target.read_bytes() == setup.expected()
+
+
+def test_the_moments_of_another_activation_are_not_taken(setup):
+    setup.interrupt("search", 1)
+    paths = sorted((setup.folder / "cache").glob("moments-*/*.safetensors"))
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+    assert setup.go_on().moments_found == 0
+    assert setup.job().target.read_bytes() == setup.expected()
+
+
+def test_work_is_kept_as_long_as_the_caller_has_more_to_do(setup):
+    def stopped_later() -> None:
+        with ExitStack() as until:
+            quantize_model(setup.job(), setup.batches, until=until)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        stopped_later()
+    assert list((setup.folder / "cache").glob("run-*"))
+    with ExitStack() as until:
+        outcome = quantize_model(setup.job(), setup.batches, tell=setup.told.append, until=until)
+        assert list((setup.folder / "cache").glob("run-*"))
+    assert not list((setup.folder / "cache").glob("run-*"))
+    assert outcome.told == ("a run of this command was stopped before: it goes on from there",)

@@ -1,5 +1,6 @@
 """A dry run says what the run then does, and writes no model."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -31,10 +32,15 @@ def test_the_command_line(jaxq):
     assert found["bits_per_weight"] == ran["size"]["bits_per_weight"]
     assert found["target_bytes"] == pytest.approx(ran["size"]["target_bytes"], rel=5e-3)
     assert found["source_bytes"] == ran["size"]["source_bytes"]
-    assert set(found["seconds"]) == {"load", "calibrate", "search", "write", "evaluate"}
+    assert set(found["seconds"]) == {"data", "load", "calibrate", "search", "write", "evaluate"}
     assert all(found["seconds"][name] > 0 for name in ("load", "calibrate", "search", "evaluate"))
     assert found["peak_mb"] > 100
-    for line in ("would be quantized: 28 weights", "left alone: lm_head.weight", "seconds: about", "dry run: no model"):
+    for line in (
+        "would be quantized: 28 weights",
+        "left alone: lm_head.weight",
+        "seconds: about",
+        "dry run: nothing is",
+    ):
         assert line in done.out
 
 
@@ -93,3 +99,22 @@ def test_time_grows_with_the_data(tmp_path):
     few, many = estimate(what, rows), estimate(what, rows * 500, rows)
     assert many.seconds["calibrate"] > 3 * few.seconds["calibrate"]
     assert many.seconds["evaluate"] > 0
+
+
+def test_a_sweep_of_dry_runs_has_a_table(jaxq):
+    done = jaxq("-m", "method=rtn_dq,awq_lite", "dry_run=true", *SMALL)
+    assert done.code == 0, done.err
+    (table,) = done.folder.rglob("summary.csv")
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["rtn_dq", "awq_lite"]
+    assert all(float(row["file_mb"]) > 1 and float(row["seconds"]) > 0 and not row["error"] for row in rows)
+    assert not list(done.folder.rglob("*.onnx"))
+
+
+def test_a_weight_of_several_activations(tmp_path):
+    """There is nothing else to try: rounding stands in for the search."""
+    found = estimate(
+        job(save(models.shared(), tmp_path), "awq_full", "int4", "dq"), [Batch({"x": tokens(2, 6, HIDDEN)})]
+    )
+    assert found.seconds["search"] > 0
