@@ -94,7 +94,7 @@ def test_moments_know_no_padding(past, positions, tmp_path):
 @pytest.mark.parametrize("past", [None, PAST], ids=["without past", "with past"])
 def test_quantized_from_the_command_line(past, dtype, jaxq, tmp_path):
     path = written(tmp_path / "model", past=past, dtype=dtype)
-    np.savez(tmp_path / "t.npz", calib=IDS, eval=IDS[::-1], attention_mask=MASK)
+    np.savez(tmp_path / "t.npz", calib=IDS, eval=IDS[:, ::-1], attention_mask=MASK)
     done = jaxq(
         *("model=onnx", f"model.path={path}", f"calib.tokens={tmp_path / 't.npz'}", "method=awq_lite"),
         *("block_size=32", "method.alpha_step=0.25"),

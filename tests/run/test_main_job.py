@@ -141,5 +141,5 @@ def test_a_model_without_data_gets_rtn(jaxq, cache):
     done = jaxq("model=onnx", f"model.path={path}")
     assert done.code == 0, done.err
     assert done.report["method"] == "rtn_dq"
-    assert done.report["accuracy"] == {"none": "no held-out text was given"}
+    assert done.report["accuracy"] == {"none": "no held-out data was given"}
     assert all(layer["loss"] is None and layer["sqnr_db"] > 5 for layer in done.report["layers"])
