@@ -24,6 +24,7 @@ _PACKAGES = ("torch", "transformers", "onnxruntime-genai")
 _VERSION = "1"  # changes when exports of the same model do
 _WEIGHTS = ("*.safetensors", "*.bin")
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, chat templates
+_FOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")  # "1_Pooling": modules of sentence-transformers
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -138,10 +139,13 @@ def _check_folder(source: Path, model_id: str) -> None:
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Files of a model and its subfolders, sorted; exports that lie in it left out."""
-    aside = {"onnx", "openvino"}
-    found = {path for pattern in patterns for path in folder.rglob(pattern)}
-    return sorted(p for p in found if p.is_file() and not aside & set(p.relative_to(folder).parts[:-1]))
+    """Files of a model and of the folders within it that are known to be a model's, sorted.
+
+    Others are exports, checkpoints, or what runs that were started there have written.
+    """
+    folders = [folder, *(p for p in folder.iterdir() if _FOLDERS.fullmatch(p.name) and p.is_dir())]
+    found = {path for each in folders for pattern in patterns for path in each.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def _export_to(place: Path, source: Path, model_id: str, dtype: str) -> None:

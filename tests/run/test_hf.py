@@ -90,6 +90,24 @@ def test_exports_within_a_repository_are_neither_read_nor_copied(folder, exporte
     assert not (second / "onnx").exists()
 
 
+def test_runs_within_a_models_folder_change_nothing(folder, exporter, tmp_path, monkeypatch):
+    """The command line writes to outputs/ and multirun/ where it is started."""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
+    monkeypatch.chdir(folder)
+    first = hf.export_model(".", "float32", tmp_path / "c").path
+    for name in ("outputs/2025-01-01/12-00-00", "multirun/a/0", ".hydra"):
+        (folder / name).mkdir(parents=True)
+        for file in ("report.json", "tokenizer.json", "notes.txt", "model.safetensors"):
+            (folder / name / file).write_text("{}")
+    again = hf.export_model(".", "float32", tmp_path / "c")
+    assert (again.path, exporter["calls"]) == (first, 1)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8}))
+    copy = hf.export_model(".", "float32", tmp_path / "c").path.parent
+    assert {p.name for p in copy.iterdir()} == {p.name for p in first.parent.iterdir()}
+    assert (copy / "additional_chat_templates" / "tool.jinja").is_file()
+
+
 def test_a_missing_extra_is_one_sentence(folder, tmp_path, monkeypatch):
     def absent(name):
         raise hf.PackageNotFoundError(name)
