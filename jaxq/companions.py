@@ -1,6 +1,7 @@
 """Files beside a model that belong to it: configuration, tokenizer, chat templates, models that it runs with."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ def find_companions(source: Path, target_name: str) -> Companions:
     folder = _model_folder(source)
     if folder is None:
         return Companions(source.parent, (), (), None, ())
-    own = {source, *data_files(source, load_model(source))} | ({source.parent} - {folder})
+    parts = (source, source.parent, *data_files(source, load_model(source)))
+    own = {Path(os.path.abspath(part)) for part in parts}
     config = _read_json(folder / GENAI) if (folder / GENAI).is_file() else {}
     text, notes = _renamed(config, source.name, target_name)
     taken = {Path(target_name), data_path(Path(target_name)), *(Path(name) for name in _OWN)}
@@ -101,8 +103,9 @@ def copy_companions(found: Companions, target: Path) -> list[str]:
 
 
 def _model_folder(source: Path) -> Path | None:
-    """The folder that is the model's own, if one is."""
-    for folder in (source.parent, *((source.parent.parent,) if source.parent.name == "onnx" else ())):
+    """The folder that is the model's own, if one is, as an absolute path."""
+    parent = Path(os.path.abspath(source.parent))  # links stay: files lie beside them, not beside what they lead to
+    for folder in (parent, *((parent.parent,) if parent.name == "onnx" else ())):
         if any((folder / name).is_file() for name in (GENAI, *_MARKS)):
             return folder
         if (folder / "config.json").is_file():

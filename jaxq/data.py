@@ -1,5 +1,6 @@
 """Calibration and evaluation batches of a run, and that no sample is in both."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -160,8 +161,9 @@ def _rows(config: Config, part: str, source: Path, samples: int) -> np.ndarray:
     data = config.calib if part == "calib" else config.eval
     given = data.tokenizer or config.calib.tokenizer
     beside = Path(embedded.__file__).parent if config.model.name == "embedded" else source.parent
-    if beside.name == "onnx" and not (beside / "tokenizer.json").is_file():  # a repository's folder of exports
-        beside = beside.parent
+    above = Path(os.path.abspath(beside))  # "." has no name
+    if above.name == "onnx" and not (beside / "tokenizer.json").is_file():  # a repository's folder of exports
+        beside = above.parent
     tokenizer = Path(given) if given else beside / "tokenizer.json"
     if not given and not tokenizer.is_file():
         what = "text" if data.text else "dataset"

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +26,7 @@ _PACKAGES = ("torch", "transformers", "onnxruntime-genai")
 _VERSION = "1"  # changes when exports of the same model do
 _WEIGHTS = ("*.safetensors", "*.bin")
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, chat templates
+_FOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")  # "1_Pooling": modules of sentence-transformers
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -138,35 +141,72 @@ def _check_folder(source: Path, model_id: str) -> None:
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Files of a model and its subfolders, sorted; exports that lie in it left out."""
-    aside = {"onnx", "openvino"}
-    found = {path for pattern in patterns for path in folder.rglob(pattern)}
-    return sorted(p for p in found if p.is_file() and not aside & set(p.relative_to(folder).parts[:-1]))
+    """Files of a model and of the folders within it that are known to be a model's, sorted.
+
+    Others are exports, checkpoints, or what runs that were started there have written.
+    """
+    folders = [folder, *(p for p in folder.iterdir() if _FOLDERS.fullmatch(p.name) and p.is_dir())]
+    found = {path for each in folders for pattern in patterns for path in each.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def _export_to(place: Path, source: Path, model_id: str, dtype: str) -> None:
     """Exports into a folder beside the place, which then takes its name."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".hf-", dir=place.parent))
+        with _workspace(place.parent) as beside:
+            _run_exporter(source, beside, model_id, dtype)
+            shutil.rmtree(beside / ".cache", ignore_errors=True)
+            for file in _files(source, _BESIDE):
+                _copy_beside(file, beside / file.relative_to(source))
+            if place.exists() and not (place / "model.onnx").is_file():
+                shutil.rmtree(place)  # someone took its files away
+            try:
+                beside.replace(place)
+            except OSError:
+                if not (place / "model.onnx").is_file():  # else another run was faster
+                    raise
     except OSError as error:
         raise JaxqError(f"cannot write to the cache {str(place.parent)!r}: {error}; give another cache_dir") from error
-    try:
-        _run_exporter(source, beside, model_id, dtype)
-        shutil.rmtree(beside / ".cache", ignore_errors=True)
-        for file in _files(source, _BESIDE):
-            _copy_beside(file, beside / file.relative_to(source))
-        if place.exists() and not (place / "model.onnx").is_file():
-            shutil.rmtree(place)  # someone took its files away
+
+
+@contextmanager
+def _workspace(cache: Path) -> Iterator[Path]:
+    """A folder in the cache that does not outlast its use; those that killed processes left are removed first."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with _locked(cache, wait=True):  # nobody takes a folder that is not locked yet for one that was left
+            for old in cache.glob(".hf-*"):
+                with _locked(old, wait=False) as ours:
+                    if ours:
+                        shutil.rmtree(old, ignore_errors=True)
+            beside = Path(tempfile.mkdtemp(prefix=".hf-", dir=cache))
+            held.enter_context(_locked(beside, wait=False))
         try:
-            beside.replace(place)
+            yield beside
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether a folder is locked meanwhile; not where another process has it, or the file system knows no locks.
+
+    The system gives a lock back however a process ends; a process id would mean nothing to another machine.
+    """
+    if sys.platform == "win32":
+        yield False
+        return
+    import fcntl
+
+    with ExitStack() as opened:
+        locked = True
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
-            if not (place / "model.onnx").is_file():  # else another run was faster
-                raise
-    except OSError as error:
-        raise JaxqError(f"cannot write to the cache {str(place.parent)!r}: {error}; give another cache_dir") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            locked = False
+        yield locked
 
 
 def _copy_beside(file: Path, copy: Path) -> None:
@@ -183,13 +223,27 @@ def _run_exporter(source: Path, target: Path, model_id: str, dtype: str) -> None
     # -P: jaxq's folder, with an inspect.py of its own, is not where modules are looked for
     command = [sys.executable, "-P", str(script), str(source), str(target), dtype]
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env=os.environ | quiet, check=False
-    )
-    if done.returncode == 0 and (target / "model.onnx").is_file():
+    # The child reads from a pipe that nobody writes to: its end is that of this process.
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env=os.environ | quiet,
+    ) as child:
+        assert child.stderr is not None
+        try:
+            said = child.stderr.read()
+            code = child.wait()
+        except BaseException:  # as of Ctrl-C
+            child.kill()
+            raise
+    if code == 0 and (target / "model.onnx").is_file():
         return
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     if os.environ.get("JAXQ_TRACEBACK") == "1":
-        print(done.stderr, file=sys.stderr)
-    reason = lines[-1] if lines else f"the exporter ended with code {done.returncode}"
+        print(said, file=sys.stderr)
+    reason = lines[-1] if lines else f"the exporter ended with code {code}"
     raise JaxqError(f"model {model_id!r} cannot be exported: {reason}")

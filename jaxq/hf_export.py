@@ -13,6 +13,7 @@ import inspect
 import os
 import runpy
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,24 @@ def save_tokenizer(source: Path, target: Path) -> None:
         return
 
 
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, killed or not: its end of standard input closes then.
+
+    What asks a question on standard input finds none, and does not wait.
+    """
+    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+    def watch() -> None:
+        os.read(pipe, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 if __name__ == "__main__":
+    end_with_parent()
     os.environ["HF_HUB_OFFLINE"] = "1"  # all is in the folder
     folder, made, number = sys.argv[1:]
     export(Path(folder), Path(made), number)

@@ -5,13 +5,15 @@ of large initializers are left where they are, and the rest, small, is parsed as
 """
 
 import mmap
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from jaxq.errors import JaxqError
 from jaxq.sparse import densify
 
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7, 5, 9  # field numbers in onnx.proto
@@ -21,8 +23,12 @@ _SMALL = 1024
 def load_lazily(path: Path) -> ir.Model:
     """The model, each large initializer an `onnx_ir.ExternalTensor` into the file itself or its external data.
 
+    The tensors' ``location`` is the whole path, and their ``base_dir`` is empty. Files may be links to anywhere, as in
+    the cache of the Hugging Face hub; the names in the model may not leave its folder.
+
     Raises:
         DecodeError: the file is not an ONNX protobuf.
+        JaxqError: it names external data outside its folder.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -31,9 +37,42 @@ def load_lazily(path: Path) -> ir.Model:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             proto = _strip_model(data, path.name)
     densify(proto, path.parent)
-    model = ir.from_proto(proto)
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    return model
+    for tensor in _all_tensors(proto):
+        _locate(tensor, path)
+    return ir.from_proto(proto)
+
+
+def _locate(tensor: onnx.TensorProto, path: Path) -> None:
+    """Makes the location of external data a whole path: onnx_ir refuses links where a tensor has a base_dir."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return
+    for entry in tensor.external_data:
+        if entry.key != "location":
+            continue
+        if os.path.isabs(entry.value) or os.path.normpath(entry.value).split(os.sep)[0] == os.pardir:
+            raise JaxqError(
+                f"model file {str(path)!r} keeps weights in {entry.value!r}, outside its folder: "
+                "move them beside it, and name them by that"
+            )
+        entry.value = str(path.parent / entry.value)
+
+
+def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _graph_tensors(graph)
 
 
 def _strip_model(data: mmap.mmap, location: str) -> onnx.ModelProto:

@@ -35,6 +35,8 @@ def load_model(path: Path) -> ir.Model:
         raise JaxqError(f"model file {str(path)!r} {what}: give the path of an .onnx file")
     try:
         model = load_lazily(path)
+    except JaxqError:
+        raise
     except PermissionError as error:
         raise JaxqError(f"model file {str(path)!r} cannot be read: permission denied") from error
     except (DecodeError, ValueError, TypeError, KeyError, RuntimeError) as error:
@@ -44,7 +46,7 @@ def load_model(path: Path) -> ir.Model:
     if not model.graph.num_nodes():
         raise JaxqError(f"model file {str(path)!r} is not an ONNX model with nodes")
     for tensor in _external(model):
-        file = path.parent / tensor.location
+        file = Path(tensor.location)
         if not file.is_file():
             raise JaxqError(f"model file {str(path)!r} keeps weights in {str(file)!r}, which does not exist")
         if (tensor.offset or 0) + (tensor.length or 0) > file.stat().st_size:
@@ -58,8 +60,13 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def data_files(path: Path, model: ir.Model) -> list[Path]:
-    """Files beside the model that hold its external data, sorted."""
-    return sorted({path.parent / t.location for t in _external(model)} - {path.parent / path.name})
+    """Files beside the model that hold its external data, sorted.
+
+    Args:
+        path: The model's file.
+        model: What `load_model` made of it.
+    """
+    return sorted({Path(t.location) for t in _external(model)} - {path})
 
 
 def hash_model(path: Path, model: ir.Model) -> str:

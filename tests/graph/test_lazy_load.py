@@ -1,6 +1,7 @@
 """Lazily loaded models are those that onnx_ir loads, and what is no model is refused in one sentence."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxq.lazy_load import load_lazily
 from jaxq.model_file import data_files, hash_model, load_model
 from tests.graph import models
 from tests.graph.models import MODELS
-from tests.graph.running import save
+from tests.graph.running import graphs, save
 
 
 def tensors(model: ir.Model) -> dict[tuple[int, str], ir.TensorProtocol]:
@@ -27,9 +28,10 @@ def tensors(model: ir.Model) -> dict[tuple[int, str], ir.TensorProtocol]:
 
 
 def without_weights(model: ir.Model) -> bytes:
-    """Everything but the initializers."""
+    """Everything but the initializers, those of subgraphs too."""
     proto = ir.to_proto(model)
-    del proto.graph.initializer[:]
+    for graph in graphs(proto.graph):
+        del graph.initializer[:]
     return proto.SerializeToString(deterministic=True)
 
 
@@ -110,6 +112,39 @@ def test_missing_external_data_is_named(tmp_path):
     path = save(models.mlp(), tmp_path, external=True)
     (tmp_path / "model.onnx.weights").unlink()
     with pytest.raises(JaxqError, match=r"keeps weights in '.*model\.onnx\.weights', which does not exist"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("linked", [("model.onnx",), ("weights",), ("model.onnx", "weights")], ids="+".join)
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
+def test_files_may_be_links(linked, link, external, tmp_path, monkeypatch):
+    """As in the cache of the Hugging Face hub: links to blobs, whose names are others."""
+    path = save(models.attention(), tmp_path / "snapshot", external=external)
+    expected = {key: tensor.numpy().copy() for key, tensor in tensors(ir.load(path)).items()}
+    (tmp_path / "blobs").mkdir()
+    for i, file in enumerate(sorted(path.parent.iterdir())):
+        if file.name in linked or (file != path and "weights" in linked):
+            blob = file.replace(tmp_path / "blobs" / f"{i}f3a")
+            link(os.path.relpath(blob, file.parent) if link is os.symlink else blob, file)
+    monkeypatch.chdir(tmp_path)
+    for given in (path, Path("snapshot/model.onnx")):
+        model = load_model(given)
+        for key, tensor in tensors(model).items():
+            np.testing.assert_array_equal(tensor.numpy(), expected[key])
+        assert data_files(given, model) == [given.with_name("model.onnx.weights")] * external
+
+
+@pytest.mark.parametrize("location", ["../secret", "a/../../secret", "/etc/secret"])
+def test_a_model_names_no_data_outside_its_folder(location, tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(1 << 20))
+    path = save(models.mlp(), tmp_path / "m", external=True)
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(JaxqError, match=rf"m/model\.onnx' keeps weights in '{location}', outside its folder"):
         load_model(path)
 
 

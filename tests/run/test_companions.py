@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxq.companions import copy_companions, find_companions
+from jaxq.config import Config, DataConfig, EvalConfig, ModelConfig
+from jaxq.data import read_data
 from jaxq.errors import JaxqError
+from jaxq.inputs import InputSpec, ModelInput
 from tests.graph.models import mlp
 
 CONFIG = {"model": {"decoder": {"filename": "text.onnx", "head_size": 16}, "type": "llama"}, "search": {"top_p": 1e-05}}
@@ -78,6 +82,43 @@ def test_a_folder_named_onnx_belongs_to_the_one_above(tmp_path):
     assert "not copied" not in notes
 
 
+@pytest.mark.parametrize("given", ["text.onnx", "../onnx/text.onnx"])
+def test_a_folder_named_onnx_may_be_the_current_one(given, tmp_path, monkeypatch):
+    written(tmp_path / "m" / "onnx")
+    fill(tmp_path / "m", {"tokenizer.json": "{}", "config.json": "{}"})
+    monkeypatch.chdir(tmp_path / "m" / "onnx")
+    names, notes = copied(Path(given), tmp_path / "out")
+    assert names == {"tokenizer.json", "config.json"}
+    assert "not copied" not in notes
+
+
+def test_a_model_of_links_keeps_what_lies_beside_the_links(tmp_path):
+    source = written(tmp_path / "m" / "onnx")
+    fill(tmp_path / "m", {"tokenizer.json": "{}", "onnx/config.json": "{}"})
+    (tmp_path / "blobs").mkdir()
+    for i, file in enumerate(sorted(p for p in (tmp_path / "m").rglob("*") if p.is_file())):
+        file.symlink_to(file.replace(tmp_path / "blobs" / f"{i}f3a"))
+    names, notes = copied(source, tmp_path / "out")
+    assert names == {"tokenizer.json"}
+    assert not (tmp_path / "out" / "tokenizer.json").is_symlink()
+    assert "not copied" not in notes
+
+
+@pytest.mark.parametrize("given", ["text.onnx", "../onnx/text.onnx"])
+def test_the_tokenizer_above_a_folder_named_onnx_is_found(given, tmp_path, monkeypatch):
+    written(tmp_path / "m" / "onnx")
+    made = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "m" / "tokenizer.json"))
+    fill(tmp_path, {"text.txt": "a b b a " * 50})
+    monkeypatch.chdir(tmp_path / "m" / "onnx")
+    calib = DataConfig(samples=2, length=4, batch_size=1, text=str(tmp_path / "text.txt"))
+    config = Config(model=ModelConfig(name="onnx"), calib=calib, eval=EvalConfig(samples=0, batch_size=1))
+    spec = InputSpec((ModelInput("input_ids", np.dtype(np.int64), (None, None)),), 3)
+    (batch, *_) = read_data(config, Path(given), spec).calib
+    np.testing.assert_array_equal(np.asarray(batch.feeds["input_ids"])[0], [0, 1, 1, 0])
+
+
 def test_the_configuration_names_the_copy_and_is_otherwise_the_same(tmp_path):
     source = written(tmp_path / "m")
     text = json.dumps(CONFIG, indent=2)
@@ -108,8 +149,8 @@ def test_further_models_that_the_configuration_names_come_with_their_data(tmp_pa
     fill(tmp_path, {"outside.json": "never"})
     fill(tmp_path / "m", {"genai_config.json": json.dumps(config)})
     names, notes = copied(source, tmp_path / "out")
-    models = {"vision.onnx", "vision.onnx_data", "parts/embedding.onnx", "parts/embedding.onnx_data"}
-    assert names == models | {"genai_config.json"}
+    parts_found = {"vision.onnx", "vision.onnx_data", "parts/embedding.onnx", "parts/embedding.onnx_data"}
+    assert names == parts_found | {"genai_config.json"}
     assert "not copied from the model's folder: unused.onnx" in notes
     onnx.checker.check_model(str(tmp_path / "out" / "parts" / "embedding.onnx"))
 

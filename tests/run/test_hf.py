@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,24 @@ def test_exports_within_a_repository_are_neither_read_nor_copied(folder, exporte
     assert not (second / "onnx").exists()
 
 
+def test_runs_within_a_models_folder_change_nothing(folder, exporter, tmp_path, monkeypatch):
+    """The command line writes to outputs/ and multirun/ where it is started."""
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
+    monkeypatch.chdir(folder)
+    first = hf.export_model(".", "float32", tmp_path / "c").path
+    for name in ("outputs/2025-01-01/12-00-00", "multirun/a/0", ".hydra"):
+        (folder / name).mkdir(parents=True)
+        for file in ("report.json", "tokenizer.json", "notes.txt", "model.safetensors"):
+            (folder / name / file).write_text("{}")
+    again = hf.export_model(".", "float32", tmp_path / "c")
+    assert (again.path, exporter["calls"]) == (first, 1)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 8}))
+    copy = hf.export_model(".", "float32", tmp_path / "c").path.parent
+    assert {p.name for p in copy.iterdir()} == {p.name for p in first.parent.iterdir()}
+    assert (copy / "additional_chat_templates" / "tool.jinja").is_file()
+
+
 def test_a_missing_extra_is_one_sentence(folder, tmp_path, monkeypatch):
     def absent(name):
         raise hf.PackageNotFoundError(name)
@@ -129,6 +150,52 @@ def test_an_exporter_that_fails_is_quoted(folder, tmp_path):
     """The real child process, which here finds weights that are none, or no torch."""
     with pytest.raises(JaxqError, match=r"cannot be exported: \S+"):
         hf._run_exporter(folder, tmp_path, "model", "float32")
+
+
+def _until(holds, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from jaxq import hf
+hf._export_to(Path(sys.argv[1]) / "hf-1", Path(sys.argv[2]), "model", "float32")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders of killed processes stay there")
+def test_of_an_export_that_is_killed_nothing_goes_on_or_stays(folder, exporter, tmp_path):
+    """The real child process, with a transformers that never ends and leaves a sign of life now and then."""
+    signs, cache = tmp_path / "signs", tmp_path / "c"
+    (tmp_path / "lib" / "transformers").mkdir(parents=True)
+    (tmp_path / "lib" / "transformers" / "__init__.py").write_text(
+        f"import time\nwhile True:\n    open({str(signs)!r}, 'a').write('.')\n    time.sleep(0.05)\n"
+    )
+    paths = [str(tmp_path / "lib"), str(Path(hf.__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    parent = subprocess.Popen([sys.executable, "-c", KILLED, str(cache), str(folder)], env=environment)
+    try:
+        _until(signs.exists)
+        (running,) = cache.iterdir()
+        hf.export_model(str(folder), "float32", cache)
+        assert running.is_dir()  # it is another run's, which lives
+    finally:
+        parent.kill()
+        parent.wait()
+
+    def still() -> bool:
+        before = signs.stat().st_size
+        time.sleep(0.5)
+        return signs.stat().st_size == before
+
+    _until(still, 20)
+    hf.export_model(str(folder), "float16", cache)
+    assert not running.exists()
+    assert {p.name[:3] for p in cache.iterdir()} == {"hf-"}
 
 
 # --- real exports
