@@ -116,8 +116,8 @@ def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: in
     With ``input_ids`` [samples, sequence] the data may leave out: ``attention_mask`` (ones), ``position_ids`` (the
     count of real tokens before each), ``cache_position``, ``token_type_ids`` (zeros), keys and values of earlier tokens
     (of length 0), states of recurrent layers (zeros) and ``use_cache_branch`` (whether there are earlier tokens). A
-    mask is [samples, sequence], or [samples, past + sequence] beside a past. Where the model wants real tokens first,
-    padding on the left or within a row is moved behind them.
+    mask is [samples, sequence], or [samples, past + sequence] beside a past; the shorter one says that all of the past
+    is real. Where the model wants real tokens first, padding on the left or within a row is moved behind them.
 
     Integers are cast to the model's type where that changes none, floats are rounded to it.
 
@@ -149,6 +149,7 @@ def to_batch(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
 def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, np.ndarray]:
     """The data, each array of the model's type; a mask that the model does not want stays as it is."""
     wanted = {i.name: i for i in spec.inputs}
+    arrays = dict(arrays)
     ids, mask = arrays.get(TOKENS), arrays.get(_MASK)
     if ids is not None and mask is not None and ids.ndim == 2 and mask.ndim <= 2:
         past = _past_length(arrays, spec)
@@ -157,6 +158,8 @@ def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, n
             raise JaxqError(
                 f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}{beside}: they must agree"
             )
+        if past and mask.shape == ids.shape:  # of the new tokens alone: the model's covers the past too
+            arrays[_MASK] = np.concatenate([np.ones((len(ids), past), mask.dtype), mask], axis=1)
     return {name: _checked(wanted[name], a, spec) if name in wanted else a for name, a in arrays.items()}
 
 

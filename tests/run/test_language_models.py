@@ -15,6 +15,7 @@ from jaxq.graph import find_sites, prepare, sibling_groups
 from jaxq.inputs import InputSpec, ModelInput, read_input_spec, to_batches
 from jaxq.model_file import load_model
 from tests.genai.decoders import HEAD, HEADS, PAST, VOCABULARY, decoder
+from tests.genai.folders import RUNS, make_folder
 from tests.graph.running import relative, run
 
 IDS = np.random.default_rng(0).integers(1, VOCABULARY, (3, 12))
@@ -94,7 +95,7 @@ def test_moments_know_no_padding(past, positions, tmp_path):
 @pytest.mark.parametrize("past", [None, PAST], ids=["without past", "with past"])
 def test_quantized_from_the_command_line(past, dtype, jaxq, tmp_path):
     path = written(tmp_path / "model", past=past, dtype=dtype)
-    np.savez(tmp_path / "t.npz", calib=IDS, eval=IDS[::-1], attention_mask=MASK)
+    np.savez(tmp_path / "t.npz", calib=IDS, eval=IDS[:, ::-1], attention_mask=MASK)
     done = jaxq(
         *("model=onnx", f"model.path={path}", f"calib.tokens={tmp_path / 't.npz'}", "method=awq_lite"),
         *("block_size=32", "method.alpha_step=0.25"),
@@ -124,9 +125,32 @@ def test_a_past_of_the_data_goes_on_where_it_ends(tmp_path):
         np.testing.assert_allclose(run(path, batch.feeds, "logits")[0], expected, atol=1e-5)
     padded = np.ones((3, 12), int)
     padded[2, 10:] = 0
-    batch = fed(path, IDS[:, 7:], padded, **past)
-    assert batch.keep is not None
-    np.testing.assert_array_equal(batch.keep, padded[:, 7:])
+    for mask in (padded, padded[:, 7:]):  # over all tokens, or over the new ones alone
+        batch = fed(path, IDS[:, 7:], mask, **past)
+        assert batch.keep is not None
+        np.testing.assert_array_equal(batch.keep, padded[:, 7:])
+        np.testing.assert_array_equal(batch.feeds["attention_mask"], padded)
+        got = run(path, batch.feeds, "logits")[0]
+        np.testing.assert_allclose(got[padded[:, 7:] > 0], expected[padded[:, 7:] > 0], atol=1e-5)
+
+
+def grouped_past(folder: Path, ids: np.ndarray, length: int) -> tuple[Path, dict[str, np.ndarray]]:
+    """A decoder with GroupQueryAttention, and its caches of the first tokens as it computes them."""
+    path = make_folder("llama-fp32", folder)
+    names = [f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    caches = run(path, fed(path, ids[:, :length]).feeds, *names)
+    return path, {n.replace("present", "past_key_values"): c for n, c in zip(names, caches, strict=True)}
+
+
+@RUNS
+def test_a_mask_of_the_new_tokens_beside_a_past_of_grouped_queries(tmp_path):
+    """The operator takes the number of all tokens from the mask: a short one puts the new tokens in wrong places."""
+    ids = IDS[:1, :10]
+    path, past = grouped_past(tmp_path / "llama", ids, 6)
+    batch = fed(path, ids[:, 6:], np.ones((1, 4), int), **past)
+    assert batch.feeds["attention_mask"].shape == (1, 10)
+    expected = run(path, fed(path, ids).feeds, "logits")[0][:, 6:]
+    np.testing.assert_allclose(run(path, batch.feeds, "logits")[0], expected, atol=1e-5)
 
 
 def test_a_merged_decoder_is_told_whether_there_is_a_past(tmp_path):
