@@ -15,6 +15,7 @@ from jaxq.errors import JaxqError
 
 TOKENS = "input_ids"
 _MASK = "attention_mask"
+_PARTS = ("calib", "eval")
 
 
 @dataclass(frozen=True)
@@ -80,24 +81,32 @@ def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> d
     """The first samples of an npz file.
 
     Args:
-        path: File with an array ``key`` of token ids [samples, length] and perhaps an ``attention_mask`` of that shape;
-            or with arrays named as the model's inputs, samples first.
+        path: File with an array ``key`` of token ids [samples, length], or ``input_ids``; and perhaps an
+            ``attention_mask`` of that shape, whether or not the model wants one, and arrays named as the model's other
+            inputs, samples first. "calib" and "eval" may lie in one file.
         key: "calib" or "eval".
         samples: How many at most.
         spec: What the model wants.
 
     Raises:
-        JaxqError: the file is missing or unreadable, has other names, or its arrays have different lengths.
+        JaxqError: the file is missing or unreadable, has names that nothing reads, has the token ids twice, or its
+            arrays have different lengths.
     """
     arrays = _read_npz(path)
+    feeds = {name: array[:samples] for name, array in arrays.items() if name in (*spec.names, _MASK)}
     if key in arrays:
-        masked = {_MASK: arrays[_MASK][:samples]} if _MASK in arrays else {}
-        return {TOKENS: arrays[key][:samples], **masked}
-    feeds = {name: array[:samples] for name, array in arrays.items() if name in spec.names}
+        if TOKENS in feeds:
+            raise JaxqError(f"token file {str(path)!r} has token ids in {key!r} and in {TOKENS!r}: leave one out")
+        feeds[TOKENS] = arrays[key][:samples]
     if not feeds:
         raise JaxqError(
             f"token file {str(path)!r} holds {', '.join(sorted(arrays)) or 'nothing'}: it needs {key!r} (token ids), "
             f"or the model's inputs: {', '.join(spec.names)}"
+        )
+    if unread := sorted(set(arrays) - {*feeds, *_PARTS}):
+        raise JaxqError(
+            f"token file {str(path)!r} holds {', '.join(unread)}, which nothing reads: rename or leave out what is none "
+            f"of the model's inputs: {', '.join(spec.names)}"
         )
     if len({len(a) for a in feeds.values()}) > 1:
         lengths = ", ".join(f"{name} {len(a)}" for name, a in sorted(feeds.items()))
@@ -151,6 +160,8 @@ def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, n
     wanted = {i.name: i for i in spec.inputs}
     arrays = dict(arrays)
     ids, mask = arrays.get(TOKENS), arrays.get(_MASK)
+    if mask is not None and mask.ndim <= 2 and not (mask.dtype.kind in "fiub" and np.isin(mask, (0, 1)).all()):
+        raise JaxqError("attention_mask has values other than 0 and 1: it needs 1 for real tokens and 0 for padding")
     if ids is not None and mask is not None and ids.ndim == 2 and mask.ndim <= 2:
         past = _past_length(arrays, spec)
         if mask.shape not in (ids.shape, (len(ids), past + ids.shape[1])):
