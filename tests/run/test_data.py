@@ -3,14 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
 import pytest
 
+from jaxq.data import token_file_samples
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
-from jaxq.inputs import InputSpec, ModelInput, to_batches, token_file_samples
+from jaxq.inputs import InputSpec, ModelInput, to_batches
 from jaxq.output_errors import OutputComparison
 from jaxq.texts import text_samples
 
@@ -41,11 +44,13 @@ def test_a_mask_of_another_shape_is_refused():
 def test_a_mask_that_the_model_does_not_want_tells_the_padding(tokens, tmp_path):
     mask = np.ones((2, 10), int)
     mask[0, 6:] = 0
-    np.savez(tmp_path / "t.npz", **{tokens: np.ones((2, 10), int)}, attention_mask=mask)
+    arrays: dict[str, Any] = {tokens: np.ones((2, 10), int), "attention_mask": mask}
+    np.savez(tmp_path / "t.npz", **arrays)
     spec = InputSpec(SPEC.inputs[:1], None)
     arrays = token_file_samples(tmp_path / "t.npz", "calib", samples=2, spec=spec)
     (batch,) = to_batches(arrays, spec, batch_size=2)
     assert set(batch.feeds) == {"input_ids"}
+    assert batch.keep is not None
     np.testing.assert_array_equal(batch.keep, mask)
 
 
@@ -56,9 +61,10 @@ def test_other_inputs_beside_the_tokens_are_fed(tokens, tmp_path):
     others = [ModelInput(name, INT, TOKENS) for name in ("position_ids", "token_type_ids")]
     spec = InputSpec((*SPEC.inputs, *others, past), 100)
     rng = np.random.default_rng(0)
-    given = {name: rng.integers(0, 9, (4, 8)) for name in ("position_ids", "token_type_ids")}
+    given: dict[str, Any] = {name: rng.integers(0, 9, (4, 8)) for name in ("position_ids", "token_type_ids")}
     given[past.name] = rng.normal(size=(4, 3, 5, 16)).astype(np.float32)
-    np.savez(tmp_path / "t.npz", **{tokens: np.ones((4, 8), int)}, eval=np.ones((2, 9), int), **given)
+    ids: dict[str, Any] = {tokens: np.ones((4, 8), int), "eval": np.ones((2, 9), int)}
+    np.savez(tmp_path / "t.npz", **ids, **given)
     arrays = token_file_samples(tmp_path / "t.npz", "calib", samples=3, spec=spec)
     (batch,) = to_batches(arrays, spec, batch_size=3)
     for name, array in given.items():
@@ -67,7 +73,7 @@ def test_other_inputs_beside_the_tokens_are_fed(tokens, tmp_path):
 
 @pytest.mark.parametrize("tokens", ["calib", "input_ids"])
 def test_names_that_nothing_reads_are_refused(tokens, tmp_path):
-    arrays = {tokens: np.ones((4, 8), int), "attention_masks": np.ones((4, 8), int)}
+    arrays: dict[str, Any] = {tokens: np.ones((4, 8), int), "attention_masks": np.ones((4, 8), int)}
     np.savez(tmp_path / "t.npz", **arrays)
     with pytest.raises(JaxqError, match=r"holds attention_masks, which nothing reads.*input_ids, attention_mask"):
         token_file_samples(tmp_path / "t.npz", "calib", samples=2, spec=SPEC)
@@ -110,9 +116,24 @@ def test_ids_beyond_the_models_type_are_refused():
 def test_files_that_are_no_npz(tmp_path):
     np.save(tmp_path / "one.npy", np.ones((2, 8), int))
     np.savez(tmp_path / "number.npz", calib=np.int64(3))
-    for name, words in (("one.npy", "npz"), ("number.npz", "single number")):
+    (tmp_path / "text.npz").write_text("1 2 3 4\n")
+    (tmp_path / "folder").mkdir()
+    with ZipFile(tmp_path / "zip.npz", "w") as file:
+        file.writestr("notes.txt", "no array")
+    for name, words in (
+        ("one.npy", r"one.npy' is not an \.npz file .*numpy\.savez\(path, calib=ids\)$"),
+        ("text.npz", r"text.npz' is not an \.npz file .*numpy\.savez\(path, calib=ids\)$"),
+        ("folder", "is a folder: give the path of an .npz file"),
+        ("zip.npz", "holds 'notes.txt', which is no array"),
+        ("number.npz", "single number"),
+    ):
         with pytest.raises(JaxqError, match=words):
             token_file_samples(tmp_path / name, "calib", samples=2, spec=SPEC)
+
+
+def test_samples_without_tokens_are_refused():
+    with pytest.raises(JaxqError, match=r"'input_ids' has shape \[3, 0\]: give at least one token"):
+        to_batches({"input_ids": np.ones((3, 0), int)}, SPEC, batch_size=2)
 
 
 def test_a_tokenizer_that_cuts_off_does_not_cut_the_text(tmp_path):

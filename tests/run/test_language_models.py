@@ -162,6 +162,59 @@ def test_a_merged_decoder_is_told_whether_there_is_a_past(tmp_path):
     assert fed(path, IDS, **past).feeds["use_cache_branch"][0]
 
 
+KEYS = [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+
+
+@pytest.mark.parametrize("past", [PAST, (None, HEADS, None, HEAD)], ids=["named axes", "unnamed axes"])
+def test_caches_that_do_not_fit_are_refused(past, tmp_path):
+    path = written(tmp_path, past=past)
+    good = {name: np.ones((3, HEADS, 4, HEAD), np.float32) for name in KEYS}
+    run(path, fed(path, IDS, **good).feeds)
+    cases = [
+        ({KEYS[1]: np.ones((3, HEADS + 1, 4, HEAD))}, rf"{KEYS[1]}' has shape \[3, 3, 4, 32\] for 3 samples"),
+        ({KEYS[2]: np.ones((3, HEADS, 5, HEAD))}, rf"{KEYS[0]}' and '{KEYS[2]}' differ in tokens: 4 and 5"),
+    ]
+    if past == PAST:
+        cases.append(
+            ({name: np.ones((2, HEADS, 4, HEAD)) for name in KEYS}, r"has shape \[2, 2, 4, 32\] for 3 samples")
+        )
+    for bad, words in cases:
+        arrays = good | {name: a.astype(np.float32) for name, a in bad.items()}
+        with pytest.raises(JaxqError, match=words):
+            fed(path, IDS, **arrays)
+    with pytest.raises(JaxqError, match=rf"past of 4 tokens, and none for {KEYS[2]}, {KEYS[3]}: give all"):
+        fed(path, IDS, **{name: good[name] for name in KEYS[:2]})
+
+
+def test_an_encoders_tokens_are_not_counted_with_a_decoders():
+    names = {f"past_key_values.0.{part}.key": length for part, length in (("decoder", 4), ("encoder", 9))}
+    for axes in (("past", "encoder_length"), (None, None)):
+        caches = [ModelInput(n, FLOAT, ("batch", 2, axis, 8)) for n, axis in zip(names, axes, strict=True)]
+        spec = InputSpec((ModelInput("input_ids", INT, ("b", "s")), *caches), None)
+        given = {name: np.ones((3, 2, length, 8), np.float32) for name, length in names.items()}
+        (batch,) = to_batches({"input_ids": IDS, **given}, spec, 3)
+        assert [batch.feeds[name].shape[2] for name in names] == [4, 9]
+
+
+@RUNS
+def test_grouped_queries_take_a_past_for_one_sample_at_a_time(tmp_path):
+    """More are what onnxruntime refuses, in words that name no option."""
+    ids = IDS[:2, :10]
+    path, past = grouped_past(tmp_path / "llama", ids, 6)
+    spec, arrays = read_input_spec(load_model(path)), {"input_ids": ids[:, 6:], **past}
+    with pytest.raises(JaxqError, match=r"4 tokens beside a past.* has 2: give calib.batch_size=1"):
+        to_batches(arrays, spec, 4)
+    singles = to_batches(arrays, spec, 1)
+    whole = run(path, fed(path, ids).feeds, "logits")[0]
+    for row, batch in enumerate(singles):
+        np.testing.assert_allclose(run(path, batch.feeds, "logits")[0][0], whole[row, 6:], atol=1e-5)
+    both = {name: np.concatenate([batch.feeds[name] for batch in singles]) for name in singles[0].feeds}
+    with pytest.raises(Exception, match="batch"):
+        run(path, both)
+    (last,) = to_batches({"input_ids": ids[:, 6:7], **past}, spec, 2)  # one token a sample is what it is made for
+    np.testing.assert_allclose(run(path, last.feeds, "logits")[0][:, 0], whole[:, 6], atol=1e-5)
+
+
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 
 
