@@ -1,7 +1,7 @@
 """Inputs that hold what a language model computed before: found by name, fed as they are before the first token."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -82,6 +82,48 @@ def cache_length(array: np.ndarray, dims: Dims | None) -> int:
     """
     axis = None if dims is None else _sequence_axis(dims, _batch_axis(dims))
     return 0 if axis is None or axis >= array.ndim else array.shape[axis]
+
+
+def check_caches(given: Mapping[str, np.ndarray], dims: Mapping[str, Dims | None], samples: int) -> None:
+    """Refuses caches that do not fit a model or each other.
+
+    Args:
+        given: Caches of the data, of the model's numbers of axes.
+        dims: Shapes of the model's caches, as `empty_cache` takes them; one that is not there is not looked at.
+        samples: Number of samples.
+
+    Raises:
+        JaxqError: a cache has another size than the model says, or other numbers of samples than there are, or two
+            caches differ along an axis of one name; axes that count tokens and have no name are of one.
+
+    Example:
+        >>> check_caches({"past.0": np.zeros((2, 3, 7, 64))}, {"past.0": ("batch", 4, "past", 64)}, samples=2)
+        Traceback (most recent call last):
+        jaxq.errors.JaxqError: the cache 'past.0' has shape [2, 3, 7, 64] for 2 samples:
+        the model wants [batch, 4, past, 64]
+    """
+    seen: dict[tuple[str | None, bool], tuple[str, int]] = {}
+    for name, array in given.items():
+        wanted = dims.get(name)
+        if wanted is None:
+            continue
+        batch = _batch_axis(wanted)
+        tokens = _sequence_axis(wanted, batch)
+        for axis, (size, found) in enumerate(zip(wanted, array.shape, strict=True)):
+            counted = axis == batch and isinstance(size, str) and bool(_BATCH.search(size))
+            if found != (size if isinstance(size, int) else samples if counted else found):
+                raise JaxqError(
+                    f"the cache {name!r} has shape {list(array.shape)} for {samples} samples: "
+                    f"the model wants {_shown(wanted)}"
+                )
+            if isinstance(size, str) or (size is None and axis == tokens):
+                # an encoder's tokens are others than a decoder's, and where no axis has a name only the input's tells
+                first, expected = seen.setdefault((size, size is None and "encoder" in name), (name, found))
+                if found != expected:
+                    what = "tokens" if axis == tokens else f"{size!r}"
+                    raise JaxqError(
+                        f"the caches {first!r} and {name!r} differ in {what}: {expected} and {found}; they must agree"
+                    )
 
 
 def cache_dims(value: ir.Value) -> tuple[int | str | None, ...] | None:

@@ -1,11 +1,13 @@
 """Calibration and evaluation batches of a run, and that no sample is in both."""
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -13,11 +15,12 @@ from jaxq import embedded
 from jaxq.batches import Batch
 from jaxq.config import Config, DataConfig
 from jaxq.errors import JaxqError
-from jaxq.inputs import TOKENS, InputSpec, has_key, to_batches, token_file_samples
+from jaxq.inputs import MASK, TOKENS, InputSpec, to_batches
 from jaxq.text_datasets import TextDataset, dataset_text
 from jaxq.texts import embedded_samples, load_tokenizer, read_text, spread, token_rows
 
 Arrays = dict[str, np.ndarray]
+_PARTS = ("calib", "eval")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,43 @@ def check_data(config: Config) -> None:
     _check_apart(config)
 
 
+def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> dict[str, np.ndarray]:
+    """The first samples of an npz file.
+
+    Args:
+        path: File with an array ``key`` of token ids [samples, length], or ``input_ids``; and perhaps an
+            ``attention_mask`` of that shape, whether or not the model wants one, and arrays named as the model's other
+            inputs, samples first. "calib" and "eval" may lie in one file.
+        key: "calib" or "eval".
+        samples: How many at most.
+        spec: What the model wants.
+
+    Raises:
+        JaxqError: the file is missing or unreadable, has names that nothing reads, has the token ids twice, or its
+            arrays have different lengths.
+    """
+    arrays = _read_npz(path)
+    feeds = {name: array[:samples] for name, array in arrays.items() if name in (*spec.names, MASK)}
+    if key in arrays:
+        if TOKENS in feeds:
+            raise JaxqError(f"token file {str(path)!r} has token ids in {key!r} and in {TOKENS!r}: leave one out")
+        feeds[TOKENS] = arrays[key][:samples]
+    if not feeds:
+        raise JaxqError(
+            f"token file {str(path)!r} holds {', '.join(sorted(arrays)) or 'nothing'}: it needs {key!r} (token ids), "
+            f"or the model's inputs: {', '.join(spec.names)}"
+        )
+    if unread := sorted(set(arrays) - {*feeds, *_PARTS}):
+        raise JaxqError(
+            f"token file {str(path)!r} holds {', '.join(unread)}, which nothing reads: rename or leave out what is "
+            f"none of the model's inputs: {', '.join(spec.names)}"
+        )
+    if len({len(a) for a in feeds.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(a)}" for name, a in sorted(feeds.items()))
+        raise JaxqError(f"token file {str(path)!r} has different numbers of samples: {lengths}")
+    return feeds
+
+
 def _check_apart(config: Config) -> None:
     """Refuses text for evaluation that is calibration text; no number would mean anything."""
     if not config.calib.samples or not config.eval.samples:
@@ -149,7 +189,7 @@ def _held_out(config: Config, source: Path, spec: InputSpec, rest: np.ndarray | 
         return {TOKENS: spread(_rows(config, "eval", source, data.samples), data.samples)}
     if rest is not None and len(rest):
         return {TOKENS: spread(rest, data.samples)}
-    if config.calib.tokens and has_key(Path(config.calib.tokens), "eval"):
+    if config.calib.tokens and "eval" in _read_npz(Path(config.calib.tokens)):
         return token_file_samples(Path(config.calib.tokens), "eval", data.samples, spec)
     if config.model.name == "embedded":
         return embedded_samples("eval", data.samples, data.length)
@@ -205,3 +245,21 @@ def _fingerprints(batches: Sequence[Batch]) -> Iterator[bytes]:
         names = [TOKENS] if TOKENS in batch.feeds else sorted(batch.feeds)
         for sample in zip(*(batch.feeds[name] for name in names), strict=True):
             yield sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in sample)).digest()
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise JaxqError(f"token file {str(path)!r} {what}: give the path of an .npz file")
+    try:
+        if not is_zipfile(path):  # numpy would take it for a pickle, or for a single array
+            raise BadZipFile("write one with numpy.savez(path, calib=ids)")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
+        raise JaxqError(f"token file {str(path)!r} is not an .npz file that can be read: {error}") from error
+    if other := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise JaxqError(f"token file {str(path)!r} holds {other[0]!r}, which is no array: write it with numpy.savez")
+    if flat := [name for name, array in arrays.items() if not array.ndim]:
+        raise JaxqError(f"token file {str(path)!r} has a single number in {flat[0]!r}: arrays with samples are needed")
+    return arrays

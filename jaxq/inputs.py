@@ -1,20 +1,17 @@
-"""Calibration and evaluation data: from token files and token ids to inputs of a model."""
+"""Inputs of a model, made from token ids and from arrays named as they are."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx_ir as ir
 
 from jaxq.batches import Batch
-from jaxq.caches import cache_dims, cache_length, empty_cache, is_cache, window_size
+from jaxq.caches import cache_dims, cache_length, check_caches, empty_cache, is_cache, window_size
 from jaxq.errors import JaxqError
 
 TOKENS = "input_ids"
-_MASK = "attention_mask"
+MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -76,53 +73,20 @@ def read_input_spec(model: ir.Model) -> InputSpec:
     return InputSpec(tuple(inputs), vocabulary, grouped)
 
 
-def token_file_samples(path: Path, key: str, samples: int, spec: InputSpec) -> dict[str, np.ndarray]:
-    """The first samples of an npz file.
-
-    Args:
-        path: File with an array ``key`` of token ids [samples, length] and perhaps an ``attention_mask`` of that shape;
-            or with arrays named as the model's inputs, samples first.
-        key: "calib" or "eval".
-        samples: How many at most.
-        spec: What the model wants.
-
-    Raises:
-        JaxqError: the file is missing or unreadable, has other names, or its arrays have different lengths.
-    """
-    arrays = _read_npz(path)
-    if key in arrays:
-        masked = {_MASK: arrays[_MASK][:samples]} if _MASK in arrays else {}
-        return {TOKENS: arrays[key][:samples], **masked}
-    feeds = {name: array[:samples] for name, array in arrays.items() if name in spec.names}
-    if not feeds:
-        raise JaxqError(
-            f"token file {str(path)!r} holds {', '.join(sorted(arrays)) or 'nothing'}: it needs {key!r} (token ids), "
-            f"or the model's inputs: {', '.join(spec.names)}"
-        )
-    if len({len(a) for a in feeds.values()}) > 1:
-        lengths = ", ".join(f"{name} {len(a)}" for name, a in sorted(feeds.items()))
-        raise JaxqError(f"token file {str(path)!r} has different numbers of samples: {lengths}")
-    return feeds
-
-
-def has_key(path: Path, key: str) -> bool:
-    """Whether an npz file holds an array of that name."""
-    return key in _read_npz(path)
-
-
 def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: int) -> list[Batch]:
     """Inputs of a model, ``batch_size`` samples at a time, checked and completed.
 
     With ``input_ids`` [samples, sequence] the data may leave out: ``attention_mask`` (ones), ``position_ids`` (the
     count of real tokens before each), ``cache_position``, ``token_type_ids`` (zeros), keys and values of earlier tokens
     (of length 0), states of recurrent layers (zeros) and ``use_cache_branch`` (whether there are earlier tokens). A
-    mask is [samples, sequence], or [samples, past + sequence] beside a past. Where the model wants real tokens first,
-    padding on the left or within a row is moved behind them.
+    mask is [samples, sequence], or [samples, past + sequence] beside a past; the shorter one says that all of the past
+    is real. Where the model wants real tokens first, padding on the left or within a row is moved behind them.
 
     Integers are cast to the model's type where that changes none, floats are rounded to it.
 
     Raises:
-        JaxqError: an input is missing or of the wrong kind, a token id is out of range, or a value is not finite.
+        JaxqError: an input is missing or of the wrong kind, a token id is out of range, a value is not finite, or
+            caches do not fit the tokens or each other.
     """
     if batch_size < 1:
         raise JaxqError(f"batch_size is {batch_size}: give a positive number of samples")
@@ -141,7 +105,7 @@ def to_batch(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
         JaxqError: an input is missing, unknown or of the wrong kind, or a value is out of range.
     """
     batch = _complete(_check_all(arrays, spec), spec)
-    if unknown := sorted(set(arrays) - {*spec.names, _MASK}):
+    if unknown := sorted(set(arrays) - {*spec.names, MASK}):
         raise JaxqError(f"the data has {', '.join(unknown)}, and the model's inputs are {', '.join(spec.names)}")
     return batch if TOKENS in arrays else replace(batch, keep=None)
 
@@ -149,7 +113,10 @@ def to_batch(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
 def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, np.ndarray]:
     """The data, each array of the model's type; a mask that the model does not want stays as it is."""
     wanted = {i.name: i for i in spec.inputs}
-    ids, mask = arrays.get(TOKENS), arrays.get(_MASK)
+    arrays = dict(arrays)
+    ids, mask = arrays.get(TOKENS), arrays.get(MASK)
+    if mask is not None and mask.ndim <= 2 and not (mask.dtype.kind in "fiub" and np.isin(mask, (0, 1)).all()):
+        raise JaxqError("attention_mask has values other than 0 and 1: it needs 1 for real tokens and 0 for padding")
     if ids is not None and mask is not None and ids.ndim == 2 and mask.ndim <= 2:
         past = _past_length(arrays, spec)
         if mask.shape not in (ids.shape, (len(ids), past + ids.shape[1])):
@@ -157,21 +124,24 @@ def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, n
             raise JaxqError(
                 f"attention_mask has shape {list(mask.shape)} and input_ids {list(ids.shape)}{beside}: they must agree"
             )
+        if past and mask.shape == ids.shape:  # of the new tokens alone: the model's covers the past too
+            arrays[MASK] = np.concatenate([np.ones((len(ids), past), mask.dtype), mask], axis=1)
     return {name: _checked(wanted[name], a, spec) if name in wanted else a for name, a in arrays.items()}
 
 
 def _complete(given: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
     """Feeds of one batch, and which of its tokens are real."""
-    full, keep = dict(given), given.get(_MASK)
+    full, keep = dict(given), given.get(MASK)
     ids = full.get(TOKENS)
     if ids is not None and ids.ndim == 2:
         past = _past_length(full, spec)
-        keep = _real_tokens(full.get(_MASK), ids.shape)
+        _check_past(full, spec, past)
+        keep = _real_tokens(full.get(MASK), ids.shape)
         if spec.real_tokens_first and not keep.all():
             full, keep = _move_padding(full, keep, past)
             if any(i.window for i in spec.inputs):  # such a node takes no padding; real tokens never see what follows
-                full[_MASK] = np.ones_like(keep)
-        mask = full.get(_MASK, keep)
+                full[MASK] = np.ones_like(keep)
+        mask = full.get(MASK, keep)
         made = {i.name: _default(i, ids.shape, past, mask) for i in spec.inputs if i.name not in full}
         full |= {name: array for name, array in made.items() if array is not None}
     if missing := [name for name in spec.names if name not in full]:
@@ -190,6 +160,23 @@ def _past_length(given: Mapping[str, np.ndarray], spec: InputSpec) -> int:
     """How many earlier tokens the caches of the data hold."""
     caches = [i for i in spec.inputs if _is_cache(i) and i.name in given and not i.window]
     return max((cache_length(given[i.name], i.dims) for i in caches), default=0)
+
+
+def _check_past(full: Mapping[str, np.ndarray], spec: InputSpec, past: int) -> None:
+    """Refuses caches that do not fit the model, the token ids, or each other."""
+    samples, length = full[TOKENS].shape
+    caches = [i for i in spec.inputs if _is_cache(i)]
+    given = {i.name: full[i.name] for i in caches if i.name in full}
+    check_caches(given, {i.name: i.dims for i in caches if not i.window}, samples)
+    if past and (missing := [i.name for i in caches if i.name not in given]):
+        raise JaxqError(
+            f"the data has a past of {past} tokens, and none for {', '.join(missing)}: give all caches or none"
+        )
+    if past and spec.real_tokens_first and samples > 1 and length > 1:
+        raise JaxqError(
+            f"GroupQueryAttention takes {length} tokens beside a past for one sample at a time, and the batch has "
+            f"{samples}: give calib.batch_size=1 and eval.batch_size=1"
+        )
 
 
 def _real_tokens(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -219,7 +206,7 @@ def _default(wanted: ModelInput, shape: tuple[int, ...], past: int, mask: np.nda
     name, rank = wanted.name, 2 if wanted.rank is None else wanted.rank
     samples, length = shape
     made = None
-    if name == _MASK and rank == 2:
+    if name == MASK and rank == 2:
         made = np.ones((samples, past + length))
     elif name == "position_ids" and (rank == 2 or (rank == 3 and wanted.dims and wanted.dims[0] == 3)):
         covered = mask.shape[1] - length if mask.ndim == 2 else past
@@ -247,6 +234,8 @@ def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarr
         raise JaxqError(f"the data for input {name!r} has shape {list(array.shape)}: it needs {wanted.rank} dimensions")
     if array.ndim and not len(array):
         raise JaxqError(f"the data for input {name!r} is empty: give at least one sample")
+    if name == TOKENS and not array.size:
+        raise JaxqError(f"the data for input {name!r} has shape {list(array.shape)}: give at least one token a sample")
     if name == TOKENS and spec.vocabulary is not None:
         bad = (array < 0) | (array >= spec.vocabulary)
         if bad.any():
@@ -258,16 +247,3 @@ def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarr
     if array.dtype.kind in "iu" and not np.array_equal(cast, array):
         raise JaxqError(f"the data for input {name!r} has values beyond the model's type {wanted.dtype}")
     return cast
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise JaxqError(f"token file {str(path)!r} does not exist: give the path of an .npz file")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
-        raise JaxqError(f"token file {str(path)!r} is not an .npz file that can be read: {error}") from error
-    if flat := [name for name, array in arrays.items() if not array.ndim]:
-        raise JaxqError(f"token file {str(path)!r} has a single number in {flat[0]!r}: arrays with samples are needed")
-    return arrays

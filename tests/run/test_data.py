@@ -3,14 +3,17 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
 import pytest
 
+from jaxq.data import token_file_samples
 from jaxq.errors import JaxqError
 from jaxq.evaluation import evaluate
-from jaxq.inputs import InputSpec, ModelInput, to_batches, token_file_samples
+from jaxq.inputs import InputSpec, ModelInput, to_batches
 from jaxq.output_errors import OutputComparison
 from jaxq.texts import text_samples
 
@@ -37,6 +40,65 @@ def test_a_mask_of_another_shape_is_refused():
         to_batches(arrays, SPEC, batch_size=2)
 
 
+@pytest.mark.parametrize("tokens", ["calib", "input_ids"])
+def test_a_mask_that_the_model_does_not_want_tells_the_padding(tokens, tmp_path):
+    mask = np.ones((2, 10), int)
+    mask[0, 6:] = 0
+    arrays: dict[str, Any] = {tokens: np.ones((2, 10), int), "attention_mask": mask}
+    np.savez(tmp_path / "t.npz", **arrays)
+    spec = InputSpec(SPEC.inputs[:1], None)
+    arrays = token_file_samples(tmp_path / "t.npz", "calib", samples=2, spec=spec)
+    (batch,) = to_batches(arrays, spec, batch_size=2)
+    assert set(batch.feeds) == {"input_ids"}
+    assert batch.keep is not None
+    np.testing.assert_array_equal(batch.keep, mask)
+
+
+@pytest.mark.parametrize("tokens", ["calib", "input_ids"])
+def test_other_inputs_beside_the_tokens_are_fed(tokens, tmp_path):
+    """And the other part's token ids may lie there."""
+    past = ModelInput("past_key_values.0.key", np.dtype(np.float32), ("batch", 3, "past", 16))
+    others = [ModelInput(name, INT, TOKENS) for name in ("position_ids", "token_type_ids")]
+    spec = InputSpec((*SPEC.inputs, *others, past), 100)
+    rng = np.random.default_rng(0)
+    given: dict[str, Any] = {name: rng.integers(0, 9, (4, 8)) for name in ("position_ids", "token_type_ids")}
+    given[past.name] = rng.normal(size=(4, 3, 5, 16)).astype(np.float32)
+    ids: dict[str, Any] = {tokens: np.ones((4, 8), int), "eval": np.ones((2, 9), int)}
+    np.savez(tmp_path / "t.npz", **ids, **given)
+    arrays = token_file_samples(tmp_path / "t.npz", "calib", samples=3, spec=spec)
+    (batch,) = to_batches(arrays, spec, batch_size=3)
+    for name, array in given.items():
+        np.testing.assert_array_equal(batch.feeds[name], array[:3])
+
+
+@pytest.mark.parametrize("tokens", ["calib", "input_ids"])
+def test_names_that_nothing_reads_are_refused(tokens, tmp_path):
+    arrays: dict[str, Any] = {tokens: np.ones((4, 8), int), "attention_masks": np.ones((4, 8), int)}
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(JaxqError, match=r"holds attention_masks, which nothing reads.*input_ids, attention_mask"):
+        token_file_samples(tmp_path / "t.npz", "calib", samples=2, spec=SPEC)
+
+
+def test_token_ids_that_are_there_twice_are_refused(tmp_path):
+    np.savez(tmp_path / "t.npz", calib=np.ones((4, 8), int), input_ids=np.zeros((4, 8), int))
+    with pytest.raises(JaxqError, match="token ids in 'calib' and in 'input_ids'"):
+        token_file_samples(tmp_path / "t.npz", "calib", samples=2, spec=SPEC)
+
+
+ODD = {"two": 2, "minus one": -1, "a half": 0.5, "NaN": np.nan, "text": "1"}
+
+
+@pytest.mark.parametrize("wanted", [True, False], ids=["wanted", "not wanted"])
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_a_mask_of_other_values_is_refused(odd, wanted):
+    spec = SPEC if wanted else InputSpec(SPEC.inputs[:1], 100)
+    mask = np.array([["1" if isinstance(odd, str) else 1] * 7 + [odd]] * 2)
+    with pytest.raises(JaxqError, match="attention_mask has values other than 0 and 1"):
+        to_batches({"input_ids": np.ones((2, 8), int), "attention_mask": mask}, spec, batch_size=2)
+    (batch,) = to_batches({"input_ids": np.ones((2, 8), int), "attention_mask": np.eye(2, 8) > 0}, spec, batch_size=2)
+    assert batch.keep is not None and batch.keep.sum() == 2
+
+
 def test_an_empty_cache_is_an_input_like_others():
     past = ModelInput("past_key_values.0.key", np.dtype(np.float32), ("batch", 3, "past", 16))
     spec = InputSpec((*SPEC.inputs, past), None)
@@ -54,9 +116,24 @@ def test_ids_beyond_the_models_type_are_refused():
 def test_files_that_are_no_npz(tmp_path):
     np.save(tmp_path / "one.npy", np.ones((2, 8), int))
     np.savez(tmp_path / "number.npz", calib=np.int64(3))
-    for name, words in (("one.npy", "npz"), ("number.npz", "single number")):
+    (tmp_path / "text.npz").write_text("1 2 3 4\n")
+    (tmp_path / "folder").mkdir()
+    with ZipFile(tmp_path / "zip.npz", "w") as file:
+        file.writestr("notes.txt", "no array")
+    for name, words in (
+        ("one.npy", r"one.npy' is not an \.npz file .*numpy\.savez\(path, calib=ids\)$"),
+        ("text.npz", r"text.npz' is not an \.npz file .*numpy\.savez\(path, calib=ids\)$"),
+        ("folder", "is a folder: give the path of an .npz file"),
+        ("zip.npz", "holds 'notes.txt', which is no array"),
+        ("number.npz", "single number"),
+    ):
         with pytest.raises(JaxqError, match=words):
             token_file_samples(tmp_path / name, "calib", samples=2, spec=SPEC)
+
+
+def test_samples_without_tokens_are_refused():
+    with pytest.raises(JaxqError, match=r"'input_ids' has shape \[3, 0\]: give at least one token"):
+        to_batches({"input_ids": np.ones((3, 0), int)}, SPEC, batch_size=2)
 
 
 def test_a_tokenizer_that_cuts_off_does_not_cut_the_text(tmp_path):

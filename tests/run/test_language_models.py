@@ -15,6 +15,7 @@ from jaxq.graph import find_sites, prepare, sibling_groups
 from jaxq.inputs import InputSpec, ModelInput, read_input_spec, to_batches
 from jaxq.model_file import load_model
 from tests.genai.decoders import HEAD, HEADS, PAST, VOCABULARY, decoder
+from tests.genai.folders import RUNS, make_folder
 from tests.graph.running import relative, run
 
 IDS = np.random.default_rng(0).integers(1, VOCABULARY, (3, 12))
@@ -124,9 +125,32 @@ def test_a_past_of_the_data_goes_on_where_it_ends(tmp_path):
         np.testing.assert_allclose(run(path, batch.feeds, "logits")[0], expected, atol=1e-5)
     padded = np.ones((3, 12), int)
     padded[2, 10:] = 0
-    batch = fed(path, IDS[:, 7:], padded, **past)
-    assert batch.keep is not None
-    np.testing.assert_array_equal(batch.keep, padded[:, 7:])
+    for mask in (padded, padded[:, 7:]):  # over all tokens, or over the new ones alone
+        batch = fed(path, IDS[:, 7:], mask, **past)
+        assert batch.keep is not None
+        np.testing.assert_array_equal(batch.keep, padded[:, 7:])
+        np.testing.assert_array_equal(batch.feeds["attention_mask"], padded)
+        got = run(path, batch.feeds, "logits")[0]
+        np.testing.assert_allclose(got[padded[:, 7:] > 0], expected[padded[:, 7:] > 0], atol=1e-5)
+
+
+def grouped_past(folder: Path, ids: np.ndarray, length: int) -> tuple[Path, dict[str, np.ndarray]]:
+    """A decoder with GroupQueryAttention, and its caches of the first tokens as it computes them."""
+    path = make_folder("llama-fp32", folder)
+    names = [f"present.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+    caches = run(path, fed(path, ids[:, :length]).feeds, *names)
+    return path, {n.replace("present", "past_key_values"): c for n, c in zip(names, caches, strict=True)}
+
+
+@RUNS
+def test_a_mask_of_the_new_tokens_beside_a_past_of_grouped_queries(tmp_path):
+    """The operator takes the number of all tokens from the mask: a short one puts the new tokens in wrong places."""
+    ids = IDS[:1, :10]
+    path, past = grouped_past(tmp_path / "llama", ids, 6)
+    batch = fed(path, ids[:, 6:], np.ones((1, 4), int), **past)
+    assert batch.feeds["attention_mask"].shape == (1, 10)
+    expected = run(path, fed(path, ids).feeds, "logits")[0][:, 6:]
+    np.testing.assert_allclose(run(path, batch.feeds, "logits")[0], expected, atol=1e-5)
 
 
 def test_a_merged_decoder_is_told_whether_there_is_a_past(tmp_path):
@@ -136,6 +160,59 @@ def test_a_merged_decoder_is_told_whether_there_is_a_past(tmp_path):
     names = [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
     past = {name: np.ones((3, HEADS, 4, HEAD), np.float32) for name in names}
     assert fed(path, IDS, **past).feeds["use_cache_branch"][0]
+
+
+KEYS = [f"past_key_values.{i}.{kind}" for i in range(2) for kind in ("key", "value")]
+
+
+@pytest.mark.parametrize("past", [PAST, (None, HEADS, None, HEAD)], ids=["named axes", "unnamed axes"])
+def test_caches_that_do_not_fit_are_refused(past, tmp_path):
+    path = written(tmp_path, past=past)
+    good = {name: np.ones((3, HEADS, 4, HEAD), np.float32) for name in KEYS}
+    run(path, fed(path, IDS, **good).feeds)
+    cases = [
+        ({KEYS[1]: np.ones((3, HEADS + 1, 4, HEAD))}, rf"{KEYS[1]}' has shape \[3, 3, 4, 32\] for 3 samples"),
+        ({KEYS[2]: np.ones((3, HEADS, 5, HEAD))}, rf"{KEYS[0]}' and '{KEYS[2]}' differ in tokens: 4 and 5"),
+    ]
+    if past == PAST:
+        cases.append(
+            ({name: np.ones((2, HEADS, 4, HEAD)) for name in KEYS}, r"has shape \[2, 2, 4, 32\] for 3 samples")
+        )
+    for bad, words in cases:
+        arrays = good | {name: a.astype(np.float32) for name, a in bad.items()}
+        with pytest.raises(JaxqError, match=words):
+            fed(path, IDS, **arrays)
+    with pytest.raises(JaxqError, match=rf"past of 4 tokens, and none for {KEYS[2]}, {KEYS[3]}: give all"):
+        fed(path, IDS, **{name: good[name] for name in KEYS[:2]})
+
+
+def test_an_encoders_tokens_are_not_counted_with_a_decoders():
+    names = {f"past_key_values.0.{part}.key": length for part, length in (("decoder", 4), ("encoder", 9))}
+    for axes in (("past", "encoder_length"), (None, None)):
+        caches = [ModelInput(n, FLOAT, ("batch", 2, axis, 8)) for n, axis in zip(names, axes, strict=True)]
+        spec = InputSpec((ModelInput("input_ids", INT, ("b", "s")), *caches), None)
+        given = {name: np.ones((3, 2, length, 8), np.float32) for name, length in names.items()}
+        (batch,) = to_batches({"input_ids": IDS, **given}, spec, 3)
+        assert [batch.feeds[name].shape[2] for name in names] == [4, 9]
+
+
+@RUNS
+def test_grouped_queries_take_a_past_for_one_sample_at_a_time(tmp_path):
+    """More are what onnxruntime refuses, in words that name no option."""
+    ids = IDS[:2, :10]
+    path, past = grouped_past(tmp_path / "llama", ids, 6)
+    spec, arrays = read_input_spec(load_model(path)), {"input_ids": ids[:, 6:], **past}
+    with pytest.raises(JaxqError, match=r"4 tokens beside a past.* has 2: give calib.batch_size=1"):
+        to_batches(arrays, spec, 4)
+    singles = to_batches(arrays, spec, 1)
+    whole = run(path, fed(path, ids).feeds, "logits")[0]
+    for row, batch in enumerate(singles):
+        np.testing.assert_allclose(run(path, batch.feeds, "logits")[0][0], whole[row, 6:], atol=1e-5)
+    both = {name: np.concatenate([batch.feeds[name] for batch in singles]) for name in singles[0].feeds}
+    with pytest.raises(Exception, match="batch"):
+        run(path, both)
+    (last,) = to_batches({"input_ids": ids[:, 6:7], **past}, spec, 2)  # one token a sample is what it is made for
+    np.testing.assert_allclose(run(path, last.feeds, "logits")[0][:, 0], whole[:, 6], atol=1e-5)
 
 
 FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
