@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"blocks", "errors", "progress", "version"},
     {"integer", "float4", "mx", "packing", "statistics"},
     {"formats", "quant_utils"},
-    {"awq", "graph", "plain", "edit", "fold", "windows", "runtime", "lazy_load", "sparse", "forms"},
+    {"awq", "graph", "plain", "edit", "fold", "windows", "runtime", "lazy_load", "lazy_save", "sparse", "forms"},
     {"batches", "store", "spool", "forward", "capture"},
     {"methods", "groups", "checkpoint", "job", "model_file", "results", "readback"},
     {"source", "rewrite"},
