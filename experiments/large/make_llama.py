@@ -19,7 +19,7 @@ from llama import build_llama
 from jaxq.embedded.weights import ModelConfig
 
 SIZES = {
-    "small": ModelConfig(vocabulary=8192, hidden=1024, layers=4, heads=16, kv_heads=4, head_size=64, ffn=2816),
+    "small": ModelConfig(vocabulary=8192, hidden=512, layers=4, heads=8, kv_heads=2, head_size=64, ffn=1408),
     "2.5gb": ModelConfig(vocabulary=32000, hidden=2048, layers=11, heads=32, kv_heads=8, head_size=64, ffn=5632),
     "8gb": ModelConfig(vocabulary=32000, hidden=2560, layers=30, heads=20, kv_heads=4, head_size=128, ffn=6912),
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt  # pyright: ignore[reportMissingImports]
 
-COLORS = {"calibrate": "#1f77b4", "search": "#d62728", "write": "#2ca02c", "total": "#444444"}
+COLORS = {"calibrate": "#1f77b4", "search": "#d62728", "write": "#2ca02c", "total": "#444444", "cpu": "#9467bd"}
 
 
 def fit(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -37,40 +37,42 @@ def draw_scaling(result: dict[str, Any], path: Path) -> dict[str, Any]:
             y = np.array([p["median"][phase] for p in points])
             line = fits[varied][phase] = fit(x, y)
             for point, at in zip(points, x, strict=True):
-                ys = [r["seconds"][phase] for r in point["repeats"]]
+                ys = [r["cpu_seconds"] if phase == "cpu" else r["seconds"][phase] for r in point["repeats"]]
                 axis.plot([at] * len(ys), ys, ".", color=color, alpha=0.35, markersize=4)
-            label = (
-                f"{phase}, R² = {line['r2']:.4f}" if phase in ("calibrate", "total") or varied == "layers" else phase
-            )
+            grows = varied == "layers" or phase in ("calibrate", "total", "cpu")
+            label = f"{phase}, R² = {line['r2']:.4f}" if grows else phase
             axis.plot(x, y, "o", color=color, markersize=5, label=label)
             ends = np.array([0, x.max()])
             axis.plot(ends, line["slope"] * ends + line["intercept"], "-", color=color, linewidth=1)
         axis.set(xlabel=title, ylabel="seconds", xlim=(0, None), ylim=(0, None))
         axis.legend(loc="upper left", frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("awq_lite, hidden 1024, feed-forward 2816: points are medians, lines are least-squares fits")
+    figure.suptitle("awq_lite, hidden 512, feed-forward 1408: points are medians, lines are least-squares fits")
     figure.savefig(path, dpi=130)
     return fits
 
 
 def draw_memory(files: list[Path], path: Path) -> None:
-    """Memory over time of the last repeat of each jaxq run in each file."""
-    runs = []
-    for file in files:
-        result = json.loads(file.read_text())
-        for name, run in result["runs"].items():
-            runs.append((f"{name.replace('_', ' ', 1)}, {result['model_mb'] / 1000:.1f} GB", run["repeats"][-1]))
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 3.6), layout="constrained", squeeze=False)
-    for axis, (title, run) in zip(axes[0], runs, strict=True):
-        seconds, anonymous, pages = np.array(run["samples"]).T
-        axis.stackplot(seconds, anonymous / 1000, pages / 1000, colors=["#1f77b4", "#c6dbef"], labels=["own", "pages"])
-        peak = run["peak_mb"] / 1000
-        axis.axhline(peak, color="#d62728", linewidth=1, linestyle="--", label=f"peak {peak:.2f} GB")
-        _mark_phases(axis, run)
-        axis.set(title=title, xlabel="seconds", ylabel="GB resident", xlim=(0, seconds.max()), ylim=(0, 1.35 * peak))
-        axis.legend(loc="upper left", frameon=False, ncols=3, fontsize="small")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    """Memory over time of the last repeat of each run: a row for each file, one scale in each row."""
+    rows = [json.loads(file.read_text()) for file in files]
+    columns = max(len(row["runs"]) for row in rows)
+    size = (5.2 * columns, 3.2 * len(rows))
+    figure, axes = plt.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
+    for row, line in zip(rows, axes, strict=True):
+        highest = max(run["repeats"][-1]["peak_mb"] for run in row["runs"].values()) / 1000
+        for axis, (name, made) in zip(line, row["runs"].items(), strict=False):
+            run = made["repeats"][-1]
+            seconds, anonymous, pages = np.array(run["samples"]).T / [[1], [1000], [1000]]
+            axis.stackplot(seconds, anonymous, pages, colors=["#1f77b4", "#c6dbef"], labels=["own", "pages of files"])
+            peak = run["peak_mb"] / 1000
+            axis.axhline(peak, color="#d62728", linewidth=1, linestyle="--", label=f"peak {peak:.2f} GB")
+            _mark_phases(axis, run)
+            title = f"{name.replace('_', ' ', 1)}, a model of {row['model_mb'] / 1000:.1f} GB"
+            axis.set(title=title, xlabel="seconds", ylabel="GB resident", xlim=(0, seconds.max()))
+            axis.set_ylim(0, 1.4 * highest)
+            axis.legend(loc="upper left", frameon=False, ncols=3, fontsize="small")
+            axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
 
 
 def _mark_phases(axis: Any, run: dict[str, Any]) -> None:
@@ -81,7 +83,7 @@ def _mark_phases(axis: Any, run: dict[str, Any]) -> None:
     at = run["wall_seconds"] - seconds["total"]
     for phase in ("data", "load", "calibrate", "search", "write"):
         start, at = at, at + seconds[phase]
-        axis.axvline(at, color="#999999", linewidth=0.6)
+        axis.axvline(at, ymax=0.85, color="#999999", linewidth=0.6)
         if seconds[phase] > 0.06 * run["wall_seconds"]:
             axis.text(
                 (start + at) / 2, 0.02, phase, transform=axis.get_xaxis_transform(), ha="center", fontsize="small"

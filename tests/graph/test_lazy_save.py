@@ -1,6 +1,7 @@
 """Files written tensor by tensor are those that protobuf writes, and no two large tensors are in memory together."""
 
 import tracemalloc
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -37,10 +38,12 @@ def kinds_of_tensors() -> list[ir.TensorProtocol]:
     random = np.random.default_rng(0)
     bytes_ = random.integers(256, size=1501, dtype=np.uint8)
     floats = random.normal(size=(40, 40)).astype(np.float32)
+    halves: Any = floats.astype(ml_dtypes.bfloat16)
+    bytes_of_floats: Any = floats.astype(ml_dtypes.float8_e4m3fn)
     return [
         ir.PackedTensor(bytes_, ir.DataType.INT4, shape=ir.Shape((3001,)), name="int4"),
-        ir.Tensor(floats.astype(ml_dtypes.bfloat16), name="bfloat16", doc_string="a note"),
-        ir.Tensor(floats.astype(ml_dtypes.float8_e4m3fn), name="float8", metadata_props={"key": "value"}),
+        ir.Tensor(halves, name="bfloat16", doc_string="a note"),
+        ir.Tensor(bytes_of_floats, name="float8", metadata_props={"key": "value"}),
         ir.LazyTensor(lambda: ir.Tensor(floats), ir.DataType.FLOAT, ir.Shape((40, 40)), name="lazy"),
         ir.Tensor(np.array(1.0), name="small"),
         ir.StringTensor([b"text" * 1000], shape=ir.Shape((1,)), name="string"),
