@@ -6,6 +6,7 @@ message's fields are written one after the other; the file is a plain ONNX file.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
@@ -39,7 +40,7 @@ def save_lazily(model: ir.Model, path: Path) -> None:
             file.write(head)
             if tensor is not None:
                 stop = file.tell() + tensor.nbytes
-                tensor.tofile(file)
+                _write_data(tensor, file)
                 assert file.tell() == stop, f"tensor {tensor.name!r} is not as long as it says"
 
 
@@ -82,6 +83,14 @@ def _initializer_fields(
         proto.ClearField("external_data")
         head = proto.SerializeToString() + _key(_TENSOR_RAW_DATA, tensor.nbytes)
         yield _key(_GRAPH_INITIALIZER, len(head) + tensor.nbytes) + head, tensor
+
+
+def _write_data(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
+    copy = getattr(tensor, "tofile", None)  # not all have it; it can copy from file to file
+    if copy is None:
+        file.write(tensor.tobytes())
+    else:
+        copy(file)
 
 
 def _key(number: int, length: int) -> bytes:

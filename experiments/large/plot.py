@@ -86,7 +86,7 @@ def _mark_phases(axis: Any, run: dict[str, Any]) -> None:
         axis.axvline(at, ymax=0.85, color="#999999", linewidth=0.6)
         if seconds[phase] > 0.06 * run["wall_seconds"]:
             axis.text(
-                (start + at) / 2, 0.02, phase, transform=axis.get_xaxis_transform(), ha="center", fontsize="small"
+                (start + at) / 2, 0.76, phase, transform=axis.get_xaxis_transform(), ha="center", fontsize="small"
             )
 
 

@@ -2,8 +2,8 @@
 
     python experiments/large/scaling.py --out experiments/large/results/scaling.json
 
-Every point is a fresh process with an empty cache; repeats are interleaved. Each model is written, measured in all
-repeats' turns, and removed at the end; the folder takes 1 GB meanwhile.
+Every point is a fresh process with an empty cache. Repeats are interleaved, and add to those that the file has. The
+models take 1 GB of disk meanwhile.
 """
 
 import argparse
@@ -36,6 +36,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         config = replace(SIZES["small"], layers=layers)
         write_llama(work / str(layers), config, max(SAMPLES) if layers == 4 else SAMPLES[0])
     result: dict[str, Any] = {"length": LENGTH, "points": {}}
+    if args.out.is_file():
+        result = json.loads(args.out.read_text())
     for _ in range(args.repeats):
         for varied, layers, samples in points():
             args.samples = samples
