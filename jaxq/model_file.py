@@ -16,6 +16,7 @@ from onnxscript.version_converter import convert_version
 from jaxq.errors import JaxqError
 from jaxq.graph import in_memory
 from jaxq.lazy_load import load_lazily
+from jaxq.lazy_save import save_lazily
 from jaxq.store import hash_files
 
 _ASIDE = "jaxq.aside"
@@ -161,11 +162,13 @@ def save_model(model: ir.Model, path: Path, external_above: int) -> None:
     except OSError as error:
         raise JaxqError(f"cannot write to {str(path.parent)!r}: {error.strerror}") from error
     try:
-        if not external:  # what still lies in the source file has to move into this one
+        if external:
+            ir.save(model, folder / path.name, external_data=data_path(path).name)
+        else:
             for value in (v for graph in model.graphs() for v in graph.initializers.values()):
-                if isinstance(value.const_value, ir.ExternalTensor):
+                if isinstance(value.const_value, ir.ExternalTensor):  # it has to move into this file
                     value.const_value = in_memory(value)
-        ir.save(model, folder / path.name, external_data=data_path(path).name if external else None)
+            save_lazily(model, folder / path.name)
         _check_written(folder / path.name, path)
         for part in sorted(folder.iterdir(), reverse=True):  # the data first: the model file is whole once it is there
             part.replace(path.with_name(part.name))

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from jaxq import model_file
 from jaxq.batches import Batch
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat
@@ -133,11 +134,11 @@ def test_a_model_without_weights_to_quantize_says_why(name, message, tmp_path):
 def test_nothing_is_left_of_a_target_that_cannot_be_written(code, monkeypatch, tmp_path):
     source, target = save(models.mlp(), tmp_path / "in"), tmp_path / "out" / "out.onnx"
 
-    def fail(model: ir.Model, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half of it")
+    def fail(model: ir.Model, path: Path) -> None:
+        path.write_bytes(b"half of it")
         raise OSError(code, "no luck")
 
-    monkeypatch.setattr(ir, "save", fail)
+    monkeypatch.setattr(model_file, "save_lazily", fail)
     with pytest.raises(JaxqError, match=r"cannot write .*out\.onnx.*: no luck"):
         quantize(source, target)
     assert list(target.parent.iterdir()) == []
@@ -146,7 +147,7 @@ def test_nothing_is_left_of_a_target_that_cannot_be_written(code, monkeypatch, t
 def test_an_old_target_survives_a_failure(monkeypatch, tmp_path):
     source, target = save(models.mlp(), tmp_path / "in"), tmp_path / "out.onnx"
     target.write_text("old")
-    monkeypatch.setattr(ir, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(model_file, "save_lazily", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     with pytest.raises(JaxqError, match="full"):
         quantize(source, target)
     assert target.read_text() == "old"
