@@ -1,0 +1,111 @@
+"""Integers of 2 to 8 bits as a weight format; see `jaxq.integer`."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from jaxq.blocks import split, spread
+from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.integer import code_range, dq_tensor, find_full_range_scales, find_scales, rtn
+
+_ENDS = (1.06, 1.0, 0.93, 0.86, 0.79, 0.72, 0.65)
+"""Factors of a block's range, for each end by itself where there is a zero point."""
+
+
+@dataclass(frozen=True)
+class IntegerFormat(BlockFormat):
+    """Integers of 2 to 8 bits.
+
+    Attributes:
+        block_size: Rows a block, or -1 for one block per column.
+        num_bits: 2 to 8.
+        use_zero_point: Unsigned codes with a zero point per block.
+        full_range: Symmetric scales that use the least code too, and may be negative; see `find_full_range_scales`.
+        scale_dtype: Type that the scales are stored in: the activations' own, "float32" or "float16".
+    """
+
+    block_size: int = 128
+    num_bits: int = 4
+    use_zero_point: bool = False
+    full_range: bool = False
+    scale_dtype: str = "float32"
+
+    @property
+    def dtype(self) -> str:
+        """ "int4", "uint3", ...: unsigned with a zero point."""
+        return f"{'u' if self.use_zero_point else ''}int{self.num_bits}"
+
+    @property
+    def code_bits(self) -> int:
+        """4 for up to 4 bits, else 8."""
+        return 4 if self.num_bits <= 4 else 8
+
+    def with_scale_dtype(self, dtype: str) -> "IntegerFormat":
+        """The same with scales of this type."""
+        return replace(self, scale_dtype=dtype)
+
+    @partial(jax.jit, static_argnums=0)
+    def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
+        """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
+        w = w.astype(jnp.float32)
+        if self.full_range and not self.use_zero_point:
+            return Scales(self._stored(find_full_range_scales(w, self.block_size, 0, clip_ratio, self.num_bits)))
+        s, zp = find_scales(w, self.block_size, 0, clip_ratio, self.use_zero_point, self.num_bits)
+        return Scales(self._stored(s), zp)
+
+    def candidates(self) -> np.ndarray:
+        """Points for `candidate` [candidates, 2]: factors of a block's range, some with the sign turned.
+
+        With a zero point, factors of the least and of the greatest weight. More bits need less of a range: the error
+        of a step is smaller against that of a weight cut off.
+        """
+        if self.use_zero_point:
+            return np.array([(lo, hi) for lo in _ENDS for hi in _ENDS], np.float32)
+        least = {2: 0.3, 3: 0.45, 4: 0.6}.get(self.num_bits, 0.8)
+        ratios = np.linspace(least, 1.2, 25)
+        signs = (1, -1) if self.full_range else (1,)
+        return np.array([(sign * ratio, 0) for ratio in ratios for sign in signs], np.float32)
+
+    @partial(jax.jit, static_argnums=0)
+    def candidate(self, w: Float[Array, "c_in c_out"], point: Float[Array, "2"]) -> Scales:
+        """Scales of ``w`` at a point of `candidates`."""
+        blocks = split(w.astype(jnp.float32), self.block_size)
+        lo, hi = jnp.min(blocks, axis=1), jnp.max(blocks, axis=1)
+        q_min, q_max = code_range(self.num_bits, self.use_zero_point)
+        if self.use_zero_point:
+            lo, hi = jnp.minimum(lo, 0) * point[0], jnp.maximum(hi, 0) * point[1]
+            s = self._stored((hi - lo) / q_max)
+            zp = jnp.clip(jnp.round(-lo / s.astype(jnp.float32)), 0, q_max)
+            return Scales(s, zp.astype(jnp.uint8))
+        peak = jnp.where(hi >= -lo, hi, lo) if self.full_range else -jnp.maximum(hi, -lo)
+        return Scales(self._stored(peak * point[0] / q_min))
+
+    def _stored(self, s: Float[Array, "n_blocks c_out"]) -> Float[Array, "n_blocks c_out"]:
+        s = s.astype(self.scale_dtype)
+        return jnp.where(s == 0, jnp.ones_like(s), s)  # of weights too small for the type
+
+    @partial(jax.jit, static_argnums=0)
+    def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Num[Array, "c_in c_out"]:
+        """The nearest codes under these scales, ties to even."""
+        return rtn(w.astype(jnp.float32), scales.s, self.block_size, 0, scales.zp, self.num_bits)
+
+    def grid(self, scales: Scales, c_in: int) -> Grid:
+        """What each of ``c_in`` rows can be rounded to."""
+        steps = spread(scales.s.astype(jnp.float32), c_in, self.block_size)
+        zp = scales.zp
+        return Grid(steps, None if zp is None else spread(zp.astype(jnp.float32), c_in, self.block_size))
+
+    def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
+        """The nearest values of a grid, or of rows of it, ties to even codes."""
+        q_min, q_max = code_range(self.num_bits, self.use_zero_point)
+        zp = 0 if grid.zp is None else grid.zp
+        return (jnp.clip(jnp.round(w / grid.step) + zp, q_min, q_max) - zp) * grid.step
+
+    @partial(jax.jit, static_argnums=0)
+    def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
+        """Weights that the codes stand for, in float32."""
+        return dq_tensor(quantized.q, quantized.s.astype(jnp.float32), self.block_size, 0, quantized.zp)

@@ -1,0 +1,96 @@
+"""The MX formats as weight formats; see `jaxq.mx`."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from jaxq.blocks import max_magnitude, split, spread
+from jaxq.errors import JaxqError
+from jaxq.float4 import E2M1_MAX, E4M3_MAX, decode_e2m1, encode_e2m1
+from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.mx import E8M0_BIAS, MX_BLOCK, power_of_two, scale_down, scale_up, shared_exponent
+
+_LEAST_NORMAL = -126
+
+
+@dataclass(frozen=True)
+class MxFormat(BlockFormat):
+    """MXFP8 (E4M3 codes) or MXFP4 (E2M1 codes), a power of two for each block of 32.
+
+    Attributes:
+        dtype: "mxfp8" or "mxfp4".
+
+    Example:
+        >>> MxFormat("mxfp4").round_trip(jnp.array([[12.0], [-7.0], [1.0]])).ravel().tolist()
+        [12.0, -8.0, 1.0]
+    """
+
+    dtype: str
+    block_size = MX_BLOCK
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("mxfp8", "mxfp4"):
+            raise JaxqError(f"dtype is {self.dtype!r}: the MX formats are mxfp8 and mxfp4")
+
+    @property
+    def code_bits(self) -> int:
+        """8 or 4."""
+        return 8 if self.dtype == "mxfp8" else 4
+
+    @property
+    def _top(self) -> float:
+        return E4M3_MAX if self.dtype == "mxfp8" else E2M1_MAX
+
+    def with_scale_dtype(self, dtype: str) -> "MxFormat":
+        """Itself: its scales are powers of two."""
+        del dtype
+        return self
+
+    @partial(jax.jit, static_argnums=0)
+    def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
+        """Exponents of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
+        amax = max_magnitude(split(w.astype(jnp.float32), MX_BLOCK), 1)
+        return self._stored(shared_exponent(amax * clip_ratio, self._top))
+
+    def candidates(self) -> np.ndarray:
+        """Exponents added."""
+        return np.array([-1, -2, 1], np.int32)
+
+    @partial(jax.jit, static_argnums=0)
+    def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
+        """Scales of ``w`` at a point of `candidates`."""
+        return self._stored(jnp.clip(self._exponents(self.find_scales(w)) + point, -E8M0_BIAS, E8M0_BIAS))
+
+    @partial(jax.jit, static_argnums=0)
+    def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
+        """The nearest codes under these scales."""
+        x = jnp.clip(scale_down(w, self._exponents(scales)), -self._top, self._top)
+        return x.astype(jnp.float8_e4m3fn) if self.dtype == "mxfp8" else encode_e2m1(x)
+
+    def grid(self, scales: Scales, c_in: int) -> Grid:
+        """What each of ``c_in`` rows can be rounded to."""
+        steps = power_of_two(jnp.maximum(self._exponents(scales), _LEAST_NORMAL))
+        return Grid(spread(steps, c_in, MX_BLOCK))
+
+    def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
+        """The nearest values of a grid; it may hold some of the rows alone."""
+        x = jnp.clip(w / grid.step, -self._top, self._top)
+        if self.dtype == "mxfp8":
+            return x.astype(jnp.float8_e4m3fn).astype(jnp.float32) * grid.step
+        return decode_e2m1(encode_e2m1(x)) * grid.step
+
+    @partial(jax.jit, static_argnums=0)
+    def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
+        """Weights that the codes stand for, in float32."""
+        q = quantized.q.astype(jnp.float32) if self.dtype == "mxfp8" else decode_e2m1(quantized.q)
+        return scale_up(q, self._exponents(quantized.scales))
+
+    def _exponents(self, scales: Scales) -> Shaped[Array, "n_blocks c_out"]:
+        return scales.s.astype(jnp.int32) - E8M0_BIAS
+
+    def _stored(self, e: Shaped[Array, "n_blocks c_out"]) -> Scales:
+        return Scales((e + E8M0_BIAS).astype(jnp.uint8))

@@ -1,0 +1,92 @@
+"""NVFP4 as a weight format; see `jaxq.float4`."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from jaxq.blocks import spread
+from jaxq.float4 import (
+    NVFP4_BLOCK,
+    block_ratios,
+    decode_e2m1,
+    divide_by_scales,
+    encode_e2m1,
+    round_e4m3,
+    tensor_scale,
+)
+from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.integer import divide
+
+_TOP_CODE = 126  # 448, the greatest number of E4M3
+
+
+@dataclass(frozen=True)
+class Nvfp4Format(BlockFormat):
+    """NVFP4: E2M1 codes, an E4M3 scale for each block of 16, a float32 scale for the weight.
+
+    The weight's scale is that of all columns given: siblings side by side share it, as runtimes that run them as one
+    product need.
+
+    Example:
+        >>> fmt = Nvfp4Format()
+        >>> fmt.round_trip(jnp.array([[6.0], [-3.0], [0.9]])).ravel().tolist()
+        [6.0, -3.0, 1.0]
+    """
+
+    dtype = "nvfp4"
+    code_bits = 4
+    block_size = NVFP4_BLOCK
+
+    def with_scale_dtype(self, dtype: str) -> "Nvfp4Format":
+        """Itself: its scales have types of their own."""
+        del dtype
+        return self
+
+    @partial(jax.jit, static_argnums=0)
+    def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
+        """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
+        s2 = tensor_scale(w)
+        return Scales(round_e4m3(block_ratios(w, s2, clip_ratio=clip_ratio)), s2=s2)
+
+    def candidates(self) -> np.ndarray:
+        """Steps up and down the numbers of E4M3, eight of them a factor of two.
+
+        Four up is the scale at which a block's greatest weight lies at 4 instead of 6 ("4/6").
+        """
+        return np.array([step for step in range(-6, 8) if step], np.int32)
+
+    @partial(jax.jit, static_argnums=0)
+    def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
+        """Scales of ``w`` at a point of `candidates`."""
+        plain = self.find_scales(w)
+        code = jax.lax.bitcast_convert_type(plain.s, jnp.uint8).astype(jnp.int32)
+        moved = jnp.clip(code + point, 1, _TOP_CODE).astype(jnp.uint8)
+        return Scales(jax.lax.bitcast_convert_type(moved, jnp.float8_e4m3fn), s2=plain.s2)
+
+    @partial(jax.jit, static_argnums=0)
+    def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
+        """The nearest codes under these scales."""
+        assert scales.s2 is not None
+        return encode_e2m1(divide_by_scales(w, scales.s.astype(jnp.float32), scales.s2))
+
+    def grid(self, scales: Scales, c_in: int) -> Grid:
+        """What each of ``c_in`` rows can be rounded to."""
+        return Grid(spread(self._steps(scales), c_in, NVFP4_BLOCK))
+
+    def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
+        """The nearest values of a grid; it may hold some of the rows alone."""
+        return decode_e2m1(encode_e2m1(w / grid.step)) * grid.step
+
+    @partial(jax.jit, static_argnums=0)
+    def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
+        """Weights that the codes stand for, in float32: ``E2M1(q) * (s * s2)``."""
+        s = divide(self._steps(quantized.scales), 1)  # else XLA scales anew for every weight
+        return decode_e2m1(quantized.q) * spread(s, quantized.q.shape[0], NVFP4_BLOCK)
+
+    def _steps(self, scales: Scales) -> Float[Array, "n_blocks c_out"]:
+        assert scales.s2 is not None
+        return scales.s.astype(jnp.float32) * scales.s2
