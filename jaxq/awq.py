@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from jaxq.blocks import join, split
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
-from jaxq.statistics import Moments, output_error
+from jaxq.statistics import Moments, check_moments, diagonal_blocks, output_error
 
 IDENTITY = -1.0
 """The alpha that stands for "no scaling" in a list of candidates."""
@@ -156,7 +156,7 @@ def search_shared_scales(
     if columns < 0:
         raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")
     for w, _ in parts:
-        _check_moments(w, moments.h)
+        check_moments(w, moments.h)
     shares = [w.shape[1] for w, _ in parts]
     w_mean = _weighted_sum([weight_magnitude(w, fmt.block_size) for w, fmt in parts], [n / sum(shares) for n in shares])
     losses, weights = [], []
@@ -210,13 +210,6 @@ def _scale_losses(
     return jax.lax.map(loss, alphas, batch_size=batch_size)
 
 
-@partial(jax.jit, static_argnames="block_size")
-def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
-    """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is filled with zeros."""
-    rows = split(split(h, block_size, axis=0), block_size, axis=2)
-    return jnp.moveaxis(jnp.diagonal(rows, axis1=0, axis2=2), -1, 0)
-
-
 @partial(jax.jit, static_argnames="fmt")
 def search_clip(
     w: Float[Array, "c_in c_out"],
@@ -246,7 +239,7 @@ def search_clip(
         >>> search_clip(w, x.T @ x / 64, jnp.array(ratio_grid(0.5, 0.05)), IntegerFormat(block_size=4)).shape
         (2, 4)
     """
-    _check_moments(w, h)
+    check_moments(w, h)
     w = w.astype(jnp.float32)
     h_blocks = diagonal_blocks(h, fmt.block_size)
 
@@ -263,8 +256,3 @@ def search_clip(
     (_, chosen), _ = jax.lax.scan(step, (plain * jnp.inf, plain), jnp.asarray(ratios))
     better = output_error(fmt.round_trip(w, chosen) - w, h) < output_error(fmt.round_trip(w) - w, h)
     return jnp.where(better, chosen, plain)
-
-
-def _check_moments(w: Array, h: Array) -> None:
-    if w.ndim != 2 or h.shape != (w.shape[0], w.shape[0]):
-        raise JaxqError(f"w has shape {list(w.shape)} and h {list(h.shape)}: they need [c_in, c_out] and [c_in, c_in]")

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
+from jaxq.blocks import split
 from jaxq.errors import JaxqError
 
 # A symmetric product needs only its upper triangle: four panels do 5/8 of the full work. More save little and compile
@@ -136,3 +138,16 @@ def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) ->
         product = jnp.dot(rows, d[start:], precision=Precision.HIGHEST)
         total = total + jnp.sum(d[start:stop] * product, axis=0)
     return total
+
+
+@partial(jax.jit, static_argnames="block_size")
+def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
+    """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is filled with zeros."""
+    rows = split(split(h, block_size, axis=0), block_size, axis=2)
+    return jnp.moveaxis(jnp.diagonal(rows, axis1=0, axis2=2), -1, 0)
+
+
+def check_moments(w: Array, h: Array) -> None:
+    """Refuses a weight and a second moment whose shapes do not fit."""
+    if w.ndim != 2 or h.shape != (w.shape[0], w.shape[0]):
+        raise JaxqError(f"w has shape {list(w.shape)} and h {list(h.shape)}: they need [c_in, c_out] and [c_in, c_in]")

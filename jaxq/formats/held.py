@@ -54,12 +54,12 @@ class Grid:
     """The values that each weight of a matrix can take, for solvers that go row by row.
 
     Attributes:
-        step: Size of a code [c_in, c_out], float32, not 0; negative where codes are mirrored.
-        zp: Zero points [c_in, c_out], float32, or None.
+        step: Size of a code [c_in, c_out], or of one row [c_out], float32, not 0; negative where codes are mirrored.
+        zp: Zero points of that shape, float32, or None.
     """
 
-    step: Float[Array, "c_in c_out"]
-    zp: Float[Array, "c_in c_out"] | None = None
+    step: Float[Array, "*rows c_out"]
+    zp: Float[Array, "*rows c_out"] | None = None
 
 
 class BlockFormat(ABC):
