@@ -162,7 +162,7 @@ def test_operators_that_changed_give_the_same(opset, tmp_path):
         node("If", "c", "z", then_branch=then, else_branch=other),
         node("MatMul", "z w", "y"),
     ]
-    source = save(linear(nodes, {"zero": np.float32(0), "w": weight(HIDDEN, 96)}, opset), tmp_path)
+    source = save(linear(nodes, {"zero": np.zeros((), np.float32), "w": weight(HIDDEN, 96)}, opset), tmp_path)
     target = tmp_path / "out.onnx"
     quantize(source, target, fmt=IntegerFormat(num_bits=8, block_size=32))
     for sign in (1, -1):
