@@ -21,7 +21,7 @@ from jaxq.model_file import load_model, save_model
 from jaxq.pipeline import quantize_model
 from jaxq.readback import float_model, read_back
 from jaxq.results import Outcome
-from jaxq.run import _notes
+from jaxq.command import _notes
 from jaxq.statistics import Moments
 from tests.graph import models
 from tests.graph.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight
