@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 INTERRUPTED = "interrupted: the same command goes on from what is finished"
@@ -64,6 +64,8 @@ class _Handler:
     def handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         if not self.under_way():
+            if sys.stderr.isatty():
+                _say("\ninterrupted: what is under way is finished first; Ctrl-C again ends it at once")
             raise self._interrupt()
         if time.monotonic() - self._since > _PATIENCE:
             _leave()
@@ -92,5 +94,10 @@ def _leave() -> None:
     """Ends the process without waiting for anything: what is finished is safe on disk at any moment."""
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), _SHOW_CURSOR)  # progress bars hide it
-    os.write(2, f"error: {INTERRUPTED}\n".encode())
+    _say(f"error: {INTERRUPTED}")
     os._exit(EXIT_CODE)
+
+
+def _say(sentence: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{sentence}\n".encode())  # printing is not safe in a handler
