@@ -53,7 +53,7 @@ def digest(arrays: Mapping[str, np.ndarray], *more: str) -> str:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of another when the block ends; after an error, or Ctrl-C, it is removed."""
+    """A path to write to that takes another's place when the block ends; after an error, or Ctrl-C, it is removed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield beside

@@ -265,14 +265,14 @@ def test_the_same_run_twice_at_a_time(tmp_path):
 
 def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
     """A run that begins when the same one ends shares nothing with what is being removed."""
-    remove = shutil.rmtree
+    remove, told = shutil.rmtree, list[str]()
 
     def remove_slowly(folder: Path, ignore_errors: bool = False) -> None:
         monkeypatch.setattr("jaxq.checkpoint.shutil.rmtree", remove)
         for path in folder.iterdir():  # files first, as it may happen
             if path.is_file():
                 path.unlink()
-        with run_state(tmp_path, "id", {"model": "m"}, list) as second:
+        with run_state(tmp_path, "id", {"model": "m"}, told.append) as second:
             assert second.folder != folder
             assert not second.found
             (second.folder / "weights").mkdir(exist_ok=True)
@@ -280,10 +280,10 @@ def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
             remove(folder, ignore_errors=ignore_errors)
             assert (second.folder / "weights" / "one").exists()
 
-    with run_state(tmp_path, "id", {"model": "m"}, list) as first:
+    with run_state(tmp_path, "id", {"model": "m"}, told.append) as first:
         (first.folder / "weights").mkdir()
         monkeypatch.setattr("jaxq.checkpoint.shutil.rmtree", remove_slowly)
-    with run_state(tmp_path, "id", {"model": "m"}, list) as third:
+    with run_state(tmp_path, "id", {"model": "m"}, told.append) as third:
         assert third.folder == first.folder
         assert not third.found
 
