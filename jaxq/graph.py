@@ -10,7 +10,7 @@ import onnx_ir.passes.common as passes
 
 from jaxq.edit import rename_doubles
 from jaxq.errors import JaxqError
-from jaxq.plain import View, inline_functions, left_functions, make_plain
+from jaxq.plain import View, inline_functions, left_functions, make_plain, own_mapping
 from jaxq.present import find_present
 from jaxq.readers import Reader, attribute, find_readers, is_table, weight_shape
 from jaxq.reading import Reading, patches_of
@@ -220,14 +220,16 @@ def sibling_groups(sites: Sequence[Site]) -> list[Group]:
 
 
 def read_weight(weight: ir.Value, shape: tuple[int, ...] | None = None, index: int = 0) -> np.ndarray:
-    """A copy of an initializer, or of one entry of it in another shape; a memory-mapping is closed again."""
+    """A copy of an initializer, or of one entry of it in another shape; its file is mapped while it is read."""
     tensor = weight.const_value
     assert tensor is not None
     if shape is not None and isinstance(tensor, View):
         return tensor.entry(shape, index)
-    array = np.array(tensor.numpy() if shape is None else tensor.numpy().reshape(shape)[index])
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+    mapped = own_mapping(tensor) if isinstance(tensor, ir.ExternalTensor) else None  # others may be reading it too
+    array = (mapped or tensor).numpy()
+    array = np.array(array if shape is None else array.reshape(shape)[index])
+    if mapped is not None:
+        mapped.release()
     return array
 
 
