@@ -22,7 +22,7 @@ from jaxq.forms.weight import Read, StoredWeight
 from jaxq.graph import Group
 from jaxq.groups import GroupResult
 from jaxq.results import Layer
-from jaxq.store import digest, write_whole
+from jaxq.store import digest, write_whole, written_whole
 
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn")}
 
@@ -78,9 +78,11 @@ def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Calla
     content = {**content, "command": command}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
+        # Outside the folder, and never removed: who opens a lock while it is removed holds one that guards nothing.
+        (root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / "locks" / folder.name, timeout=0)
         lock.acquire()
+        folder.mkdir(exist_ok=True)
     except Timeout:
         tell("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
         with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
@@ -88,15 +90,17 @@ def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Calla
         return
     except OSError as error:
         raise JaxqError(f"cannot write to the cache {str(root)!r}: {error}; give another cache_dir") from error
-    with lock:
+    try:
         yield RunState(folder, key, _fits(folder, content, tell))
         shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
 
 
 def _fits(folder: Path, content: Mapping[str, str], tell: Callable[[str], None]) -> bool:
     """Whether the folder holds work that can be used; else it is made ready for a new run."""
     path = folder / "content.json"
-    left = [p for p in folder.iterdir() if p.name != "lock"]
+    left = list(folder.iterdir())
     try:
         old = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -144,14 +148,11 @@ class ResultStore:
         plain = {name: np.ascontiguousarray(a).reshape(-1).view(np.uint8) for name, a in arrays.items()}
         text = json.dumps(record)
         path = self._path(result.group)
-        beside = path.with_suffix(".partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(plain, beside, {"record": text, "hash": digest(plain, text, self.key)})
-            beside.replace(path)
+            with written_whole(path) as beside:
+                save_file(plain, beside, {"record": text, "hash": digest(plain, text, self.key)})
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             raise JaxqError(
                 f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
             ) from error

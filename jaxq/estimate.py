@@ -31,6 +31,8 @@ _SAMPLE = 32 << 20  # bytes that are hashed and written to see how fast that is
 _BUDGET = 6.0  # seconds of the search's probe after which no further group is begun
 _MOST = 4  # groups of siblings that are looked at: a layer of most models
 _RUNS = 3
+_WINDOW_COPIES = 4  # two windows are loaded at a time; onnxruntime lays weights out anew
+_SEARCH_COPIES = 10  # of a group's weights, in the groups that are searched at a time
 _PASSES = 500  # over a weight, in products with one row of the moments that take as long
 
 
@@ -80,13 +82,15 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     start = time.perf_counter()
     source = open_source(job, form)
     load = time.perf_counter() - start
-    base = peak_mb()
     nearest = source.groups[:_MOST]
     calibrate, run, moments = _probe_calibration(source, nearest, batches, job)
+    calibrated = peak_mb()
     search = _probe_search(nearest, moments, job)
     rest = sum(map(_work, source.groups)) / sum(map(_work, nearest))
     hashing, writing = _speeds(job.source)
-    peak = base + (peak_mb() - base) * max(1.0, max(map(_nbytes, source.groups)) / search.largest)
+    windows = min(job.window_bytes, source.weight_bytes) if batches else 0
+    larger = max(map(_nbytes, source.groups)) - search.largest
+    peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
     layers, target_bytes = _sizes(source, form, job)
     seconds = {
         "load": load + source.nbytes / hashing,
@@ -203,8 +207,8 @@ def _search_times(group: Group, found: MomentsOf | None, spec: MethodSpec, job: 
         quantize_group(group, formats, found, spec)
 
     cold = _timed(lambda: search(0))
-    if cold > _BUDGET:  # no second try
-        return cold, cold
+    if cold > _BUDGET:  # one more, to tell compilation from work
+        return cold, _timed(lambda: search(0))
     with ThreadPoolExecutor(WORKERS) as pool:
         return cold, _timed(lambda: list(pool.map(search, range(WORKERS)))) / WORKERS
 

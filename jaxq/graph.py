@@ -8,15 +8,14 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from jaxq.declined import Declined, decline, is_listed
 from jaxq.edit import rename_doubles
 from jaxq.errors import JaxqError
-from jaxq.plain import View, inline_functions, left_functions, make_plain
+from jaxq.plain import View, inline_functions, make_plain, own_mapping
 from jaxq.present import find_present
 from jaxq.readers import Reader, attribute, find_readers, is_table, weight_shape
 from jaxq.reading import Reading, patches_of
-from jaxq.reasons import why_not
-
-FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+from jaxq.reasons import why_not, why_not_lifted
 
 MOST_PATCH_MOMENTS = 1 << 30
 """Bytes that the moments of a Conv's patches may take; they grow with the square of the kernel's size."""
@@ -113,16 +112,6 @@ class Site:
         return np.ascontiguousarray(w.T) if self.transposed else w
 
 
-@dataclass(frozen=True)
-class Declined:
-    """A weight that is left alone, and why."""
-
-    name: str
-    shape: tuple[int, ...]
-    nbytes: int
-    reason: str
-
-
 @dataclass(frozen=True, eq=False)
 class Group:
     """Sites that read the same activation, in graph order; or one site that reads several (a shared weight) or none."""
@@ -185,6 +174,8 @@ def find_sites(
 ) -> tuple[list[Site], list[Declined]]:
     """The weights that can be quantized, in graph order, and all others with the reason.
 
+    Every tensor of floats is one or the other, but for scalars and vectors of one number or none, which are constants.
+
     Args:
         graph: Main graph of a model that went through `prepare`.
         exclude: Patterns as in a shell (``*lm_head*``), compared with weight and node names.
@@ -195,11 +186,12 @@ def find_sites(
     declined: list[Declined] = []
     for weight in _float_weights(graph):
         readers = find_readers(weight)
-        reason = why_not(weight, readers, gather_axis) or _excluded(weight, readers, exclude)
+        reason = why_not(weight, readers, graph, gather_axis) or _excluded(weight, readers, exclude)
         if reason is None:
             sites.append(_site(weight, readers, graph, gather_axis))
         else:
             declined.append(decline(weight, reason))
+    declined += [decline(value, why_not_lifted(value, graph)) for value in _constants(graph)]
     declined += [decline(codes, reason) for codes, reason in find_present(_graphs(graph))]
     return sorted(sites, key=lambda site: order[site.nodes[0]]), declined
 
@@ -220,14 +212,16 @@ def sibling_groups(sites: Sequence[Site]) -> list[Group]:
 
 
 def read_weight(weight: ir.Value, shape: tuple[int, ...] | None = None, index: int = 0) -> np.ndarray:
-    """A copy of an initializer, or of one entry of it in another shape; a memory-mapping is closed again."""
+    """A copy of an initializer, or of one entry of it in another shape; its file is mapped while it is read."""
     tensor = weight.const_value
     assert tensor is not None
     if shape is not None and isinstance(tensor, View):
         return tensor.entry(shape, index)
-    array = np.array(tensor.numpy() if shape is None else tensor.numpy().reshape(shape)[index])
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
+    mapped = own_mapping(tensor) if isinstance(tensor, ir.ExternalTensor) else None  # others may be reading it too
+    array = (mapped or tensor).numpy()
+    array = np.array(array if shape is None else array.reshape(shape)[index])
+    if mapped is not None:
+        mapped.release()
     return array
 
 
@@ -240,12 +234,6 @@ def in_memory(weight: ir.Value) -> ir.TensorProtocol:
     return ir.LazyTensor(lambda: ir.Tensor(read_weight(source)), tensor.dtype, shape, name=weight.name)
 
 
-def declined_in_functions(model: ir.Model) -> list[Declined]:
-    """Weights in functions that `prepare` could not write out, each with the reason."""
-    found = left_functions(model)
-    return [Declined(name, tuple(tensor.shape.numpy()), tensor.nbytes, why) for name, tensor, why in found]
-
-
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:
     return [graph, *(subgraph for subgraph in graph.subgraphs() if subgraph is not graph)]
 
@@ -253,8 +241,15 @@ def _graphs(graph: ir.Graph) -> list[ir.Graph]:
 def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
     for each in _graphs(graph):
         for value in each.initializers.values():
-            if value.const_value is not None and value.dtype in FLOAT_TYPES and value.const_value.size > 1:
+            if is_listed(value):
                 yield value
+
+
+def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Floats that `tidy` leaves in Constant nodes: outputs of a graph, and tensors of one number or none."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.op_type == "Constant" and is_listed(node.outputs[0]):
+            yield node.outputs[0]
 
 
 def matches(weight: ir.Value, pattern: str) -> bool:
@@ -293,9 +288,3 @@ def _site(weight: ir.Value, readers: Sequence[Reader], graph: ir.Graph, gather_a
     rows, columns = shape[-2:]
     c_in, c_out = (columns, rows) if transposed else (rows, columns)
     return Site(weight, nodes, c_in, c_out, transposed, gathered, nested, int(np.prod(shape[:-2])))
-
-
-def decline(weight: ir.Value, reason: str) -> Declined:
-    """A weight that is left alone."""
-    assert weight.const_value is not None
-    return Declined(str(weight.name), weight_shape(weight), weight.const_value.nbytes, reason)

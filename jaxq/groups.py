@@ -123,9 +123,21 @@ def _lots(sites: Sequence[Site], formats: Sequence[WeightFormat]) -> dict[Weight
 
 
 def _part(sites: Sequence[Site], fmt: WeightFormat, index: int) -> Part:
-    arrays = [site.array(index) for site in sites]
-    w = jnp.asarray(np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0])
+    w = jnp.asarray(_side_by_side(sites, index))
     return w, fmt.with_scale_dtype(str(w.dtype))
+
+
+def _side_by_side(sites: Sequence[Site], index: int) -> np.ndarray:
+    """The sites' columns in one array; each is read when its turn comes, so that one at a time is held twice."""
+    if len(sites) == 1:
+        return sites[0].array(index)
+    dtypes = [site.weight.const_value.dtype.numpy() for site in sites if site.weight.const_value is not None]
+    w = np.empty((sites[0].c_in, sum(site.c_out for site in sites)), np.result_type(*dtypes))
+    stop = 0
+    for site in sites:
+        start, stop = stop, stop + site.c_out
+        w[:, start:stop] = site.array(index)
+    return w
 
 
 def _decide(

@@ -13,8 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jaxq.declined import FLOAT_TYPES
 from jaxq.errors import JaxqError
-from jaxq.graph import FLOAT_TYPES, tidy
+from jaxq.graph import tidy
 from jaxq.model_file import data_files, load_model
 from jaxq.readback import FoundWeight, Unread, read_back
 

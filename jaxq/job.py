@@ -67,6 +67,7 @@ class Job:
         gather: How tables of Gather are held; None leaves them alone.
         accuracy_level: What the form ``matmulnbits`` tells onnxruntime; see `jaxq.forms.find_form`.
         providers: Where onnxruntime runs the calibration: "cpu", "cuda:0", "trt"; those that it lacks are passed over.
+        kernels: Quantize kernels of Conv; else they are left alone.
     """
 
     source: Path
@@ -81,6 +82,7 @@ class Job:
     gather: Gather | None = None
     accuracy_level: int = 4
     providers: tuple[str, ...] = ("cpu",)
+    kernels: bool = True
 
     def format_of(self, site: Site) -> WeightFormat:
         """How a site's weight is held."""
@@ -118,10 +120,14 @@ def check_job(job: Job, has_data: bool) -> Form:
 
 
 def split_held(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Declined]]:
-    """The sites whose weights the job's form holds, and the others with the reason."""
-    reasons = {site: why_not_held(job.form, job.format_of(site), site) for site in sites}
+    """The sites that the job wants and whose weights its form holds, and the others with the reason."""
+    reasons = {site: _why_not_wanted(job, site) or why_not_held(job.form, job.format_of(site), site) for site in sites}
     held = [site for site, reason in reasons.items() if reason is None]
     return held, [decline(site.weight, reason) for site, reason in reasons.items() if reason is not None]
+
+
+def _why_not_wanted(job: Job, site: Site) -> str | None:
+    return "a kernel of Conv: these are left alone here" if site.kernel and not job.kernels else None
 
 
 def useless_patterns(job: Job, sites: Sequence[Site]) -> list[str]:

@@ -1,25 +1,18 @@
 """Read and write ONNX files: inputs are never touched, outputs appear whole or not at all."""
 
-import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from google.protobuf.message import DecodeError
-from onnxscript.version_converter import convert_version
 
 from jaxq.errors import JaxqError
 from jaxq.graph import in_memory
 from jaxq.lazy_load import load_lazily
 from jaxq.lazy_save import save_lazily
 from jaxq.store import hash_files
-
-_ASIDE = "jaxq.aside"
 
 PROTOBUF_LIMIT = 1900 << 20
 """Bytes of weights that a file can hold by itself: protobuf stops at 2 GiB."""
@@ -92,59 +85,6 @@ def _check_written(written: Path, path: Path) -> None:
         load_model(written)
     except JaxqError as error:
         raise JaxqError(f"cannot write {str(path)!r}: the file was cut off; is the disk full?") from error
-
-
-def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
-    """Converts a model, in place, to at least these versions of the operators and the file format.
-
-    Raises:
-        JaxqError: an operator cannot be converted.
-    """
-    old = model.opset_imports.get("", opset)
-    if old < opset:
-        try:
-            with (
-                _set_aside(model),
-                _silenced("onnxscript"),
-            ):  # it says on stderr that it falls back on onnx's own converter
-                convert_version(model, opset, fallback=True)
-        except Exception as error:  # the converter raises many kinds
-            why = error.__cause__ or error  # a pass that fails wraps the reason
-            raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: {why}") from error
-        if model.opset_imports.get("", 0) < opset:
-            raise JaxqError(f"the model cannot be converted from opset {old} to {opset}: an operator has no conversion")
-    model.ir_version = max(model.ir_version, ir_version)
-
-
-@contextmanager
-def _set_aside(model: ir.Model) -> Iterator[None]:
-    """Hides operators that lie in ONNX's domain without being ONNX's, as SimplifiedLayerNormalization of onnxruntime.
-
-    No opset changes them, and the converter would stop at them.
-    """
-    foreign = [n for n in model.graph.all_nodes() if n.domain == "" and not onnx.defs.has(n.op_type)]
-    for node in foreign:
-        node.domain = _ASIDE
-    if foreign:
-        model.opset_imports[_ASIDE] = 1
-    try:
-        yield
-    finally:
-        for node in model.graph.all_nodes():  # a conversion can have made new ones
-            if node.domain == _ASIDE:
-                node.domain = ""
-        model.opset_imports.pop(_ASIDE, None)
-
-
-@contextmanager
-def _silenced(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def save_model(model: ir.Model, path: Path, external_above: int) -> None:

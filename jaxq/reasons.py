@@ -5,31 +5,41 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from jaxq.plain.gemm import is_bias
 from jaxq.present import PART, is_part
 from jaxq.readers import STANDARD, Reader, attribute, is_table, weight_shape
+
+VECTOR = "a vector (bias, norm or constant)"
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CAN = "the second input of MatMul, Gemm and Conv can be quantized"
 _LEAST_COLUMN = 16  # the smallest block of any form
+_VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split")
 
 
-def why_not(weight: ir.Value, readers: Sequence[Reader], gather_axis: int | None) -> str | None:
+def why_not(weight: ir.Value, readers: Sequence[Reader], main: ir.Graph, gather_axis: int | None) -> str | None:
     """Why a weight cannot be quantized; None where it can.
 
     Args:
         weight: A float initializer.
         readers: Those that read it; see `jaxq.readers.find_readers`.
+        main: The model's graph, which the weight or a subgraph that holds it lies in.
         gather_axis: The axis, 0 or 1, along which tables of Gather are blocked; None leaves them alone.
     """
-    rank = len(weight_shape(weight))
+    shape = weight_shape(weight)
+    rank = len(shape)
     if weight.is_graph_output():
-        return "it is an output of the model"
+        return f"it is {_output_of(weight, main)}"
     if not readers:
         return "no node reads it"
     if rank == 1:
-        return "a vector (bias, norm or constant)"
+        return VECTOR
+    if np.prod(shape) < 2:
+        return _why_not_size(shape)
     if is_part(weight):
         return PART
+    if way := _way_out(weight, main):
+        return f"it is {'also ' if len(weight.uses()) > 1 else ''}{way}"
     if rank > 2 and (tables := [reader.node for reader in readers if reader.table]):
         return _why_not_picked(weight, tables[0])
     for reader in readers:
@@ -39,6 +49,37 @@ def why_not(weight: ir.Value, readers: Sequence[Reader], gather_axis: int | None
         return reason
     if weight.dtype not in _TYPES:
         return f"its type is {weight.dtype}: float32, float16 and bfloat16 can be quantized"
+    return None
+
+
+def why_not_lifted(constant: ir.Value, main: ir.Graph) -> str:
+    """Why a tensor stayed in its Constant node; see `jaxq.graph.tidy`."""
+    tensor = ir.convenience.get_const_tensor(constant)
+    if constant.is_graph_output() or tensor is None:
+        return f"it is {_output_of(constant, main)}"
+    return _why_not_size(tuple(int(d) for d in tensor.shape.numpy()))
+
+
+def _why_not_size(shape: tuple[int, ...]) -> str:
+    return "a tensor of one number" if np.prod(shape) else "a tensor without numbers"
+
+
+def _output_of(value: ir.Value, main: ir.Graph) -> str:
+    mine = any(output is value for output in main.outputs)
+    return "an output of the model" if mine else "an output of a branch or loop body"
+
+
+def _way_out(value: ir.Value, main: ir.Graph) -> str | None:
+    """Of which graph a view of the value is an output, and through which operators."""
+    for node, index in value.uses():
+        if node.domain not in STANDARD or node.op_type not in _VIEWS or index:
+            continue
+        for output in node.outputs:
+            if output.is_graph_output():
+                return f"{_output_of(output, main)}, through {node.op_type}"
+            if way := _way_out(output, main):
+                what, _, operators = way.rpartition(", through ")
+                return f"{what}, through {node.op_type}, {operators}"
     return None
 
 
@@ -59,6 +100,8 @@ def _why_not_gather(reader: Reader) -> str | None:
 
 def _why_not_product(reader: Reader) -> str | None:
     node, index = reader.node, reader.index
+    if is_bias(node, index):
+        return f"the bias of a {'Conv' if node.op_type == 'Conv' else 'Gemm'}"
     if node.domain == "com.microsoft" and node.op_type == "MoE":
         return f"read by {node.op_type} as input {index}: that operator's experts are left as they are"
     if node.domain not in STANDARD or node.op_type not in ("MatMul", "Gemm", "Conv") or index != 1:

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from jaxq.dead import remove_dead
+from jaxq.declined import Declined, declined_in_functions
 from jaxq.errors import JaxqError
 from jaxq.forms import Form
-from jaxq.graph import Declined, Group, declined_in_functions, find_sites, prepare, sibling_groups, unmatched
+from jaxq.graph import Group, find_sites, prepare, sibling_groups, unmatched
 from jaxq.job import Job, split_held, useless_patterns
-from jaxq.model_file import data_files, data_path, load_model, raise_opset
+from jaxq.model_file import data_files, data_path, load_model
+from jaxq.opset import raise_opset
 from jaxq.plain import inline_functions
 from jaxq.present import ALREADY, PART
 
@@ -53,11 +56,12 @@ def open_source(job: Job, form: Form) -> Source:
     files = (job.source, *data_files(job.source, model))
     _refuse_overwriting(files, job.target)
     inline_functions(model)  # the converter writes out all of them, and refuses some
+    dead = remove_dead(model) if model.opset_imports.get("", form.opset) < form.opset else []  # the converter does so
     raise_opset(model, form.opset, form.ir_version)
     prepare(model)
     sites, declined = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
     sites, not_held = split_held(job, sites)
-    declined += [*not_held, *declined_in_functions(model)]
+    declined += [*not_held, *declined_in_functions(model), *dead]
     useless = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
     if not sites:
         raise JaxqError(f"model {str(job.source)!r} {_nothing_left(declined)}")

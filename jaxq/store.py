@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -51,11 +51,23 @@ def digest(arrays: Mapping[str, np.ndarray], *more: str) -> str:
     return total.hexdigest()
 
 
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path to write to that takes another's place when the block ends; after an error, or Ctrl-C, it is removed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    with written_whole(path) as beside:
+        beside.write_bytes(content)
 
 
 class MomentStore:
@@ -85,17 +97,13 @@ class MomentStore:
         Raises:
             JaxqError: the folder cannot be written, or the disk is full.
         """
-        path = self._path(name)
-        beside = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
         tensors = {"h": np.asarray(moments.h), "a": np.asarray(moments.a), "tokens": np.asarray(moments.tokens)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, {"activation": name, "hash": digest(tensors, name)})
-            beside.replace(path)
+            with written_whole(self._path(name)) as beside:
+                save_file(tensors, beside, {"activation": name, "hash": digest(tensors, name)})
             self._whole.add(name)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
             raise JaxqError(
                 f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
             ) from error

@@ -70,8 +70,9 @@ def quantize(
 ) -> onnx.ModelProto:
     """The model with 4-bit weights; ModelOpt's ``int4.quantize`` on jaxq's pipeline. The model given stays as it is.
 
-    Scales are positive (max / 7), as ModelOpt's are: TensorRT takes no others. `jaxq.pipeline.quantize_model` and
-    ``python -m jaxq.run`` have more exact ones, and a report.
+    As in ModelOpt, weights of MatMul and Gemm are quantized, and kernels of Conv are left alone; scales are positive
+    (max / 7), since TensorRT takes no others. `jaxq.pipeline.quantize_model` and ``python -m jaxq.run`` take kernels
+    too, have more exact scales, and give a report.
 
     Args:
         onnx_path: Path of an ONNX file, or a model in memory.
@@ -138,6 +139,7 @@ def quantize(
             rules=tuple(_rules(model, knobs, fmt)),
             gather=gather,
             providers=providers,
+            kernels=False,
         )
         check_job(job, bool(batches))
         quantize_model(job, batches)
@@ -148,6 +150,8 @@ def quantize_rtn(
     onnx_model: onnx.ModelProto, gemm_io_type: int, block_size: int, dq_only: bool = False
 ) -> onnx.ModelProto:
     """The model with weights rounded to nearest: scales ``max|block| / 7`` along the input channels, ties to even.
+
+    Weights of MatMul and Gemm, that is; kernels of Conv are left alone, as in `quantize`.
 
     Args:
         onnx_model: The model; it stays as it is.
@@ -190,7 +194,7 @@ def _weight_types(proto: onnx.ModelProto) -> set[int]:
     model = ir.from_proto(proto)
     prepare(model)
     sites, _ = find_sites(model.graph)
-    return {int(site.weight.dtype) for site in sites if site.weight.dtype is not None}
+    return {int(site.weight.dtype) for site in sites if site.weight.dtype is not None and not site.kernel}
 
 
 def _read_knobs(given: Mapping[str, Any]) -> _Knobs:

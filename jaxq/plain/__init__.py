@@ -5,9 +5,9 @@ import onnx_ir as ir
 from jaxq.plain.functions import inline_functions, left_functions
 from jaxq.plain.gemm import simplify_gemms
 from jaxq.plain.naming import Names
-from jaxq.plain.views import View, fold_views, remove_identities, restore_views
+from jaxq.plain.views import View, fold_views, own_mapping, remove_identities, restore_views
 
-__all__ = ["View", "inline_functions", "left_functions", "make_plain", "restore_views"]
+__all__ = ["View", "inline_functions", "left_functions", "make_plain", "own_mapping", "restore_views"]
 
 
 def make_plain(model: ir.Model) -> None:

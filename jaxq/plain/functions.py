@@ -45,35 +45,43 @@ def _is_chosen(chosen: Set[Key], function: ir.Function) -> bool:
     return function.identifier() in chosen
 
 
-def left_functions(model: ir.Model) -> list[tuple[str, ir.TensorProtocol, str]]:
-    """Tensors of floats in functions that could not be written out: name, tensor, and why."""
-    found = []
-    for key, why in _left(model).items():
-        for name, tensor in _constants(model.functions[key]):
-            found.append((f"{key[1]}/{name}", tensor, f"it lies in the function {_title(key)!r}, which {why}"))
+def left_functions(model: ir.Model) -> list[tuple[str, ir.TensorProtocol, str | None]]:
+    """Tensors of floats in functions that were not written out: name, tensor, and why; None for vectors."""
+    found, left, called = [], _left(model), _called(model)
+    for key, function in model.functions.items():
+        why = "no node calls" if key not in called else left.get(key)
+        reason = why and f"it lies in the function {_title(key)!r}, which {why}"
+        found += [(f"{key[1]}/{name}", tensor, reason) for name, tensor in _constants(function)]
+    return found
+
+
+def _called(model: ir.Model) -> set[Key]:
+    """Functions that are called by the graph, or by functions that are."""
+    found: set[Key] = set()
+    more = {node.op_identifier() for node in model.graph.all_nodes()} & model.functions.keys()
+    while more:
+        found |= more
+        more = {n.op_identifier() for key in more for n in model.functions[key].all_nodes()} & model.functions.keys()
+        more -= found
     return found
 
 
 def _concerned(model: ir.Model) -> Set[Key]:
     """Functions that are called and have to do with weights."""
     calls = {key: {n.op_identifier() for n in f.all_nodes()} for key, f in model.functions.items()}
-    chosen = {key for key, f in model.functions.items() if _has_reader(f) or any(_constants(f))}
+    chosen = {key for key, f in model.functions.items() if _has_reader(f) or _has_matrix(f)}
     while more := {key for key, called in calls.items() if called & chosen} - chosen:
         chosen |= more
-    called = set()
-    for node in model.graph.all_nodes():
-        key = node.op_identifier()
-        if key in calls:
-            called.add(key)
-            if any(_is_matrix(value) for value in node.inputs):
-                chosen.add(key)
-    while more := {key for each in called for key in calls[each] & calls.keys()} - called:
-        called |= more
-    return chosen & called
+    given = (node.op_identifier() for node in model.graph.all_nodes() if any(map(_is_matrix, node.inputs)))
+    return (chosen | set(given)) & _called(model)
 
 
 def _has_reader(function: ir.Function) -> bool:
     return any(n.op_type in _READERS and n.domain in _STANDARD for n in function.all_nodes())
+
+
+def _has_matrix(function: ir.Function) -> bool:
+    return any(len(tensor.shape) > 1 for _, tensor in _constants(function))
 
 
 def _is_matrix(value: ir.Value | None) -> bool:
@@ -82,21 +90,15 @@ def _is_matrix(value: ir.Value | None) -> bool:
 
 
 def _constants(function: ir.Function) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    """Constants that are no vectors, of floats; initializers of subgraphs too."""
+    """Constants of floats, but for scalars and vectors of one number or none; initializers of subgraphs too."""
+    values = [v for graph in function.subgraphs() for v in graph.initializers.values()]
     for node in function.all_nodes():
-        if (
-            node.op_type == "Constant"
-            and node.domain in _STANDARD
-            and not any(a.is_ref() for a in node.attributes.values())
-        ):
-            value = node.outputs[0]
-            tensor = ir.convenience.get_const_tensor(value)
-            if _is_matrix(value) and tensor is not None:
-                yield str(value.name), tensor
-    for graph in function.subgraphs():
-        for value in graph.initializers.values():
-            if _is_matrix(value) and value.const_value is not None:
-                yield str(value.name), value.const_value
+        if node.op_type == "Constant" and node.domain in _STANDARD:
+            values += [] if any(a.is_ref() for a in node.attributes.values()) else [node.outputs[0]]
+    for value in values:
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None and tensor.dtype in FLOATS and (tensor.size > 1 or len(tensor.shape) > 1):
+            yield str(value.name), tensor
 
 
 def _left(model: ir.Model) -> dict[Key, str]:

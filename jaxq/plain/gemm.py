@@ -3,8 +3,17 @@
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.plain.naming import Names, drop_dead
+from jaxq.plain.naming import Names
 from jaxq.plain.steps import FLOATS
+
+_BIAS = "jaxq.bias"
+
+
+def is_bias(node: ir.Node, index: int) -> bool:
+    """Whether a node takes an input for the bias of a Gemm or Conv; of a Gemm that was simplified too."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    return (node.op_type in ("Gemm", "Conv") and index == 2) or node.meta.get(_BIAS) == index
 
 
 def simplify_gemms(model: ir.Model, names: Names) -> None:
@@ -61,9 +70,7 @@ def _take_factors(node: ir.Node, alpha: float, beta: float, names: Names) -> Non
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and beta != 1:
         node.resize_inputs(2)
-        scaled = _scaled(node, bias, beta, names) if beta else None
-        drop_dead([bias])
-        bias = scaled
+        bias = _scaled(node, bias, beta, names) if beta else None  # what nobody reads now is told of
     if bias is not None and alpha == 1 and _is_vector(node, bias):
         node.resize_inputs(3)
         node.replace_input_with(2, bias)
@@ -74,7 +81,7 @@ def _take_factors(node: ir.Node, alpha: float, beta: float, names: Names) -> Non
         factor = _constant(node, f"{node.name}_alpha", np.asarray(alpha), names)
         last = _append(last, "Mul", factor, str(node.name), names)
     if bias is not None:
-        _append(last, "Add", bias, str(node.name), names)
+        _append(last, "Add", bias, str(node.name), names).meta[_BIAS] = 1
 
 
 def _is_vector(node: ir.Node, bias: ir.Value) -> bool:
@@ -88,15 +95,17 @@ def _is_vector(node: ir.Node, bias: ir.Value) -> bool:
 
 
 def _scaled(node: ir.Node, bias: ir.Value, beta: float, names: Names) -> ir.Value:
-    """``beta`` times the bias: a new constant if the bias is one."""
+    """``beta`` times the bias: a constant that nothing else reads gets other numbers, and keeps its name."""
     assert node.graph is not None
-    name = f"{bias.name}_scaled"
-    if bias.const_value is not None:
+    if bias.is_initializer() and bias.const_value is not None and not bias.uses() and not bias.is_graph_output():
         array = bias.const_value.numpy()
-        return _constant(node, name, array.astype(np.float64) * beta, names)
+        bias.const_value = ir.Tensor((array.astype(np.float64) * beta).astype(array.dtype), name=bias.name)
+        return bias
     factor = _constant(node, f"{node.name}_beta", np.asarray(beta), names)
-    out = ir.Value(name=names.unique(name), type=bias.type, shape=bias.shape)
-    node.graph.insert_before(node, ir.Node("", "Mul", [bias, factor], outputs=[out], name=f"{node.name}_bias_Mul"))
+    out = ir.Value(name=names.unique(f"{bias.name}_scaled"), type=bias.type, shape=bias.shape)
+    made = ir.Node("", "Mul", [bias, factor], outputs=[out], name=f"{node.name}_bias_Mul")
+    made.meta[_BIAS] = 0
+    node.graph.insert_before(node, made)
     return out
 
 

@@ -56,25 +56,28 @@ def _same(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def own_mapping(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The same with a memory-mapping of its own, which others that read the tensor meanwhile do not hold open."""
+    return ir.ExternalTensor(
+        tensor.location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+        base_dir=tensor.base_dir,
+    )
+
+
 def _read(
     tensor: ir.TensorProtocol,
     steps: tuple[Step, ...],
     dtype: ir.DataType,
     pick: Callable[[np.ndarray], np.ndarray] = _same,
 ) -> ir.Tensor:
-    """A tensor of its own memory. Views of one file are read side by side, each through its own mapping."""
-    mapped = None
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor = mapped = ir.ExternalTensor(
-            tensor.location,
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=tensor.name,
-            base_dir=tensor.base_dir,
-        )
-    whole = array = tensor.numpy()
+    """A tensor of its own memory."""
+    mapped = own_mapping(tensor) if isinstance(tensor, ir.ExternalTensor) else None
+    whole = array = (mapped or tensor).numpy()
     for step in steps:
         array = step.apply(array)
     result = np.ascontiguousarray(pick(array))

@@ -146,3 +146,36 @@ def _weights() -> Mapping[str, np.ndarray]:
             weights[f"{name}{i}"] = weight(HIDDEN, HIDDEN, seed=10 * i + j)
         weights |= {f"up{i}": weight(HIDDEN, FFN, seed=i), f"down{i}": weight(FFN, HIDDEN, seed=i)}
     return {name: np.asarray(a) for name, a in (constants | weights).items()}
+
+
+def merged_decoder(opset: int = 18) -> onnx.ModelProto:
+    """Both decoders in one file, as optimum merges them: ``use_cache_branch`` says which branch of an If runs.
+
+    The then-branch puts the past before the tokens, the else-branch leaves it out; both read the weights of the main
+    graph.
+    """
+    model = decoder(PAST, merged=True)
+    names = [output.name for output in model.graph.output]
+    then, other = _branch(model.graph, "with_past"), _branch(model.graph, "without_past")
+    for each in other.node:
+        if each.op_type == "Concat":  # of the past and the tokens
+            each.CopyFrom(helper.make_node("Identity", [each.input[1]], list(each.output), each.name))
+    del model.graph.node[:]
+    model.graph.node.append(node("If", "use_cache_branch", " ".join(names), then_branch=then, else_branch=other))
+    model.opset_import[0].version = opset
+    model.ir_version = {17: 8, 18: 8, 21: 10}[opset]
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _branch(graph: onnx.GraphProto, ending: str) -> onnx.GraphProto:
+    """The nodes of a graph, with names of their own for all that they make."""
+    made = {name for each in graph.node for name in each.output}
+    branch = onnx.GraphProto(name=ending, node=graph.node, output=graph.output)
+    for each in branch.node:
+        each.name += f"/{ending}"
+        for part in (each.input, each.output):
+            part[:] = [f"{name}/{ending}" if name in made else name for name in part]
+    for output in branch.output:
+        output.name += f"/{ending}"
+    return branch

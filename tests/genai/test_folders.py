@@ -12,7 +12,8 @@ from jaxq.capture import capture_moments
 from jaxq.errors import JaxqError
 from jaxq.graph import find_sites, prepare, sibling_groups
 from jaxq.inputs import read_input_spec, to_batches
-from jaxq.model_file import load_model, raise_opset
+from jaxq.model_file import load_model
+from jaxq.opset import raise_opset
 from tests.genai.checks import check_folder, check_generation, check_run, run_jaxq
 from tests.genai.folders import NAMES, RUNS, batch, logits, make_folder, random_ids
 from tests.graph.running import relative

@@ -13,10 +13,24 @@ ROOT = Path(__file__).parents[2]
 # A module imports modules of its own layer and of those above it in this list. Names are those below `jaxq`;
 # a package stands for all that it holds.
 LAYERS: list[set[str]] = [
-    {"blocks", "errors", "patches", "progress", "version"},
+    {"blocks", "errors", "interrupt", "patches", "progress", "version"},
     {"integer", "float4", "mx", "packing", "statistics"},
     {"formats", "quant_utils"},
-    {"plain", "awq", "readers", "present", "edit", "sparse", "reading", "reasons", "graph", "fold", "forms"},
+    {
+        "plain",
+        "awq",
+        "readers",
+        "present",
+        "edit",
+        "sparse",
+        "reading",
+        "reasons",
+        "graph",
+        "fold",
+        "forms",
+        "declined",
+        "dead",
+    },
     {
         "windows",
         "widen",
@@ -30,12 +44,12 @@ LAYERS: list[set[str]] = [
         "collect",
         "capture",
     },
-    {"methods", "stacks", "groups", "checkpoint", "job", "model_file", "results", "readback"},
+    {"methods", "stacks", "groups", "checkpoint", "job", "model_file", "opset", "results", "readback"},
     {"source", "rewrite"},
     {"pipeline", "estimate", "inspect"},
     {"modelopt", "int4", "evaluation", "output_errors", "inputs", "caches", "companions", "config", "config_errors"},
     {"texts", "text_datasets", "data", "hf", "hf_export", "records", "task"},
-    {"run", "report"},
+    {"run", "command", "report"},
 ]
 ASIDE: dict[str, set[str]] = {
     # jaxq/__init__.py: the public functions
@@ -58,8 +72,8 @@ MATHS_NEVER = {
     "shutil",
     "tempfile",
 }
-HARNESS = {"config", "config_errors", "run", "report"}
-ONLY_IN = {"onnxruntime": {"runtime"}, "hydra": HARNESS, "omegaconf": HARNESS, "rich": {"run", "report", "inspect"}}
+HARNESS = {"config", "config_errors", "command", "report"}
+ONLY_IN = {"onnxruntime": {"runtime"}, "hydra": HARNESS, "omegaconf": HARNESS, "rich": {"command", "report", "inspect"}}
 NOT_ON_IMPORT = ("hydra", "onnxruntime", "onnx_ir", "onnx", "onnxscript", "rich", "tokenizers")
 
 

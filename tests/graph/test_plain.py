@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from jaxq.batches import Batch
+from jaxq.declined import declined_in_functions
 from jaxq.errors import JaxqError
-from jaxq.graph import declined_in_functions, find_sites, prepare, unmatched
+from jaxq.graph import find_sites, prepare, unmatched
 from jaxq.model_file import load_model
 from jaxq.plain import View, restore_views
 from tests.graph import plain_models as plain

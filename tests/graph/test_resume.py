@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -260,6 +261,31 @@ def test_the_same_run_twice_at_a_time(tmp_path):
     assert told == [
         "the same run is under way in another process: nothing of it is used, and this one cannot be taken up"
     ]
+
+
+def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
+    """A run that begins when the same one ends shares nothing with what is being removed."""
+    remove, told = shutil.rmtree, list[str]()
+
+    def remove_slowly(folder: Path, ignore_errors: bool = False) -> None:
+        monkeypatch.setattr("jaxq.checkpoint.shutil.rmtree", remove)
+        for path in folder.iterdir():  # files first, as it may happen
+            if path.is_file():
+                path.unlink()
+        with run_state(tmp_path, "id", {"model": "m"}, told.append) as second:
+            assert second.folder != folder
+            assert not second.found
+            (second.folder / "weights").mkdir(exist_ok=True)
+            (second.folder / "weights" / "one").touch()
+            remove(folder, ignore_errors=ignore_errors)
+            assert (second.folder / "weights" / "one").exists()
+
+    with run_state(tmp_path, "id", {"model": "m"}, told.append) as first:
+        (first.folder / "weights").mkdir()
+        monkeypatch.setattr("jaxq.checkpoint.shutil.rmtree", remove_slowly)
+    with run_state(tmp_path, "id", {"model": "m"}, told.append) as third:
+        assert third.folder == first.folder
+        assert not third.found
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "nvfp4", "mxfp8", "mxfp4"])

@@ -1,5 +1,7 @@
 """What `find_sites` takes, and why it leaves the rest alone."""
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -8,6 +10,7 @@ from onnx import TensorProto
 
 from jaxq.errors import JaxqError
 from jaxq.graph import Declined, Site, find_sites, prepare, sibling_groups, unmatched
+from jaxq.groups import _side_by_side
 from tests.graph import models
 from tests.graph.models import FFN, HIDDEN, MODELS, build, node, weight
 
@@ -206,3 +209,25 @@ def test_a_graph_with_a_cycle_is_refused():
     model.graph.node[0].input[0] = "r"
     with pytest.raises(JaxqError, match="the model's graph is not valid: TopologicalSortPass says"):
         prepared(model)
+
+
+def test_siblings_are_joined_one_at_a_time():
+    """The columns of all are held once, and those of one site beside them."""
+    names = [f"w{i}" for i in range(6)]
+    nodes = [node("MatMul", f"x {name}", f"y{name}") for name in names] + [
+        node("Sum", " ".join(f"y{name}" for name in names), "y")
+    ]
+    weights = {
+        name: np.random.default_rng(i).standard_normal((HIDDEN, 4096), np.float32) for i, name in enumerate(names)
+    }
+    sites, _ = sites_of(build(nodes, weights, {"y": ("batch", "tokens", 4096)}))
+    (group,) = sibling_groups(sites)
+    total = sum(weight.nbytes for weight in weights.values())
+    tracemalloc.start()
+    try:
+        joined = _side_by_side(group.sites, 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(joined, np.concatenate(list(weights.values()), axis=1))
+    assert peak < 1.5 * total

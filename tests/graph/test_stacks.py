@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from jaxq.batches import Batch
 from jaxq.capture import capture_moments
+from jaxq.command import _notes
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat, MxFormat, WeightFormat, make_format
 from jaxq.graph import find_sites, prepare
@@ -21,7 +22,6 @@ from jaxq.model_file import load_model, save_model
 from jaxq.pipeline import quantize_model
 from jaxq.readback import float_model, read_back
 from jaxq.results import Outcome
-from jaxq.run import _notes
 from jaxq.statistics import Moments
 from tests.graph import models
 from tests.graph.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight

@@ -60,7 +60,7 @@ def test_the_readme_starts_with_commands_that_ci_runs_too():
     readme = (ROOT / "README.md").read_text().splitlines()
     first = "\n".join(readme[:20])
     assert "python -m jaxq.run method=awq_lite block_size=128" in first
-    install = re.search(r'pip install -q -e "(\.\[cpu,test\])"', "\n".join(readme))
+    install = re.search(r'pip install -q -e "(\.\[cpu,genai,test\])"', "\n".join(readme))
     assert install
     assert install.group(1) in (ROOT / ".ci" / "run").read_text()
 

@@ -303,3 +303,50 @@ def test_quantize_rtn_refuses_what_is_no_model_or_type():
 def test_quantize_rtn_refuses_another_type():
     with pytest.raises(JaxqError, match="gemm_io_type is FLOAT16, and the model's weights have type FLOAT"):
         quantize_rtn(models.mlp(), onnx.TensorProto.FLOAT16, 32)
+
+
+def with_kernels(stacks: bool = False) -> onnx.ModelProto:
+    """Convolutions, one of them unnamed, a matrix, and a stack of matrices."""
+    nodes = [node("Conv", "x kernel", "h", pads=[1, 1]), node("Conv", "h point", "i"), node("MatMul", "i w", "y")]
+    nodes[1].name = ""
+    nodes += [node("MatMul", "y stack", "z")] if stacks else []
+    weights = {"kernel": weight(24, HIDDEN, 3), "point": weight(24, 24, 1), "w": weight(16, 32)}
+    weights |= {"stack": weight(2, 32, 8)} if stacks else {}
+    last = "z" if stacks else "y"
+    return build(nodes, weights, {last: (2, 24, 8 if stacks else 32)}, [value("x", (2, HIDDEN, 16))])
+
+
+@pytest.mark.parametrize("method", ["rtn", "rtn_dq", "awq_lite", "awq_full", "rtn_dq_trt"])
+def test_kernels_of_conv_are_left_alone(method):
+    source = with_kernels()
+    data = [{"x": tokens(2, HIDDEN, 16)}]
+    got = quantize(source, method, data, block_size=16)
+    kept, before = initializers(got), initializers(source)
+    for name in ("kernel", "point"):
+        np.testing.assert_array_equal(kept[name], before[name])
+    (dequantize,) = [n for n in got.graph.node if n.op_type.endswith("DequantizeLinear")]
+    assert {n.op_type for n in got.graph.node if dequantize.output[0] in n.input} == {"MatMul"}
+    if "trt" not in method:
+        assert 0.001 < relative(run(got, data[0])[0], run(source, data[0])[0]) < 0.2
+
+
+def test_stacks_are_quantized_beside_kernels():
+    got = quantize(with_kernels(stacks=True), "rtn_dq", block_size=16)
+    assert set(dtypes(got)) == {"w", "stack"}
+
+
+def test_quantize_rtn_leaves_kernels_alone_whatever_their_type():
+    """A kernel in float16 says nothing of ``gemm_io_type``."""
+    half = onnx.TensorProto.FLOAT16
+    nodes = [node("Conv", "a kernel", "b"), node("Cast", "b", "c", to=1), node("MatMul", "c w", "y")]
+    weights = {"kernel": weight(24, HIDDEN, 1, dtype=np.float16), "w": weight(16, 32)}
+    source = build(nodes, weights, {"y": (2, 24, 32)}, [value("a", (2, HIDDEN, 16), half)])
+    got = quantize_rtn(source, onnx.TensorProto.FLOAT, 16, dq_only=True)
+    assert set(dtypes(got)) == {"w"}
+    np.testing.assert_array_equal(initializers(got)["kernel"], weights["kernel"])
+
+
+def test_a_model_of_kernels_alone_has_nothing_to_quantize():
+    source = models.convolution()
+    with pytest.raises(JaxqError, match="no weight that can be quantized: a kernel of Conv: these are left alone here"):
+        quantize(source, "rtn_dq")

@@ -10,6 +10,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from jaxq import model_file
+
 QUICK = ("calib.samples=2", "calib.length=16", "eval.samples=0")
 
 CONFIG_ROWS = {
@@ -193,8 +195,10 @@ def test_disk_full(jaxq, model, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(ir, "save", full)
-    done = jaxq("model=onnx", f"model.path={model}", "block_size=16")
-    assert_refused(done, ["No space left on device", "model.onnx"])
+    monkeypatch.setattr(model_file, "save_lazily", full)
+    for external in (1024, 0):
+        done = jaxq("model=onnx", f"model.path={model}", "block_size=16", f"external_data_mb={external}")
+        assert_refused(done, ["No space left on device", "model.onnx"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from jaxq.batches import Batch
 from jaxq.estimate import estimate
 from jaxq.formats import make_format
+from jaxq.groups import quantize_group
 from jaxq.job import Gather, Job
 from jaxq.methods import MethodSpec
 from jaxq.pipeline import quantize_model
@@ -118,3 +120,18 @@ def test_a_weight_of_several_activations(tmp_path):
         job(save(models.shared(), tmp_path), "awq_full", "int4", "dq"), [Batch({"x": tokens(2, 6, HIDDEN)})]
     )
     assert found.seconds["search"] > 0
+
+
+def test_compilation_counts_once(tmp_path, monkeypatch):
+    """However long the first search takes: it is not what each of the others takes."""
+    waits = iter([2.0])
+
+    def slow_at_first(*args):
+        time.sleep(next(waits, 0.0))
+        return quantize_group(*args)
+
+    monkeypatch.setattr("jaxq.estimate.quantize_group", slow_at_first)
+    monkeypatch.setattr("jaxq.estimate._BUDGET", 0.5)
+    found = estimate(job(save(models.attention(), tmp_path), "rtn_dq", "int4", "dq"))
+    assert found.groups > found.probed == 1
+    assert 2 <= found.seconds["search"] < 2 * found.groups - 0.5

@@ -115,7 +115,7 @@ def test_nothing_is_judged_on_calibration_text(jaxq, model):
 
 def test_a_share_of_the_text_is_kept_apart(jaxq, model, monkeypatch):
     seen = {}
-    from jaxq import run
+    from jaxq import command as run
 
     real = run.evaluate
     monkeypatch.setattr(run, "quantize_model", _keep(seen, "calib", run.quantize_model, 1))
