@@ -13,9 +13,11 @@ from jaxq.awq import (
     search_shared_scales,
     weight_magnitude,
 )
+from jaxq.block_scales import search_block_scales
 from jaxq.errors import JaxqError
 from jaxq.float4 import decode_e2m1, encode_e2m1
-from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, make_format
+from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales, make_format
+from jaxq.gptq import gptq_round
 from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.packing import pack_int4, unpack_int4
 from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, zero_sums
@@ -29,6 +31,7 @@ __all__ = [
     "MxFormat",
     "Nvfp4Format",
     "Quantized",
+    "Scales",
     "__version__",
     "accumulate",
     "alpha_grid",
@@ -38,12 +41,14 @@ __all__ = [
     "encode_e2m1",
     "find_scales",
     "finish",
+    "gptq_round",
     "make_format",
     "output_error",
     "pack_int4",
     "quant_tensor",
     "ratio_grid",
     "rtn",
+    "search_block_scales",
     "search_clip",
     "search_scales",
     "search_shared_scales",

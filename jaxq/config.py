@@ -38,6 +38,9 @@ class MethodConfig:
     search_columns: int = MISSING
     min_alpha: float = MISSING
     clip_step: float = MISSING
+    block_scales: bool = MISSING
+    damping: float = MISSING
+    sweeps: int = MISSING
     exclude: list[str] = MISSING
 
 
@@ -168,7 +171,21 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     if full_range is None:
         full_range = searches and find_form(config.form.name).negative_scales
     fmt = make_format(config.dtype.name, config.block_size, full_range)
-    return MethodSpec(name, fmt, knobs.alpha_step, knobs.min_alpha, knobs.clip_step, knobs.search_columns)
+    if not 0 <= knobs.damping <= 10:
+        raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.01")
+    if not 0 <= knobs.sweeps <= 100:
+        raise JaxqError(f"method.sweeps is {knobs.sweeps}: give a number of passes from 0 to 100")
+    return MethodSpec(
+        name,
+        fmt,
+        knobs.alpha_step,
+        knobs.min_alpha,
+        knobs.clip_step,
+        knobs.search_columns,
+        block_scales=knobs.block_scales,
+        damping=knobs.damping,
+        sweeps=knobs.sweeps,
+    )
 
 
 def _rules(config: Config) -> Iterator[Rule]:

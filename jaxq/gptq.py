@@ -73,7 +73,7 @@ def inverse_factor(
 
 
 @partial(jax.jit, static_argnames=("fmt", "sweeps"))
-def gptq(
+def gptq_round(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],
     scales: Scales,
@@ -105,7 +105,7 @@ def gptq(
         >>> x = jax.random.normal(jax.random.key(0), (64, 1)) + 0.1 * jax.random.normal(jax.random.key(1), (64, 8))
         >>> w = jax.random.normal(jax.random.key(2), (8, 4))
         >>> fmt = IntegerFormat(block_size=8)
-        >>> found = gptq(w, x.T @ x / 64, fmt.find_scales(w), fmt) - w
+        >>> found = gptq_round(w, x.T @ x / 64, fmt.find_scales(w), fmt) - w
         >>> nearest = fmt.round_trip(w) - w
         >>> bool(jnp.sum((x @ found) ** 2) < 0.5 * jnp.sum((x @ nearest) ** 2))
         True

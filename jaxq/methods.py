@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxq.awq import IDENTITY, alpha_grid, ratio_grid, search_clip, search_shared_scales
+from jaxq.block_scales import search_block_scales
+from jaxq.blocks import split
 from jaxq.errors import JaxqError
-from jaxq.formats import Quantized, WeightFormat
+from jaxq.formats import Quantized, Scales, WeightFormat
+from jaxq.gptq import damp, gptq_round
 from jaxq.statistics import Moments, output_error
 
 
@@ -26,6 +29,9 @@ class MethodSpec:
         clip_step: Step of the grid over clip ratios, in (0, 1].
         search_columns: Columns on which AWQ's scales are compared, evenly spaced; 0 for all.
         batch_size: Candidates of the scale search that are evaluated at a time; more needs more memory.
+        block_scales: Search the scales of blocks in every method that searches at all.
+        damping: What is added to the diagonal of H for block scales and GPTQ, in units of its mean.
+        sweeps: Passes of coordinate descent after GPTQ.
     """
 
     name: str
@@ -35,6 +41,9 @@ class MethodSpec:
     clip_step: float = 0.05
     search_columns: int = 0
     batch_size: int = 1
+    block_scales: bool = False
+    damping: float = 0.01
+    sweeps: int = 2
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +55,7 @@ class Choice:
         quantized: Codes and scales of the weight times ``s``.
         s: Factor of each input channel; the activation has to be divided by it. Ones where there is no scaling.
         alpha: AWQ's alpha; `jaxq.awq.IDENTITY` where there is no scaling.
-        clip_ratio: Clip ratio of each block and column.
+        clip_ratio: Clip ratio of each block and column; where scales were searched, their size over the plain one's.
     """
 
     quantized: Quantized
@@ -86,15 +95,20 @@ class Method:
     Attributes:
         scales: It scales input channels; see `jaxq.awq.search_scales`.
         clips: It chooses clip ratios, on the scaled weights and activations; see `jaxq.awq.search_clip`.
+        searches: It searches the scales of blocks, on the scaled weights and activations; see
+            `jaxq.block_scales.search_block_scales`. That looks at clip ratios too, which are not searched then.
+        compensates: It chooses codes by GPTQ; see `jaxq.gptq.gptq_round`.
     """
 
     scales: bool = False
     clips: bool = False
+    searches: bool = False
+    compensates: bool = False
 
     @property
     def needs_data(self) -> bool:
         """It searches on moments."""
-        return self.scales or self.clips
+        return self != ROUND_TO_NEAREST
 
 
 ROUND_TO_NEAREST = Method()
@@ -106,6 +120,9 @@ METHODS = {
     "awq_lite": Method(scales=True),
     "awq_clip": Method(clips=True),
     "awq_full": Method(scales=True, clips=True),
+    "rtn_search": Method(searches=True),
+    "gptq": Method(searches=True, compensates=True),
+    "awq_gptq": Method(scales=True, searches=True, compensates=True),
 }
 """Methods by name. ``rtn``, ``rtn_dq`` and ``nvfp4`` choose alike: ``conf`` brings another form or dtype with them."""
 
@@ -144,6 +161,8 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
         found = search_shared_scales(parts, moments, alphas, spec.search_columns, spec.batch_size)
         s, alpha = found.s, alphas[found.best]
         h = h / s[:, None] / s[None, :]
+    if method.searches or (spec.block_scales and method.needs_data):
+        return [_compensated(w, s, alpha, h, fmt, spec, method.compensates) for w, fmt in parts]
     h = h if method.clips else None
     return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]
 
@@ -156,6 +175,23 @@ def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightF
         ratio = search_clip(scaled, clip_h, jnp.array(ratio_grid(spec.min_alpha, spec.clip_step)), fmt)
     quantized = fmt.quantize(scaled, ratio)
     return Choice(quantized, s, alpha, jnp.broadcast_to(ratio, quantized.s.shape))
+
+
+@partial(jax.jit, static_argnames=("fmt", "spec", "compensates"))
+def _compensated(
+    w: Array, s: Array, alpha: Array, h: Array, fmt: WeightFormat, spec: MethodSpec, compensates: bool
+) -> Choice:
+    """Searched block scales, and the nearest codes or GPTQ's."""
+    scaled = w.astype(jnp.float32) * s[:, None]
+    scales = search_block_scales(scaled, damp(h, spec.damping), fmt)
+    values = gptq_round(scaled, h, scales, fmt, spec.damping, spec.sweeps) if compensates else scaled
+    ratio = _step(scales, scaled.shape[0], fmt) / _step(fmt.find_scales(scaled), scaled.shape[0], fmt)
+    return Choice(fmt.encoded(values, scales), s, alpha, ratio)
+
+
+def _step(scales: Scales, c_in: int, fmt: WeightFormat) -> Array:
+    """Size of a code in each block."""
+    return jnp.abs(split(fmt.grid(scales, c_in).step, fmt.block_size)[:, 0])
 
 
 def measure(w: Float[Array, "c_in c_out"], choice: Choice, moments: Moments | None, fmt: WeightFormat) -> Errors:

@@ -19,6 +19,8 @@ LAYERS: list[set[str]] = [
     {
         "plain",
         "awq",
+        "block_scales",
+        "gptq",
         "readers",
         "present",
         "edit",
@@ -53,7 +55,19 @@ LAYERS: list[set[str]] = [
 ]
 ASIDE: dict[str, set[str]] = {
     # jaxq/__init__.py: the public functions
-    "": {"awq", "errors", "float4", "formats", "integer", "mx", "packing", "statistics", "version"},
+    "": {
+        "awq",
+        "block_scales",
+        "errors",
+        "float4",
+        "formats",
+        "gptq",
+        "integer",
+        "mx",
+        "packing",
+        "statistics",
+        "version",
+    },
     "embedded": {"errors"},
 }
 """What modules outside the layers may import; every layer may import ``embedded``."""

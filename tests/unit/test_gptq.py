@@ -9,7 +9,7 @@ import pytest
 from jaxq.block_scales import search_block_scales
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Scales, WeightFormat
-from jaxq.gptq import damp, gptq, inverse_factor
+from jaxq.gptq import damp, gptq_round, inverse_factor
 
 FORMATS: dict[str, WeightFormat] = {
     "int4": IntegerFormat(16, full_range=True),
@@ -82,7 +82,7 @@ def reference_gptq(w: np.ndarray, h: np.ndarray, fmt: WeightFormat, scales: Scal
 def test_gptq_equals_a_float64_reference(fmt):
     w, h = data()
     scales = fmt.find_scales(jnp.asarray(w))
-    got = np.asarray(gptq(jnp.asarray(w), jnp.asarray(h), scales, fmt, damping=0.05))
+    got = np.asarray(gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, damping=0.05))
     want = reference_gptq(w, h, fmt, scales, 0.05)
     # Float32 turns a tie or two the other way, and what follows in that column with it.
     same = np.isclose(got, want, rtol=1e-5, atol=1e-6).all(axis=0)
@@ -94,7 +94,7 @@ def test_gptq_equals_a_float64_reference(fmt):
 def test_values_are_the_formats_own(fmt):
     w, h = data()
     scales = search_block_scales(jnp.asarray(w), jnp.asarray(h), fmt)
-    values = gptq(jnp.asarray(w), jnp.asarray(h), scales, fmt, sweeps=1)
+    values = gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, sweeps=1)
     held = fmt.encoded(values, scales)
     np.testing.assert_allclose(fmt.dequantize(held), values, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(held.s, scales.s)
@@ -106,8 +106,8 @@ def test_each_step_loses_less(fmt):
     j, jh = jnp.asarray(w), jnp.asarray(h)
     scales = search_block_scales(j, damp(jh, 0.01), fmt)
     searched = loss(np.asarray(fmt.dequantize(fmt.encoded(j, scales))) - w, h).sum()
-    found = loss(np.asarray(gptq(j, jh, scales, fmt, 0.01)) - w, h).sum()
-    refined = loss(np.asarray(gptq(j, jh, scales, fmt, 0.01, sweeps=3)) - w, h).sum()
+    found = loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01)) - w, h).sum()
+    refined = loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01, sweeps=3)) - w, h).sum()
     assert found < 0.5 * searched
     assert refined < found
 
@@ -117,7 +117,7 @@ def test_a_sweep_never_loses(fmt):
     w, h = data(c_in=130, tokens=400, seed=1)
     j, jh = jnp.asarray(w), jnp.asarray(h)
     scales, damped = fmt.find_scales(j), np.asarray(damp(jh, 0.01))
-    losses = [loss(np.asarray(gptq(j, jh, scales, fmt, 0.01, sweeps=n)) - w, damped) for n in range(4)]
+    losses = [loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01, sweeps=n)) - w, damped) for n in range(4)]
     for before, after in pairwise(losses):
         assert (after <= before * (1 + 1e-4)).all()
 
@@ -165,7 +165,7 @@ def test_any_number_of_rows(c_in):
     w, h = data(c_in=c_in, c_out=3, tokens=64)
     fmt = IntegerFormat(32)
     scales = fmt.find_scales(jnp.asarray(w))
-    got = np.asarray(gptq(jnp.asarray(w), jnp.asarray(h), scales, fmt, 0.01, sweeps=1))
+    got = np.asarray(gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, 0.01, sweeps=1))
     assert got.shape == w.shape
     assert np.isfinite(got).all()
 
@@ -174,7 +174,7 @@ def test_without_coupling_it_is_round_to_nearest():
     w, h = data(c_in=40)
     fmt = IntegerFormat(16, full_range=True)
     scales = fmt.find_scales(jnp.asarray(w))
-    got = gptq(jnp.asarray(w), jnp.diag(jnp.diagonal(jnp.asarray(h))), scales, fmt, sweeps=1)
+    got = gptq_round(jnp.asarray(w), jnp.diag(jnp.diagonal(jnp.asarray(h))), scales, fmt, sweeps=1)
     np.testing.assert_allclose(got, fmt.round_trip(jnp.asarray(w)), rtol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_moments_that_cannot_be_factored(kind):
         h = h * 1e30
     fmt = IntegerFormat(16)
     scales = fmt.find_scales(jnp.asarray(w))
-    got = np.asarray(gptq(jnp.asarray(w), jnp.asarray(h), scales, fmt, 0.0, sweeps=1))
+    got = np.asarray(gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, 0.0, sweeps=1))
     assert np.isfinite(got).all()
     np.testing.assert_allclose(fmt.dequantize(fmt.encoded(jnp.asarray(got), scales)), got, rtol=1e-5, atol=1e-6)
     if kind in ("zeros", "dead channel"):
@@ -215,6 +215,6 @@ def test_the_factor():
 def test_shapes_that_do_not_fit():
     w, h = (jnp.asarray(x) for x in data(c_in=32))
     with pytest.raises(JaxqError, match="they need"):
-        gptq(w, h[:16, :16], IntegerFormat(16).find_scales(w), IntegerFormat(16))
+        gptq_round(w, h[:16, :16], IntegerFormat(16).find_scales(w), IntegerFormat(16))
     with pytest.raises(JaxqError, match="they need"):
         search_block_scales(w, h[:16, :16], IntegerFormat(16))

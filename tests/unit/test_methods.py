@@ -8,7 +8,7 @@ import pytest
 from jaxq import methods
 from jaxq.awq import IDENTITY, alpha_grid, awq_scale, ratio_grid, weight_magnitude
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, Nvfp4Format
+from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, WeightFormat
 from jaxq.methods import METHODS, Choice, MethodSpec, Part, find_method, measure
 from jaxq.statistics import Moments
 
@@ -112,6 +112,56 @@ def test_a_larger_search_never_does_worse(fmt, seed):
     assert loss["awq_full"].sum() < 0.95 * loss["rtn"].sum()
 
 
+ALL_FORMATS = FORMATS | {"nvfp4": Nvfp4Format(), "mxfp4": MxFormat("mxfp4"), "int8": IntegerFormat(-1, 8)}
+
+
+def output_loss(name: str, fmt: WeightFormat, moments: Moments, w: np.ndarray, block_scales: bool = False) -> float:
+    spec = MethodSpec(name, fmt, alpha_step=0.25, clip_step=0.1, block_scales=block_scales)
+    (choice,) = methods.choose(METHODS[name], [(jnp.asarray(w), fmt)], moments, spec)
+    errors = measure(jnp.asarray(w), choice, moments, fmt)
+    assert errors.output is not None
+    return float(np.asarray(errors.output, np.float64).sum())
+
+
+@pytest.mark.parametrize("fmt", ALL_FORMATS.values(), ids=ALL_FORMATS)
+def test_searched_scales_and_gptq_lose_less(fmt):
+    _, w, moments = data(seed=3)
+    loss = {name: output_loss(name, fmt, moments, w) for name in ("rtn", "rtn_search", "gptq", "awq_gptq")}
+    assert loss["gptq"] < 0.6 * loss["rtn"]
+    assert loss["gptq"] < loss["rtn_search"]
+    assert loss["awq_gptq"] < 0.6 * loss["rtn"]
+
+
+@pytest.mark.parametrize("name", ["awq_lite", "awq_clip", "awq_full"])
+def test_block_scales_are_searched_in_every_method_that_searches(name):
+    _, w, moments = data(seed=3)
+    fmt = FORMATS["int4"]
+    assert output_loss(name, fmt, moments, w, block_scales=True) < 0.95 * output_loss(name, fmt, moments, w)
+    plain, same = (output_loss("rtn", fmt, moments, w, block_scales=b) for b in (False, True))
+    assert plain == same
+
+
+def test_awq_gptq_is_gptq_of_the_scaled_weight():
+    _, w, moments = data(seed=3)
+    fmt = FORMATS["int4"]
+    got = choose("awq_gptq", w, moments, fmt)
+    s = np.asarray(got.s)
+    assert s.min() < 0.9 * s.max()
+    scaled = Moments(moments.h / s[:, None] / s[None, :], moments.a / s, moments.tokens)
+    want = choose("gptq", w * s[:, None], scaled, fmt)
+    np.testing.assert_array_equal(np.asarray(got.quantized.q), np.asarray(want.quantized.q))
+    np.testing.assert_array_equal(np.asarray(got.quantized.s), np.asarray(want.quantized.s))
+
+
+def test_the_ratio_of_searched_scales_is_that_of_the_steps():
+    _, w, moments = data(seed=3)
+    fmt = FORMATS["int4"]
+    choice = choose("rtn_search", w, moments, fmt)
+    want = abs(np.asarray(choice.quantized.s)) / abs(np.asarray(fmt.quantize(jnp.asarray(w)).s))
+    np.testing.assert_allclose(choice.clip_ratio, want, rtol=1e-6)
+    assert (want != 1).any()
+
+
 def test_round_to_nearest_needs_no_data(round_trip):
     _, w, moments = data()
     fmt = FORMATS["int4"]
@@ -131,7 +181,7 @@ def test_half_precision_weights_are_quantized_in_float32():
 
 
 @pytest.mark.parametrize("zero", ["weight", "activation"])
-@EACH_METHOD
+@pytest.mark.parametrize("name", [*SEARCHES, "rtn_search", "gptq", "awq_gptq"])
 def test_zeros_give_numbers(name, zero):
     _, w, moments = data()
     if zero == "weight":

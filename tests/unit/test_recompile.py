@@ -11,7 +11,7 @@ import pytest
 from jaxq.awq import alpha_grid, ratio_grid, search_clip, search_scales, weight_magnitude
 from jaxq.block_scales import search_block_scales
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales, WeightFormat
-from jaxq.gptq import gptq
+from jaxq.gptq import gptq_round
 from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.methods import METHODS, ROUND_TO_NEAREST, Choice, MethodSpec, choose, measure
 from jaxq.packing import pack_int4
@@ -71,7 +71,7 @@ CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
         *(floats(i, C_IN, C_OUT), floats(i, C_IN, C_IN), IntegerFormat(16, full_range=True)),
     ),
     "gptq": lambda i: (
-        gptq,
+        gptq_round,
         *(floats(i, C_IN, C_OUT), floats(i, C_IN, C_IN), Scales(floats(i, 3, C_OUT)), IntegerFormat(16), 0.01 * i, 1),
     ),
     "round_to_nearest": lambda i: (choose, ROUND_TO_NEAREST, parts(i), None, spec("rtn")),
