@@ -1,11 +1,12 @@
 """Second moments of the rows that a weight's matrices multiply, summed over batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.drift import Drift, drift_product
 from jaxq.errors import JaxqError
 from jaxq.patches import cut_patches
 from jaxq.reading import Reading
@@ -14,6 +15,8 @@ from jaxq.statistics import Moments, MomentSums, accumulate_in_place, finish, ze
 # Numbers of tokens that vary are filled up to powers of two and, above this, to multiples of it: each new number
 # compiles anew.
 _ROUND = 256
+
+Array = jax.Array | np.ndarray
 
 
 class Collector:
@@ -44,9 +47,8 @@ class Collector:
             return True
         count, c_in = self.reading.count, x.shape[-1]
         if count == 1:
-            mask, masked = token_mask(x.shape, keep)
-            rows = x.reshape(-1, c_in)
-            self._add(0, c_in, *(_rounded(np.asarray(rows), mask) if x.ndim == 2 else (rows, mask)))
+            rows, mask, masked = _plain_rows(x, keep)
+            self._add(0, c_in, rows, mask)
             return masked
         if x.ndim < 2:
             raise JaxqError(f"activation {self.reading.value.name!r} is a vector that a stack multiplies: exclude it")
@@ -79,6 +81,63 @@ class Collector:
             self._sums.append(zero_sums(c_in))
         if len(rows):
             self._sums[index] = accumulate_in_place(self._sums[index], jnp.asarray(rows), jnp.asarray(mask))
+
+
+class DriftCollector:
+    """Sums behind `jaxq.drift.Drift`, of an activation that weights multiply as it is.
+
+    Args:
+        siblings: Number of weights that multiply it.
+    """
+
+    def __init__(self, siblings: int) -> None:
+        self._input: jax.Array | None = None
+        self._outputs: list[jax.Array | None] = [None] * siblings
+        self._tokens = 0
+
+    def add(
+        self, x: Array, x_float: Array, residuals: Sequence[tuple[Array, Array] | None], keep: np.ndarray | None
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            x, x_float: The activation [..., c_in] of the quantized and of the float model.
+            residuals: For each sibling what its product is added to, [..., c_out], of both models; None where there is
+                nothing.
+            keep: As for `Collector.add`.
+        """
+        rows, mask, _ = _plain_rows(x, keep)
+        mask = jnp.asarray(mask)
+        self._tokens += int(mask.sum())
+        self._input = _sum(self._input, drift_product(jnp.asarray(rows), _lacking(x, x_float), mask))
+        for i, pair in enumerate(residuals):
+            if pair is not None and pair[0].shape[:-1] == x.shape[:-1]:
+                self._outputs[i] = _sum(self._outputs[i], drift_product(jnp.asarray(rows), _lacking(*pair), mask))
+
+    def finish(self) -> Drift | None:
+        """The means; None without any token."""
+        if self._input is None or not self._tokens:
+            return None
+        return Drift(self._input / self._tokens, tuple(None if s is None else s / self._tokens for s in self._outputs))
+
+
+def _lacking(x: Array, x_float: Array) -> jax.Array:
+    """What the float model has more, in rows as `_plain_rows` makes them."""
+    difference = jnp.asarray(x_float, jnp.float32) - jnp.asarray(x, jnp.float32)
+    return jnp.asarray(_plain_rows(difference, None)[0])
+
+
+def _sum(total: jax.Array | None, new: jax.Array) -> jax.Array:
+    return new if total is None else total + new
+
+
+def _plain_rows(x: Array, keep: np.ndarray | None) -> tuple[Array, np.ndarray, bool]:
+    """Rows [tokens, c] of an activation, which of them count, and whether padding could be told."""
+    mask, masked = token_mask(x.shape, keep)
+    rows = x.reshape(-1, x.shape[-1])
+    if x.ndim == 2:
+        rows, mask = _rounded(np.asarray(rows), mask)
+    return rows, mask, masked
 
 
 def _rounded(rows: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

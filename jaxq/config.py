@@ -41,6 +41,7 @@ class MethodConfig:
     block_scales: bool = MISSING
     damping: float = MISSING
     sweeps: int = MISSING
+    ridge: float = MISSING
     exclude: list[str] = MISSING
 
 
@@ -175,6 +176,8 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.01")
     if not 0 <= knobs.sweeps <= 100:
         raise JaxqError(f"method.sweeps is {knobs.sweeps}: give a number of passes from 0 to 100")
+    if not 1e-6 <= knobs.ridge <= 1e6:
+        raise JaxqError(f"method.ridge is {knobs.ridge}: give a number from 1e-6 to 1e6, such as 0.05")
     return MethodSpec(
         name,
         fmt,
@@ -185,6 +188,7 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         block_scales=knobs.block_scales,
         damping=knobs.damping,
         sweeps=knobs.sweeps,
+        ridge=knobs.ridge,
     )
 
 

@@ -5,7 +5,7 @@ Memory holds the weights of two windows (the next one loads meanwhile) and one b
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,10 +59,7 @@ def forward(
         JaxqError: onnxruntime cannot load a window.
     """
     plan = plan_hash(windows)
-    types = {name: ValueType.of(array) for name, array in spool.batches[0].feeds.items()}
-    for value in (v for window in windows[done:] for v in window.inputs):
-        if any(value in earlier.live for earlier in windows[:done]):
-            types[str(value.name)] = ValueType.of(spool.get(0, str(value.name)))
+    types = _known_types(windows, spool, done)
     with ThreadPoolExecutor(1) as pool:
         ahead = [pool.submit(_load, model, window, types, how) for window in windows[done : done + 1]]
         for i, window in enumerate(windows[done:], done):
@@ -73,7 +70,54 @@ def forward(
             del loaded
             yield runner
             runner.close()
-            spool.commit(plan, i + 1, {str(v.name) for later in windows[i + 1 :] for v in later.inputs})
+            spool.commit(plan, i + 1, _needed(windows[i + 1 :]))
+
+
+def forward_twice(
+    model: ir.Model,
+    windows: Sequence[Window],
+    spools: tuple[Spool, Spool],
+    how: Runtime,
+    done: int,
+    replaced: Callable[[str], np.ndarray | None],
+) -> Iterator[tuple["Runner", "Runner"]]:
+    """`forward` of the model and of one with other weights, side by side.
+
+    Args:
+        model, windows, how, done: As for `forward`.
+        spools: For the values of each.
+        replaced: The other weight of an initializer's name, or None where it stays; asked when a window loads, which is
+            when the caller is done with the windows before.
+
+    Raises:
+        JaxqError: onnxruntime cannot load a window.
+    """
+    plan = plan_hash(windows)
+    types = _known_types(windows, spools[0], done)
+    for i, window in enumerate(windows[done:], done):
+        others = {str(v.name): array for v in window.weights if (array := replaced(str(v.name))) is not None}
+        loaded = _load(model, window, types, how)
+        first = Runner(window, loaded, spools[0])
+        second = Runner(window, _load(model, window, types, how, others), spools[1])
+        types |= output_types(loaded.session)
+        del loaded
+        yield first, second
+        for runner in (first, second):
+            runner.close()
+            runner.spool.commit(plan, i + 1, _needed(windows[i + 1 :]))
+
+
+def _known_types(windows: Sequence[Window], spool: Spool, done: int) -> dict[str, ValueType]:
+    """Types of the model's inputs, and of what windows that ran already left."""
+    types = {name: ValueType.of(array) for name, array in spool.batches[0].feeds.items()}
+    for value in (v for window in windows[done:] for v in window.inputs):
+        if any(value in earlier.live for earlier in windows[:done]):
+            types[str(value.name)] = ValueType.of(spool.get(0, str(value.name)))
+    return types
+
+
+def _needed(windows: Sequence[Window]) -> set[str]:
+    return {str(v.name) for window in windows for v in window.inputs}
 
 
 class Runner:
@@ -108,8 +152,16 @@ class _Loaded:
     weights: Mapping[str, np.ndarray]  # onnxruntime reads them where they are
 
 
-def _load(model: ir.Model, window: Window, types: Mapping[str, ValueType], how: Runtime) -> _Loaded:
+def _load(
+    model: ir.Model,
+    window: Window,
+    types: Mapping[str, ValueType],
+    how: Runtime,
+    replaced: Mapping[str, np.ndarray] | None = None,
+) -> _Loaded:
     part = window_model(window, model.ir_version, model.opset_imports, list(model.functions.values()))
+    for name, array in (replaced or {}).items():
+        part.graph.initializers[name].const_value = ir.Tensor(array, name=name)
     for value in part.graph.inputs:
         # Files need not say the types of inner values; the windows before this one do.
         known = types[str(value.name)]

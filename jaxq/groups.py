@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.drift import Drift, corrected_target
 from jaxq.formats import WeightFormat
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Group, Site
@@ -40,7 +41,11 @@ class GroupResult:
 
 
 def quantize_group(
-    group: Group, formats: Sequence[WeightFormat], moments: MomentsOf | None, spec: MethodSpec
+    group: Group,
+    formats: Sequence[WeightFormat],
+    moments: MomentsOf | None,
+    spec: MethodSpec,
+    drift: Drift | None = None,
 ) -> GroupResult:
     """Runs the method on the group's weights, those of one format side by side, one matrix after the other.
 
@@ -50,6 +55,7 @@ def quantize_group(
         moments: Moments of the activation, if there are any.
         spec: The method; where several activations are read, or patches of one, or Gather or a subgraph reads a weight
             too, one that scales none stands in for it, and where nothing is read, or no token is, round to nearest.
+        drift: How far the activation has drifted, of groups of one matrix each; its ``outputs`` are the sites'.
     """
     method = find_method(spec.name)
     notes = [_note(site, method) for site in group.sites]
@@ -62,7 +68,8 @@ def quantize_group(
     for index in range(group.count):
         own = None if moments is None else moments(index)
         tokens = max(tokens, 0 if own is None else int(own.tokens))
-        for made, new in zip(pieces, _quantize_matrix(group.sites, formats, index, own, method, spec), strict=True):
+        matrix = _quantize_matrix(group.sites, formats, index, own, method, spec, drift)
+        for made, new in zip(pieces, matrix, strict=True):
             made.append(new)
     weights = [join_weight(*each) for each in zip(pieces, group.sites, formats, strict=True)]
     layers = [
@@ -81,6 +88,7 @@ def _quantize_matrix(
     moments: Moments | None,
     method: Method,
     spec: MethodSpec,
+    drift: Drift | None,
 ) -> list[Piece]:
     """One matrix of each site."""
     unseen = moments is not None and int(moments.tokens) == 0
@@ -88,7 +96,12 @@ def _quantize_matrix(
         method, moments = ROUND_TO_NEAREST, None
     lots = _lots(sites, formats)
     parts = [_part(lot, fmt, index) for fmt, lot in lots.items()]
-    choices, errors = _decide(parts, moments, method, spec)
+    targets = None
+    if drift is not None and moments is not None:
+        targets = [
+            _target(w, lot, drift, sites, moments, spec) for (w, _), lot in zip(parts, lots.values(), strict=True)
+        ]
+    choices, errors = _decide(parts, moments, method, spec, targets)
     made: dict[Site, Piece] = {}
     for (_, fmt), lot, choice, error in zip(parts, lots.values(), choices, errors, strict=True):
         stop = 0
@@ -140,19 +153,44 @@ def _side_by_side(sites: Sequence[Site], index: int) -> np.ndarray:
     return w
 
 
+def _target(
+    w: jax.Array, lot: Sequence[Site], drift: Drift, sites: Sequence[Site], moments: Moments, spec: MethodSpec
+) -> jax.Array:
+    """What the weights of a lot, side by side, are to come near."""
+    outputs = dict(zip(sites, drift.outputs, strict=True))
+    found = [outputs[site] for site in lot]
+    columns = [jnp.zeros((site.c_in, site.c_out)) if x is None else x for site, x in zip(lot, found, strict=True)]
+    return corrected_target(w, moments.h, drift.input, jnp.concatenate(columns, axis=1), spec.ridge)
+
+
 def _decide(
-    parts: Sequence[Part], moments: Moments | None, method: Method, spec: MethodSpec
+    parts: Sequence[Part],
+    moments: Moments | None,
+    method: Method,
+    spec: MethodSpec,
+    targets: Sequence[jax.Array] | None = None,
 ) -> tuple[list[Choice], list[Errors]]:
     """The method's choices and their errors; plain rounding's in their place if its output error is smaller.
 
-    Searches look at a sample of columns or at blocks one by one; this comparison is over all columns and tokens.
+    Searches look at a sample of columns or at blocks one by one; this comparison is over all columns and tokens. With
+    targets the method comes near these, and errors are those against them; plain rounding rounds the weights.
     """
-    choices = choose(method, parts, moments, spec)
-    errors = [measure(w, choice, moments, fmt) for (w, fmt), choice in zip(parts, choices, strict=True)]
+    wanted = parts if targets is None else [(t, fmt) for t, (_, fmt) in zip(targets, parts, strict=True)]
+    choices = choose(method, wanted, moments, spec)
+    errors = _measured(parts, choices, moments, targets)
     if moments is None or sum(_sum(e.output) for e in errors) <= sum(_sum(e.output_rtn) for e in errors):
         return choices, errors
     choices = choose(ROUND_TO_NEAREST, parts, None, spec)
-    return choices, [measure(w, choice, moments, fmt) for (w, fmt), choice in zip(parts, choices, strict=True)]
+    return choices, _measured(parts, choices, moments, targets)
+
+
+def _measured(
+    parts: Sequence[Part], choices: Sequence[Choice], moments: Moments | None, targets: Sequence[jax.Array] | None
+) -> list[Errors]:
+    each = targets or [None] * len(parts)
+    return [
+        measure(w, choice, moments, fmt, target) for (w, fmt), choice, target in zip(parts, choices, each, strict=True)
+    ]
 
 
 def _sum(per_column: jax.Array | None) -> float:

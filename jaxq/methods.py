@@ -32,6 +32,7 @@ class MethodSpec:
         block_scales: Search the scales of blocks in every method that searches at all.
         damping: What is added to the diagonal of H for block scales and GPTQ, in units of its mean.
         sweeps: Passes of coordinate descent after GPTQ.
+        ridge: How much weights are held back from making up for drift; see `jaxq.drift.corrected_target`.
     """
 
     name: str
@@ -44,6 +45,7 @@ class MethodSpec:
     block_scales: bool = False
     damping: float = 0.01
     sweeps: int = 2
+    ridge: float = 0.05
 
 
 @jax.tree_util.register_dataclass
@@ -98,12 +100,15 @@ class Method:
         searches: It searches the scales of blocks, on the scaled weights and activations; see
             `jaxq.block_scales.search_block_scales`. That looks at clip ratios too, which are not searched then.
         compensates: It chooses codes by GPTQ; see `jaxq.gptq.gptq_round`.
+        propagates: Moments are those of the model whose earlier weights are quantized already, and weights make up for
+            what these have changed; see `jaxq.drift`.
     """
 
     scales: bool = False
     clips: bool = False
     searches: bool = False
     compensates: bool = False
+    propagates: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -123,6 +128,7 @@ METHODS = {
     "rtn_search": Method(searches=True),
     "gptq": Method(searches=True, compensates=True),
     "awq_gptq": Method(scales=True, searches=True, compensates=True),
+    "best": Method(searches=True, compensates=True, propagates=True),
 }
 """Methods by name. ``rtn``, ``rtn_dq`` and ``nvfp4`` choose alike: ``conf`` brings another form or dtype with them."""
 
@@ -194,16 +200,35 @@ def _step(scales: Scales, c_in: int, fmt: WeightFormat) -> Array:
     return jnp.abs(split(fmt.grid(scales, c_in).step, fmt.block_size)[:, 0])
 
 
-def measure(w: Float[Array, "c_in c_out"], choice: Choice, moments: Moments | None, fmt: WeightFormat) -> Errors:
+def measure(
+    w: Float[Array, "c_in c_out"],
+    choice: Choice,
+    moments: Moments | None,
+    fmt: WeightFormat,
+    target: Float[Array, "c_in c_out"] | None = None,
+) -> Errors:
     """Errors of each column of a choice, from its codes and scales as they are stored.
 
     Not jitted itself: it calls `output_error` three times, which compiles once.
+
+    Args:
+        w: The weight.
+        choice: What was chosen.
+        moments: The activation's; None where there are none.
+        fmt: How the weight is held.
+        target: What the choice was to come near, where that is another weight (`jaxq.drift.corrected_target`): output
+            errors are those against it.
     """
     d = weight_error(w, choice, fmt)
     if moments is None:
         return Errors(_energy(d), _energy(w), None, None, None)
-    own, plain, energy = (output_error(x, moments.h) for x in (d, rounding_error(w, fmt), w.astype(jnp.float32)))
-    return Errors(_energy(d), _energy(w), own, plain, energy)
+    plain, wanted = rounding_error(w, fmt), w.astype(jnp.float32)
+    if target is not None:
+        off = wanted - target
+        own, plain, wanted = d + off, plain + off, target
+    else:
+        own = d
+    return Errors(_energy(d), _energy(w), *(output_error(x, moments.h) for x in (own, plain, wanted)))
 
 
 @partial(jax.jit, static_argnames="fmt")

@@ -11,11 +11,14 @@ import onnx_ir as ir
 from jaxq.batches import Batch, hash_batches
 from jaxq.capture import Checkpoint, WindowRun, capture_moments
 from jaxq.checkpoint import ResultStore, RunState, run_state
+from jaxq.drift import Drift
 from jaxq.graph import Group
 from jaxq.groups import GroupResult, MomentsOf, quantize_group
 from jaxq.job import Job, check_job
+from jaxq.methods import find_method
 from jaxq.model_file import file_bytes, save_model
 from jaxq.progress import Progress, silent
+from jaxq.propagate import Calibration, quantize_in_order
 from jaxq.reading import Reading
 from jaxq.results import Clock, Outcome
 from jaxq.rewrite import write_weights
@@ -63,10 +66,14 @@ def quantize_model(
     with ExitStack() as own:
         work = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
         state = (own if until is None else until).enter_context(work)
-        with clock.phase("calibrate"):
-            found, windows = _calibrate(source, batches, store, state, job, progress)
-        with clock.phase("search"):
-            results = _search(source.groups, store if batches else None, state, job, progress)
+        if batches and find_method(job.method.name).propagates:
+            with clock.phase("calibrate and search"):
+                found, (results, windows) = 0, _propagate(source, batches, state, job, progress)
+        else:
+            with clock.phase("calibrate"):
+                found, windows = _calibrate(source, batches, store, state, job, progress)
+            with clock.phase("search"):
+                results = _search(source.groups, store if batches else None, state, job, progress)
         with clock.phase("write"):
             layers = write_weights(source.model, results, form)
             save_model(source.model, job.target, job.external_above)
@@ -147,15 +154,38 @@ def _search(
     kept = ResultStore(state.folder / "weights", state.key)
 
     def quantize(group: Group) -> GroupResult:
-        formats = [job.format_of(site) for site in group.sites]
-        result = kept.get(group, formats) if state.found else None
-        if result is None:
-            result = kept.put(quantize_group(group, formats, _moments(group, store), job.method))
+        result = _quantized(group, _moments(group, store), None, kept, state, job)
         advance()
         return result
 
     with ThreadPoolExecutor(WORKERS) as pool:
         return list(pool.map(quantize, groups))
+
+
+def _quantized(
+    group: Group, moments: MomentsOf | None, drift: Drift | None, kept: ResultStore, state: RunState, job: Job
+) -> GroupResult:
+    """A group's result: what a stopped run left, or a new one, which is kept."""
+    formats = [job.format_of(site) for site in group.sites]
+    result = kept.get(group, formats) if state.found else None
+    return result or kept.put(quantize_group(group, formats, moments, job.method, drift))
+
+
+def _propagate(
+    source: Source, batches: Sequence[Batch], state: RunState, job: Job, progress: Progress
+) -> tuple[list[GroupResult], list[WindowRun]]:
+    """Calibration and search by turns; see `jaxq.propagate`."""
+    kept = ResultStore(state.folder / "weights", state.key)
+
+    def quantize(group: Group, moments: MomentsOf | None, drift: Drift | None) -> GroupResult:
+        return _quantized(group, moments, drift, kept, state, job)
+
+    def is_kept(group: Group) -> bool:
+        return state.found and kept.get(group, [job.format_of(site) for site in group.sites]) is not None
+
+    data = Calibration(batches, state.windows, state.key, job.window_bytes, job.providers)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return quantize_in_order(source.model, source.groups, data, quantize, is_kept, pool, progress)
 
 
 def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:

@@ -33,7 +33,9 @@ class Window:
         return sum(v.const_value.nbytes for v in self.weights if v.const_value is not None)
 
 
-def plan_windows(graph: ir.Graph, wanted: Sequence[ir.Value], max_bytes: int) -> list[Window]:
+def plan_windows(
+    graph: ir.Graph, wanted: Sequence[ir.Value], max_bytes: int, steps: Collection[ir.Node] = ()
+) -> list[Window]:
     """Windows that compute the wanted values, and nothing else.
 
     Each window holds at most ``max_bytes`` of weights (more only where a single node does), and ends where, in the
@@ -43,19 +45,31 @@ def plan_windows(graph: ir.Graph, wanted: Sequence[ir.Value], max_bytes: int) ->
         graph: A graph in topological order.
         wanted: Values to compute; inputs of the graph among them need no window.
         max_bytes: Weight bytes a window.
+        steps: Nodes that no window holds together with what they depend on: a window ends before each of them.
     """
     if max_bytes < 1:
         raise JaxqError(f"the window size is {max_bytes} bytes: give a positive number")
-    nodes = _ancestors(graph, wanted)
+    nodes, levels = _by_level(_ancestors(graph, wanted), frozenset(steps))
     last_read = {value: i for i, node in enumerate(nodes) for value in _reads(node)}
     alive = _count_alive(nodes, last_read)
     windows: list[Window] = []
     start = 0
     while start < len(nodes):
-        stop = _next_cut(nodes, start, max_bytes, alive)
+        level_end = next((i for i in range(start, len(nodes)) if levels[i] != levels[start]), len(nodes))
+        stop = _next_cut(nodes[:level_end], start, max_bytes, alive)
         windows.append(_window(nodes[start:stop], wanted, {v for v, last in last_read.items() if last >= stop}))
         start = stop
     return windows
+
+
+def _by_level(nodes: Sequence[ir.Node], steps: Collection[ir.Node]) -> tuple[list[ir.Node], list[int]]:
+    """The nodes by the greatest number of steps on a way to each, its own included, and that number."""
+    level: dict[ir.Node, int] = {}
+    for node in nodes:
+        before = (level[p] for v in _reads(node) if (p := v.producer()) in level)
+        level[node] = max(before, default=0) + (node in steps)
+    ordered = sorted(nodes, key=level.__getitem__)
+    return ordered, [level[node] for node in ordered]
 
 
 def window_model(
