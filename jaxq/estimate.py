@@ -89,12 +89,13 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     rest = sum(map(_work, source.groups)) / sum(map(_work, nearest))
     hashing, writing = _speeds(job.source)
     windows = min(job.window_bytes, source.weight_bytes) if batches else 0
+    passes = 2 if find_method(job.method.name).propagates else 1
     larger = max(map(_nbytes, source.groups)) - search.largest
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
     layers, target_bytes = _sizes(source, form, job)
     seconds = {
         "load": load + source.nbytes / hashing,
-        "calibrate": calibrate.once + rest * (calibrate.each + len(batches) * run),
+        "calibrate": calibrate.once + passes * rest * (calibrate.each + len(batches) * run),
         "search": search.once + search.each * sum(_cost(group, bool(batches)) for group in source.groups),
         "write": 2 * target_bytes / writing,
         "evaluate": _evaluation(rest * run * _forward_share(nearest), batches, held_out),

@@ -45,7 +45,7 @@ class MethodSpec:
     block_scales: bool = False
     damping: float = 0.01
     sweeps: int = 2
-    ridge: float = 0.05
+    ridge: float = 0.2
 
 
 @jax.tree_util.register_dataclass

@@ -171,7 +171,7 @@ def test_nodes_between_the_codes_and_the_product(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["2-D", "groups", "1-D", "all"])
-@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full"])
+@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full", "gptq", "best"])
 def test_the_loss_is_the_one_that_the_file_has(name, method, tmp_path):
     proto, x = made(name)
     fmt, source = IntegerFormat(16), save(proto, tmp_path)
@@ -188,7 +188,7 @@ def test_the_loss_is_the_one_that_the_file_has(name, method, tmp_path):
     else:
         assert losses[method] < 0.99 * losses["rtn_dq"] and layer.clip_min < 1
     assert (layer.alpha, layer.fold) == (None, "")
-    said = "" if method == "awq_clip" else "a kernel of Conv: its channels are not scaled"
+    said = "" if method in ("awq_clip", "gptq", "best") else "a kernel of Conv: its channels are not scaled"
     assert (layer.note, layers["rtn_dq"].note) == (said, "")
 
 
