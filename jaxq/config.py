@@ -177,7 +177,7 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     if not 0 <= knobs.sweeps <= 100:
         raise JaxqError(f"method.sweeps is {knobs.sweeps}: give a number of passes from 0 to 100")
     if not 1e-6 <= knobs.ridge <= 1e6:
-        raise JaxqError(f"method.ridge is {knobs.ridge}: give a number from 1e-6 to 1e6, such as 0.05")
+        raise JaxqError(f"method.ridge is {knobs.ridge}: give a number from 1e-6 to 1e6, such as 0.2")
     return MethodSpec(
         name,
         fmt,
