@@ -105,10 +105,11 @@ def check_job(job: Job, has_data: bool) -> Form:
     if job.gather is not None:
         uses.append(Use(job.gather.fmt, "gather.block_size", job.gather.positive_axis))
     check_holds(job.form, uses)
-    if method.scales and not form.scaled:
+    if (method.scales or method.compensates) and not form.scaled:
+        does = "scales them" if method.scales else "chooses other codes than the nearest"
         codes = [name for name, other in FORMS.items() if other.scaled and job.method.fmt.dtype in other.holds]
         raise JaxqError(
-            f"form {job.form} keeps the float weights, but {job.method.name} scales them: "
+            f"form {job.form} keeps the float weights, but {job.method.name} {does}: "
             f"take form={' or '.join(codes)}"
         )
     if method.needs_data and not has_data:

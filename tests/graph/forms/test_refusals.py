@@ -40,6 +40,10 @@ CASES = {
     "scaled weights in trt_qdq": Case(
         "trt_qdq", "keeps the float weights, but awq_full scales them: take form=", method="awq_full", data=True
     ),
+    "GPTQ's codes in qdq": Case(
+        "qdq", "float weights, but gptq chooses other codes than the nearest: take form=dq", method="gptq", data=True
+    ),
+    "best in trt_qdq": Case("trt_qdq", "but best chooses other codes than the nearest", method="best", data=True),
     "block size": Case(
         "dq", "48: the form 'dq' holds int4 in blocks of 16, 32, 64, 128, 256 or with -1", IntegerFormat(48)
     ),
