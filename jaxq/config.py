@@ -173,11 +173,11 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         full_range = searches and find_form(config.form.name).negative_scales
     fmt = make_format(config.dtype.name, config.block_size, full_range)
     if not 0 <= knobs.damping <= 10:
-        raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.01")
+        raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.05")
     if not 0 <= knobs.sweeps <= 100:
         raise JaxqError(f"method.sweeps is {knobs.sweeps}: give a number of passes from 0 to 100")
     if not 1e-6 <= knobs.ridge <= 1e6:
-        raise JaxqError(f"method.ridge is {knobs.ridge}: give a number from 1e-6 to 1e6, such as 0.2")
+        raise JaxqError(f"method.ridge is {knobs.ridge}: give a number from 1e-6 to 1e6, such as 0.5")
     return MethodSpec(
         name,
         fmt,

@@ -43,9 +43,9 @@ class MethodSpec:
     search_columns: int = 0
     batch_size: int = 1
     block_scales: bool = False
-    damping: float = 0.01
+    damping: float = 0.05
     sweeps: int = 2
-    ridge: float = 0.2
+    ridge: float = 0.5
 
 
 @jax.tree_util.register_dataclass
