@@ -109,8 +109,7 @@ def check_job(job: Job, has_data: bool) -> Form:
         does = "scales them" if method.scales else "chooses other codes than the nearest"
         codes = [name for name, other in FORMS.items() if other.scaled and job.method.fmt.dtype in other.holds]
         raise JaxqError(
-            f"form {job.form} keeps the float weights, but {job.method.name} {does}: "
-            f"take form={' or '.join(codes)}"
+            f"form {job.form} keeps the float weights, but {job.method.name} {does}: take form={' or '.join(codes)}"
         )
     if method.needs_data and not has_data:
         raise JaxqError(

@@ -44,7 +44,7 @@ class MethodSpec:
     batch_size: int = 1
     block_scales: bool = False
     damping: float = 0.05
-    sweeps: int = 2
+    sweeps: int = 0
     ridge: float = 0.5
 
 
