@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,10 +107,10 @@ def compare(predict: Callable[[int], np.ndarray], rows: np.ndarray, reference: n
     return Quality(float(np.exp(nll / tokens)), kl / tokens, same / tokens, tokens, seconds)
 
 
-def evaluate(path: Path, rows: np.ndarray, reference: np.ndarray, threads: int) -> dict:
+def evaluate(path: Path, rows: np.ndarray, reference: np.ndarray, threads: int, levels: Sequence[int]) -> dict:
     """Quality by accuracy level; an `error` in place of what could not be run."""
     found: dict = {}
-    for level in LEVELS:
+    for level in levels:
         try:
             source, raised_from = loadable(path, level)
             predict = predictor(open_session(source, level, threads), rows)
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=None, help="evaluate the first rows only")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0 lets it choose")
+    parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="accuracy levels of onnxruntime")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rows = np.load(args.tokens)["eval"][: args.rows]
@@ -139,7 +140,7 @@ def main() -> None:
         result["files"]["fp32"] = {"level1": asdict(compare(lambda i: reference[i], rows, reference))}
         for item in args.files:
             name, _, path = item.partition("=")
-            result["files"][name] = evaluate(Path(path), rows, reference, args.threads)
+            result["files"][name] = evaluate(Path(path), rows, reference, args.threads, args.levels)
             print(name, json.dumps(result["files"][name]), flush=True)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
 

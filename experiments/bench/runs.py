@@ -83,8 +83,9 @@ def command(run: Run, setup: Setup, folder: Path) -> list[str]:
     if run.name.startswith("jaxq_"):
         return jaxq_command(run.name.removeprefix("jaxq_"), setup, folder)
     common = [f"--model={setup.model}", f"--out={folder / 'model.onnx'}", f"--block-size={setup.block_size}"]
-    if run.name == "onnxruntime_rtn":
-        return [setup.jaxq_python, str(HERE / "peers" / "onnxruntime_nbits.py"), *common]
+    if run.name.startswith("onnxruntime_"):
+        how = f"--algorithm={run.name.removeprefix('onnxruntime_')}"
+        return [setup.jaxq_python, str(HERE / "peers" / "onnxruntime_nbits.py"), *common, how]
     script = str(HERE / "peers" / "modelopt_int4.py")
     return [setup.peer_python, script, *common, f"--tokens={setup.tokens}", *MODELOPT_OPTIONS[run.name]]
 

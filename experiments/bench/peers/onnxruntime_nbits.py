@@ -1,4 +1,6 @@
-"""Quantize an ONNX model with onnxruntime's default MatMulNBits quantizer: round to nearest, symmetric, no calibration.
+"""Quantize an ONNX model with onnxruntime's MatMulNBits quantizers, which need no calibration.
+
+The default (rtn) rounds to nearest, symmetric; hqq chooses float zero points, k_quant scales and zero points.
 
 Prints one JSON line: how many weights were quantized, and the seconds of each stage.
 """
@@ -10,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    HQQWeightOnlyQuantConfig,
+    KQuantWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
 
 
 def main() -> None:
@@ -18,13 +24,24 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--algorithm", choices=["rtn", "hqq", "k_quant"], default="rtn")
     args = parser.parse_args()
 
     start = time.perf_counter()
     model = onnx.load(args.model)
     heads = [n.name for n in model.graph.node if n.op_type == "MatMul" and "lm_head" in n.name]
+    configs = {
+        "rtn": lambda: None,
+        "hqq": lambda: HQQWeightOnlyQuantConfig(block_size=args.block_size),
+        "k_quant": KQuantWeightOnlyQuantConfig,
+    }
     quantizer = MatMulNBitsQuantizer(
-        model, bits=4, block_size=args.block_size, is_symmetric=True, nodes_to_exclude=heads
+        model,
+        bits=4,
+        block_size=args.block_size,
+        is_symmetric=args.algorithm == "rtn",
+        nodes_to_exclude=heads,
+        algo_config=configs[args.algorithm](),
     )
     quantizer.process()
     quantized = time.perf_counter()
