@@ -171,7 +171,7 @@ def test_nodes_between_the_codes_and_the_product(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["2-D", "groups", "1-D", "all"])
-@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full", "best"])
 def test_the_loss_is_the_one_that_the_file_has(name, method, tmp_path):
     proto, x = made(name)
     fmt, source = IntegerFormat(16), save(proto, tmp_path)

@@ -34,7 +34,7 @@ def in_two_steps(path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("form", ["dq", "matmulnbits"])
-@pytest.mark.parametrize("method", ["rtn_dq", "awq_lite", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["rtn_dq", "awq_lite", "awq_full", "best"])
 @pytest.mark.parametrize("opset", [17, 18, 21])
 def test_both_branches_of_a_merged_decoder(opset, method, form, tmp_path):
     """Calibration does not see into branches: their weights are rounded to nearest, and the report says so."""

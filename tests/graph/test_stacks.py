@@ -203,7 +203,7 @@ def measured_loss(target: Path, proto: onnx.ModelProto, x: np.ndarray) -> np.nda
     return np.square(got.astype(np.float64) - wanted).sum(axis=-1).mean(axis=-1)
 
 
-@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full", "best"])
 @pytest.mark.parametrize("shape", [(3, 40, 64), (1, 40, 64), (40, 64)], ids=str)
 def test_no_matrix_does_worse_than_rounding_to_nearest(method, shape, tmp_path):
     """Each has outlier channels of its own; the loss of the report is the one that the file has."""
@@ -242,7 +242,7 @@ def test_siblings_share_one_scale_for_each_matrix(tmp_path):
     assert sorted(n.name for n in written.graph.node if mul.output[0] in n.input) == ["/g/MatMul", "/u/MatMul"]
 
 
-@pytest.mark.parametrize("method", ["rtn_dq", "awq_lite", "awq_clip", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["rtn_dq", "awq_lite", "awq_clip", "awq_full", "best"])
 @pytest.mark.parametrize("name", MOES)
 def test_a_mixture_of_experts_is_quantized(name, method, tmp_path):
     source, target = save(MODELS[name](), tmp_path), tmp_path / "out.onnx"
@@ -274,7 +274,7 @@ def notes(outcome: Outcome) -> dict[str, str]:
     return {layer.name: layer.note for layer in outcome.layers if layer.note}
 
 
-@pytest.mark.parametrize("method", ["rtn_dq", "awq_lite", "awq_clip", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["rtn_dq", "awq_lite", "awq_clip", "awq_full", "best"])
 def test_an_expert_without_tokens_is_rounded_to_nearest_and_told(method, tmp_path):
     fmt = IntegerFormat(32)
     for name in ("masked_moe", "gathered_moe"):

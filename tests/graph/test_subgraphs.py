@@ -92,7 +92,7 @@ def test_a_loop_reads_its_weights_in_every_round(form, tmp_path):
         assert relative(run(target, feeds)[0], run(with_weights(proto, weights), feeds)[0]) < 2e-6
 
 
-@pytest.mark.parametrize("method", ["awq_lite", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["awq_lite", "awq_full", "best"])
 def test_what_calibration_does_not_see_is_rounded_to_nearest(method, tmp_path):
     """The main graph's reader gives moments of a weight that branches read too: clips, but no scale."""
     proto = merged()

@@ -120,7 +120,7 @@ def test_the_product_of_the_default_form_is_fused(tmp_path):
     assert fused(target)["com.microsoft:MatMulNBits"] == 2
 
 
-@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["awq_lite", "awq_clip", "awq_full", "best"])
 def test_moments_of_the_product_choose_clips_but_never_scale(method, tmp_path):
     """Gather reads the table unscaled; a sibling that reads the same activation is scaled without it."""
     source, target = save(tied(rows=64), tmp_path), tmp_path / "out.onnx"

@@ -90,7 +90,7 @@ def test_a_bfloat16_file_runs_widened(form, tmp_path):
     assert relative(run(widened(target), X)[0], run(floats, X)[0]) < 5e-3
 
 
-@pytest.mark.parametrize("method", ["awq_lite", "awq_full", "gptq", "best"])
+@pytest.mark.parametrize("method", ["awq_lite", "awq_full", "best"])
 def test_awq_is_calibrated_on_the_widened_windows(method, tmp_path):
     source, target = save(narrow(), tmp_path), tmp_path / "out.onnx"
     outcome = quantize(source, target, method, [Batch(X)], IntegerFormat(32, 3), window_bytes=1 << 14)
