@@ -1,7 +1,7 @@
 """A model brought to a newer opset: by the converter of onnxscript, and by hand where that one gets it wrong."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -82,16 +82,16 @@ def _spread_vectors(node: ir.Node, groups: int, names: Names) -> None:
     def constant(what: str, *numbers: int) -> ir.Value:
         return names.initializer(graph, f"{prefix}_{what}", np.array(numbers, np.int64))
 
-    def add(op: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+    def add(op: str, *inputs: ir.Value | None, attributes: Sequence[ir.Attr] = ()) -> ir.Value:
         name = names.unique(f"{prefix}_{op}")
-        attrs = [ir.AttrInt64(key, number) for key, number in attributes.items()]
-        made = ir.Node("", op, inputs, attrs, outputs=[ir.Value(name=name)], name=name)
+        made = ir.Node("", op, inputs, attributes, outputs=[ir.Value(name=name)], name=name)
         graph.insert_before(node, made)
         return made.outputs[0]
 
     last, flat = constant("last", 1), constant("flat", -1)
-    each = add("Div", add("Shape", x, start=1, end=2), constant("groups", groups))
-    shape = add("Concat", constant("one", 1), each, axis=0)
+    second = [ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)]
+    each = add("Div", add("Shape", x, attributes=second), constant("groups", groups))
+    shape = add("Concat", constant("one", 1), each, attributes=[ir.AttrInt64("axis", 0)])
     for index in (1, 2):
         spread = add("Expand", add("Unsqueeze", node.inputs[index], last), shape)
         node.replace_input_with(index, add("Reshape", spread, flat))
