@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxq.awq import IDENTITY
 from jaxq.drift import Drift, corrected_target
 from jaxq.formats import WeightFormat
 from jaxq.forms.weight import StoredWeight
@@ -101,7 +102,8 @@ def _quantize_matrix(
         targets = [
             _target(w, lot, drift, sites, moments, spec) for (w, _), lot in zip(parts, lots.values(), strict=True)
         ]
-    choices, errors = _decide(parts, moments, method, spec, targets)
+    widths = [[site.c_out for site in lot] for lot in lots.values()]
+    choices, errors = _decide(parts, widths, moments, method, spec, targets)
     made: dict[Site, Piece] = {}
     for (_, fmt), lot, choice, error in zip(parts, lots.values(), choices, errors, strict=True):
         stop = 0
@@ -165,23 +167,52 @@ def _target(
 
 def _decide(
     parts: Sequence[Part],
+    widths: Sequence[Sequence[int]],
     moments: Moments | None,
     method: Method,
     spec: MethodSpec,
     targets: Sequence[jax.Array] | None = None,
 ) -> tuple[list[Choice], list[Errors]]:
-    """The method's choices and their errors; plain rounding's in their place if its output error is smaller.
+    """The method's choices and their errors; plain rounding's in their place where its output error is smaller.
 
-    Searches look at a sample of columns or at blocks one by one; this comparison is over all columns and tokens. With
-    targets the method comes near these, and errors are those against them; plain rounding rounds the weights.
+    Searches look at a sample of columns or at blocks one by one; this comparison is over all columns and tokens, weight
+    by weight. Weights that were scaled share a factor with their siblings, and those of a format with one scale for all
+    columns share that: these are kept or not together. With targets the method comes near these, and errors are those
+    against them; plain rounding rounds the weights.
     """
     wanted = parts if targets is None else [(t, fmt) for t, (_, fmt) in zip(targets, parts, strict=True)]
     choices = choose(method, wanted, moments, spec)
     errors = _measured(parts, choices, moments, targets)
-    if moments is None or sum(_sum(e.output) for e in errors) <= sum(_sum(e.output_rtn) for e in errors):
+    if moments is None or method == ROUND_TO_NEAREST:
         return choices, errors
-    choices = choose(ROUND_TO_NEAREST, parts, None, spec)
+    lost = _lost(choices, errors, widths)
+    if not any(each.any() for each in lost):
+        return choices, errors
+    plain = choose(ROUND_TO_NEAREST, parts, None, spec)
+    choices = [_swapped(*each) for each in zip(choices, plain, lost, strict=True)]
     return choices, _measured(parts, choices, moments, targets)
+
+
+def _lost(choices: Sequence[Choice], errors: Sequence[Errors], widths: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """For each column of each part whether plain rounding does better on all that is kept or not together with it."""
+    gains = [np.asarray(e.output_rtn, np.float64) - np.asarray(e.output, np.float64) for e in errors]
+    if float(choices[0].alpha) != IDENTITY:
+        return [np.full(gain.size, sum(map(np.sum, gains)) < 0) for gain in gains]
+    lost = []
+    for gain, choice, each in zip(gains, choices, widths, strict=True):
+        shares = [gain.size] if choice.quantized.s2 is not None else list(each)
+        lost.append(np.repeat(np.add.reduceat(gain, np.cumsum([0, *shares[:-1]])) < 0, shares))
+    return lost
+
+
+def _swapped(choice: Choice, plain: Choice, lost: np.ndarray) -> Choice:
+    """The columns of ``plain`` where the choice lost, with which a scale of all channels goes too."""
+    if not lost.any():
+        return choice
+    if lost.all():
+        return plain
+    quantized = jax.tree.map(lambda new, old: jnp.where(lost, new, old), plain.quantized, choice.quantized)
+    return Choice(quantized, choice.s, choice.alpha, jnp.where(lost, plain.clip_ratio, choice.clip_ratio))
 
 
 def _measured(
@@ -191,7 +222,3 @@ def _measured(
     return [
         measure(w, choice, moments, fmt, target) for (w, fmt), choice, target in zip(parts, choices, each, strict=True)
     ]
-
-
-def _sum(per_column: jax.Array | None) -> float:
-    return float(np.asarray(per_column).sum(dtype=np.float64))
