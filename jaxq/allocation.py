@@ -8,6 +8,13 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxq.statistics import output_error
+
 
 @dataclass(frozen=True)
 class Option:
@@ -20,6 +27,43 @@ class Option:
 
     nbytes: int
     loss: float
+
+
+@jax.jit
+def relative_errors(
+    d: Float[Array, "c_in c_out"], w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"] | None
+) -> Float[Array, "c_out"]:
+    """Squared error of each column's output over the energy of that output; of the weights themselves without ``h``.
+
+    NaN where the output is zero.
+
+    Example:
+        >>> w = jnp.array([[2.0, 0.0], [0.0, 0.0]])
+        >>> relative_errors(0.1 * w, w, jnp.eye(2)).tolist()
+        [0.010000000707805157, nan]
+    """
+    w = w.astype(jnp.float32)
+    if h is None:
+        error, energy = jnp.sum(d * d, axis=0), jnp.sum(w * w, axis=0)
+    else:
+        error, energy = output_error(d, h), output_error(w, h)
+    return jnp.where(energy > 0, error / energy, jnp.nan)
+
+
+def typical_error(relative: np.ndarray | Sequence[float]) -> float:
+    """The geometric mean of columns' relative errors, those of NaN or 0 left out; 0 where none is left.
+
+    What a weight's rounding does to a model goes by this: on SmolLM2-135M the KL divergence from rounding one weight
+    alone is 0.1 to 0.3 times it for weights of all kinds, but for a few of the first layers. The mean error over the
+    mean energy misses where a few columns or tokens hold most of the energy.
+
+    Example:
+        >>> round(typical_error([0.01, 0.04, float("nan")]), 6)
+        0.02
+    """
+    known = np.asarray(relative, np.float64)
+    known = known[known > 0]
+    return float(np.exp(np.log(known).mean())) if known.size else 0.0
 
 
 def lower_hull(options: Sequence[Option]) -> list[int]:

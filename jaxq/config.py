@@ -42,6 +42,7 @@ class MethodConfig:
     damping: float = MISSING
     sweeps: int = MISSING
     ridge: float = MISSING
+    bits_per_weight: float | None = None
     exclude: list[str] = MISSING
 
 
@@ -214,6 +215,8 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
     spec, gather = method_spec(config, has_data), config.gather
     if config.method.name == "nvfp4" and spec.fmt.dtype != "nvfp4":
         raise JaxqError(f"method=nvfp4 with dtype={spec.fmt.dtype}: take method=rtn_dq for other dtypes")
+    if (bits := config.method.bits_per_weight) is not None and not 0 < bits <= 32:
+        raise JaxqError(f"method.bits_per_weight is {bits}: give a number of bits up to 32, such as 4.5")
     table = make_format(gather.dtype, gather.block_size, option="gather.block_size")
     job = Job(
         source=source,
@@ -227,6 +230,7 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
         rules=tuple(_rules(config)),
         gather=None if gather.axis is None else Gather(gather.axis, table),
         accuracy_level=config.form.accuracy_level,
+        bits_per_weight=bits,
     )
     check_job(job, has_data)
     return job

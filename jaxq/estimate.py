@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from jaxq.batches import Batch
 from jaxq.capture import WindowRun, capture_moments
-from jaxq.formats import IntegerFormat, Nvfp4Format
 from jaxq.forms import Form
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site
@@ -263,13 +262,7 @@ def _planned_weight(site: Site, job: Job) -> StoredWeight:
     dtype = site.weight.dtype
     assert dtype is not None
     fmt = job.format_of(site).with_scale_dtype(str(np.dtype(dtype.numpy())))
-    zero_points = isinstance(fmt, IntegerFormat) and fmt.use_zero_point
-    s2 = _never if isinstance(fmt, Nvfp4Format) else None
-    return StoredWeight(_never, _never, _never if zero_points else None, s2, (site.c_in, site.columns), fmt)
-
-
-def _never() -> np.ndarray:
-    raise AssertionError("a planned weight has no values")
+    return StoredWeight.planned((site.c_in, site.columns), fmt)
 
 
 def _planned_layer(site: Site, weight: StoredWeight) -> Layer:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
-from jaxq.forms import FORMS, Form, Use, check_holds, find_form, why_not_held
+from jaxq.forms import FORMS, Form, Use, alternatives, check_holds, find_form, why_not_held
 from jaxq.graph import Declined, Site, decline, matches
 from jaxq.methods import MethodSpec, find_method
 
@@ -68,6 +68,8 @@ class Job:
         accuracy_level: What the form ``matmulnbits`` tells onnxruntime; see `jaxq.forms.find_form`.
         providers: Where onnxruntime runs the calibration: "cpu", "cuda:0", "trt"; those that it lacks are passed over.
         kernels: Quantize kernels of Conv; else they are left alone.
+        bits_per_weight: Formats are chosen, weight by weight, so that quantized weights take this many bits on average,
+            scales and zero points included; None: each has the format that method, rules and ``gather`` say.
     """
 
     source: Path
@@ -83,14 +85,26 @@ class Job:
     accuracy_level: int = 4
     providers: tuple[str, ...] = ("cpu",)
     kernels: bool = True
+    bits_per_weight: float | None = None
 
     def format_of(self, site: Site) -> WeightFormat:
         """How a site's weight is held."""
         if site.has_table:
             assert self.gather is not None
             return self.gather.fmt
-        fitting = (rule.fmt for rule in self.rules if any(matches(site.weight, p) for p in rule.patterns))
-        return next(fitting, self.method.fmt)
+        rule = self._rule(site)
+        return self.method.fmt if rule is None else rule.fmt
+
+    def formats_of(self, site: Site) -> tuple[WeightFormat, ...]:
+        """How a site's weight could be held under a budget of bits: as a rule says, or in any way of its kind."""
+        fmt = self.format_of(site)
+        if not site.has_table and self._rule(site) is not None:
+            return (fmt,)
+        return tuple(other for other in alternatives(self.form, fmt) if why_not_held(self.form, other, site) is None)
+
+    def _rule(self, site: Site) -> Rule | None:
+        fitting = (rule for rule in self.rules if any(matches(site.weight, p) for p in rule.patterns))
+        return next(fitting, None)
 
 
 def check_job(job: Job, has_data: bool) -> Form:

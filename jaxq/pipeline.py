@@ -3,19 +3,23 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import numpy as np
 import onnx_ir as ir
 
 from jaxq.batches import Batch, hash_batches
+from jaxq.budget import Formats, Losses, chosen_formats, given_formats, losses_of
 from jaxq.capture import Checkpoint, WindowRun, capture_moments
 from jaxq.checkpoint import ResultStore, RunState, run_state
 from jaxq.drift import Drift
-from jaxq.graph import Group
+from jaxq.formats import WeightFormat
+from jaxq.graph import Group, Site
 from jaxq.groups import GroupResult, MomentsOf, quantize_group
 from jaxq.job import Job, check_job
-from jaxq.methods import find_method
+from jaxq.methods import MethodSpec, find_method
 from jaxq.model_file import file_bytes, save_model
 from jaxq.progress import Progress, silent
 from jaxq.propagate import Calibration, quantize_in_order
@@ -64,16 +68,24 @@ def quantize_model(
     told: list[str] = []
     hear = told.append if tell is None else _both(told.append, tell)
     with ExitStack() as own:
-        work = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
-        state = (own if until is None else until).enter_context(work)
-        if batches and find_method(job.method.name).propagates:
-            with clock.phase("calibrate and search"):
-                found, (results, windows) = 0, _propagate(source, batches, state, job, progress)
-        else:
+        begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
+        state = (own if until is None else until).enter_context(begun)
+        propagates = bool(batches) and find_method(job.method.name).propagates
+        found, windows, formats = 0, [], given_formats(source.groups, job)
+        if not propagates or job.bits_per_weight is not None:
             with clock.phase("calibrate"):
                 found, windows = _calibrate(source, batches, store, state, job, progress)
+        if job.bits_per_weight is not None:
+            with clock.phase("choose formats"):
+                formats = _choose_formats(source.groups, store if batches else None, job, progress)
+        work = _Work(formats, ResultStore(state.folder / "weights", state.key), state.found, job.method)
+        if propagates:
+            with clock.phase("calibrate and search"):
+                results, more = _propagate(source, batches, work, state, job, progress)
+                windows = [*windows, *more]
+        else:
             with clock.phase("search"):
-                results = _search(source.groups, store if batches else None, state, job, progress)
+                results = _search(source.groups, store if batches else None, work, progress)
         with clock.phase("write"):
             layers = write_weights(source.model, results, form)
             save_model(source.model, job.target, job.external_above)
@@ -106,7 +118,8 @@ def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callab
 
 def _identity(job: Job) -> str:
     """The command; where the file goes does not matter, nor how it is written."""
-    return repr((job.source.resolve(), job.method, job.form, job.exclude, job.rules, job.gather))
+    wanted = (job.method, job.form, job.exclude, job.rules, job.gather, job.bits_per_weight)
+    return repr((job.source.resolve(), *wanted))
 
 
 def _content(job: Job, model_hash: str, data_hash: str) -> dict[str, str]:
@@ -147,14 +160,47 @@ def _is_stored(reading: Reading, store: MomentStore) -> bool:
     return reading.shared_key in store or all(key in store for key in reading.keys)
 
 
-def _search(
-    groups: Sequence[Group], store: MomentStore | None, state: RunState, job: Job, progress: Progress
-) -> list[GroupResult]:
+def _choose_formats(groups: Sequence[Group], store: MomentStore | None, job: Job, progress: Progress) -> Formats:
+    """A format for each weight, within the job's budget."""
+    advance = progress("choose formats", len(groups))
+
+    def find(group: Group) -> dict[Site, Losses]:
+        losses = losses_of(group, _moments(group, store), job)
+        advance()
+        return losses
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        found = {site: losses for each in pool.map(find, groups) for site, losses in each.items()}
+    return chosen_formats(groups, found, job)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """How groups are quantized, and what is kept of it."""
+
+    formats: Formats
+    kept: ResultStore
+    found: bool
+    method: MethodSpec
+
+    def left(self, group: Group) -> GroupResult | None:
+        """What a stopped run left of a group."""
+        return self.kept.get(group, self._formats(group)) if self.found else None
+
+    def quantize(self, group: Group, moments: MomentsOf | None, drift: Drift | None = None) -> GroupResult:
+        """A group's result: what a stopped run left, or a new one, which is kept."""
+        new = partial(quantize_group, group, self._formats(group), moments, self.method, drift)
+        return self.left(group) or self.kept.put(new())
+
+    def _formats(self, group: Group) -> list[WeightFormat]:
+        return [self.formats[site] for site in group.sites]
+
+
+def _search(groups: Sequence[Group], store: MomentStore | None, work: _Work, progress: Progress) -> list[GroupResult]:
     advance = progress("search", len(groups))
-    kept = ResultStore(state.folder / "weights", state.key)
 
     def quantize(group: Group) -> GroupResult:
-        result = _quantized(group, _moments(group, store), None, kept, state, job)
+        result = work.quantize(group, _moments(group, store))
         advance()
         return result
 
@@ -162,30 +208,17 @@ def _search(
         return list(pool.map(quantize, groups))
 
 
-def _quantized(
-    group: Group, moments: MomentsOf | None, drift: Drift | None, kept: ResultStore, state: RunState, job: Job
-) -> GroupResult:
-    """A group's result: what a stopped run left, or a new one, which is kept."""
-    formats = [job.format_of(site) for site in group.sites]
-    result = kept.get(group, formats) if state.found else None
-    return result or kept.put(quantize_group(group, formats, moments, job.method, drift))
-
-
 def _propagate(
-    source: Source, batches: Sequence[Batch], state: RunState, job: Job, progress: Progress
+    source: Source, batches: Sequence[Batch], work: _Work, state: RunState, job: Job, progress: Progress
 ) -> tuple[list[GroupResult], list[WindowRun]]:
     """Calibration and search by turns; see `jaxq.propagate`."""
-    kept = ResultStore(state.folder / "weights", state.key)
-
-    def quantize(group: Group, moments: MomentsOf | None, drift: Drift | None) -> GroupResult:
-        return _quantized(group, moments, drift, kept, state, job)
 
     def is_kept(group: Group) -> bool:
-        return state.found and kept.get(group, [job.format_of(site) for site in group.sites]) is not None
+        return work.left(group) is not None
 
     data = Calibration(batches, state.windows, state.key, job.window_bytes, job.providers)
     with ThreadPoolExecutor(WORKERS) as pool:
-        return quantize_in_order(source.model, source.groups, data, quantize, is_kept, pool, progress)
+        return quantize_in_order(source.model, source.groups, data, work.quantize, is_kept, pool, progress)
 
 
 def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:

@@ -7,7 +7,7 @@ from functools import partial
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.formats import DTYPES, IntegerFormat, WeightFormat
+from jaxq.formats import DTYPES, IntegerFormat, WeightFormat, make_format
 from jaxq.forms import column_major, dq, matmulnbits, mx_standard, nvfp4_standard, portable, qdq, trt
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Site
@@ -172,6 +172,26 @@ def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
     if fmt.dtype == "nvfp4" and site.count > 1:
         return f"{what}, {site.count} in one: nvfp4 has one scale for the whole weight"
     return None
+
+
+def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
+    """What a form holds of the kind of a format, integers or floats; the format itself first.
+
+    Integers of 4 bits with and without zero points, in blocks of 32 and more, and of 8 bits without in the largest
+    blocks; all floats. Other integers take as many bytes as these, and smaller blocks more than they gain.
+
+    Example:
+        >>> [other.dtype for other in alternatives("portable", make_format("nvfp4"))]
+        ['nvfp4', 'mxfp8', 'mxfp4']
+    """
+    form = FORMS[name]
+    if not isinstance(fmt, IntegerFormat):
+        return tuple(dict.fromkeys([fmt, *(make_format(dtype) for dtype in form.holds if dtype not in _INTEGERS)]))
+    full_range = form.negative_scales if fmt.use_zero_point else fmt.full_range
+    fours = [(dtype, size) for dtype in ("int4", "uint4") for size in form.holds.get(dtype, ()) if size != 16]
+    eights = form.holds.get("int8", ())
+    eight = [("int8", -1 if -1 in eights else max(eights))] if eights else []
+    return tuple(dict.fromkeys([fmt, *(make_format(dtype, size, full_range) for dtype, size in [*fours, *eight])]))
 
 
 def _who_holds(uses: Sequence[Use]) -> str:

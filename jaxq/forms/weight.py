@@ -49,6 +49,13 @@ class StoredWeight:
         s2 = None if arrays.s2 is None else partial(_same, arrays.s2)
         return cls(partial(_same, arrays.codes), partial(_same, arrays.s), zp, s2, shape, fmt)
 
+    @classmethod
+    def planned(cls, shape: tuple[int, int], fmt: WeightFormat) -> "StoredWeight":
+        """A weight without values: its size is known all the same."""
+        zero_points = isinstance(fmt, IntegerFormat) and fmt.use_zero_point
+        s2 = _never if isinstance(fmt, Nvfp4Format) else None
+        return cls(_never, _never, _never if zero_points else None, s2, shape, fmt)
+
     @property
     def dtype(self) -> ir.DataType:
         """ONNX type of the codes: the narrowest that holds them."""
@@ -120,6 +127,10 @@ class Arrays:
 
 def _same(array: np.ndarray) -> np.ndarray:
     return array
+
+
+def _never() -> np.ndarray:
+    raise AssertionError("a planned weight has no values")
 
 
 def _divided(s: Read, divisor: np.ndarray) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""Formats for all weights under a budget of bits: what each loses in each format, and which ones to take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.allocation import Option, allocate, relative_errors, typical_error
+from jaxq.awq import sample_columns
+from jaxq.block_scales import search_block_scales
+from jaxq.errors import JaxqError
+from jaxq.formats import WeightFormat
+from jaxq.forms.weight import StoredWeight
+from jaxq.gptq import damp
+from jaxq.graph import Group, Site
+from jaxq.groups import MomentsOf
+from jaxq.job import Job
+from jaxq.methods import find_method
+from jaxq.sensitivity import sensitivities, typical_energy
+from jaxq.statistics import output_error
+
+COLUMNS = 64
+"""Evenly spaced columns of a matrix on which formats are compared."""
+
+MATRICES = 8
+"""Evenly spaced matrices of a stack."""
+
+Formats = Mapping[Site, WeightFormat]
+
+
+def given_formats(groups: Sequence[Group], job: Job) -> Formats:
+    """The formats that method, rules and ``gather`` say."""
+    return {site: job.format_of(site) for group in groups for site in group.sites}
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What is known of a weight.
+
+    Attributes:
+        options: What its formats, in the order of `Job.formats_of`, take and lose.
+        energy: `typical_energy` of its product; None where nothing is known of what it multiplies.
+    """
+
+    options: tuple[Option, ...]
+    energy: float | None
+
+
+def chosen_formats(groups: Sequence[Group], losses: Mapping[Site, Losses], job: Job) -> Formats:
+    """The formats with the least sum of losses that keep to the budget.
+
+    Args:
+        groups: All weights.
+        losses: What is known of each.
+        job: What to do; it has a budget.
+
+    Raises:
+        JaxqError: the budget is too small for any choice.
+    """
+    assert job.bits_per_weight is not None
+    sites = [site for group in groups for site in group.sites]
+    size = sum(site.c_in * site.columns for site in sites)
+    least = sum(min(option.nbytes for option in losses[site].options) for site in sites)
+    if 8 * least > job.bits_per_weight * size:
+        raise JaxqError(
+            f"method.bits_per_weight is {job.bits_per_weight:g}: this model's weights take {8 * least / size:.3f} bits "
+            f"at least in the form {job.form!r}; give that or more"
+        )
+    factors = sensitivities(sites, {site: e for site in sites if (e := losses[site].energy) is not None})
+    options = [[replace(o, loss=factors[site] * o.loss) for o in losses[site].options] for site in sites]
+    chosen = allocate(options, int(job.bits_per_weight * size / 8))
+    return {site: job.formats_of(site)[i] for site, i in zip(sites, chosen, strict=True)}
+
+
+def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, Losses]:
+    """What each weight of a group takes and loses in each of its formats.
+
+    The loss is the `typical_error` of `COLUMNS` columns, with searched block scales if the method searches them; that
+    of the weights instead of their outputs where nothing is known of what they multiply.
+    """
+    method = find_method(job.method.name)
+    search = method.needs_data and (method.searches or job.method.block_scales)
+    found = {site: _Errors([[] for _ in job.formats_of(site)], []) for site in group.sites}
+    for index in np.linspace(0, group.count - 1, min(MATRICES, group.count)).astype(int):
+        own = None if moments is None else moments(int(index))
+        h = own.h if own is not None and int(own.tokens) else None
+        for site, errors in found.items():
+            w = jnp.asarray(site.array(int(index)))
+            w = sample_columns(w, min(COLUMNS, w.shape[1]))
+            if h is not None:
+                errors.energies.append(np.asarray(output_error(w, h)))
+            for fmt, each in zip(job.formats_of(site), errors.relative, strict=True):
+                searched = search and h is not None and fmt.code_bits == 4  # 8 bits lose next to nothing
+                each.append(np.asarray(_errors(w, h, fmt.with_scale_dtype(str(w.dtype)), searched, job.method.damping)))
+    return {site: _losses(site, errors, job) for site, errors in found.items()}
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Of the matrices that were looked at, and of these the columns that were: for each format, and the energies."""
+
+    relative: list[list[np.ndarray]]
+    energies: list[np.ndarray]
+
+
+def _losses(site: Site, errors: _Errors, job: Job) -> Losses:
+    pairs = zip(job.formats_of(site), errors.relative, strict=True)
+    options = tuple(Option(_nbytes(site, fmt), typical_error(np.concatenate(each))) for fmt, each in pairs)
+    energy = None
+    if errors.energies:
+        energies = np.concatenate(errors.energies)
+        energy = typical_energy(energies) * site.c_out / energies.size
+    return Losses(options, energy)
+
+
+@partial(jax.jit, static_argnames=("fmt", "search"))
+def _errors(w: jax.Array, h: jax.Array | None, fmt: WeightFormat, search: bool, damping: float) -> jax.Array:
+    scales = search_block_scales(w, damp(h, damping), fmt) if search and h is not None else fmt.find_scales(w)
+    return relative_errors(fmt.dequantize(fmt.encoded(w, scales)) - w.astype(jnp.float32), w, h)
+
+
+def _nbytes(site: Site, fmt: WeightFormat) -> int:
+    """Bytes in the file: nodes that multiply by a weight have a copy each."""
+    assert site.weight.dtype is not None
+    planned = StoredWeight.planned((site.c_in, site.columns), fmt.with_scale_dtype(str(site.weight.dtype.numpy())))
+    return planned.nbytes * (1 if site.has_table else len(site.nodes))
