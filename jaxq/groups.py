@@ -197,11 +197,13 @@ def _lost(choices: Sequence[Choice], errors: Sequence[Errors], widths: Sequence[
     """For each column of each part whether plain rounding does better on all that is kept or not together with it."""
     gains = [np.asarray(e.output_rtn, np.float64) - np.asarray(e.output, np.float64) for e in errors]
     if float(choices[0].alpha) != IDENTITY:
-        return [np.full(gain.size, sum(map(np.sum, gains)) < 0) for gain in gains]
+        better = sum(map(np.sum, gains)) >= 0  # false of NaN
+        return [np.full(gain.size, not better) for gain in gains]
     lost = []
     for gain, choice, each in zip(gains, choices, widths, strict=True):
         shares = [gain.size] if choice.quantized.s2 is not None else list(each)
-        lost.append(np.repeat(np.add.reduceat(gain, np.cumsum([0, *shares[:-1]])) < 0, shares))
+        better = np.add.reduceat(gain, np.cumsum([0, *shares[:-1]])) >= 0
+        lost.append(np.repeat(~better, shares))
     return lost
 
 

@@ -99,12 +99,14 @@ def quantize(
     rules: tuple[Rule, ...] = (),
     gather: Gather | None = None,
     accuracy_level: int = 1,
+    bits: float | None = None,
 ) -> Outcome:
     """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache of its own."""
     spec = MethodSpec(method, fmt or IntegerFormat(block_size=32), alpha_step=0.25, clip_step=0.25)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
         cache = cache or Path(own)
         job = Job(
-            source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level
-        )
+            source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level,
+            bits_per_weight=bits,
+        )  # fmt: skip
         return quantize_model(job, batches)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.formats import IntegerFormat
-from jaxq.groups import _decide
+from jaxq.formats import IntegerFormat, Nvfp4Format
+from jaxq.groups import _decide, _lost, _swapped
 from jaxq.methods import METHODS, MethodSpec, choose, measure
 from jaxq.statistics import Moments
 
@@ -44,7 +44,7 @@ def test_plain_rounding_stands_in_for_a_choice_that_is_worse(misled):
         losses.append(float(jnp.sum(errors.output)))
     assert (losses[0] > losses[1]) == misled
 
-    (choice,), (errors,) = _decide(parts, moments, METHODS["awq_lite"], SPEC)
+    (choice,), (errors,) = _decide(parts, [[C_OUT]], moments, METHODS["awq_lite"], SPEC)
     assert_equal(choice, plain if misled else searched)
     assert_equal(errors, measure(w, choice, moments, SPEC.fmt))
 
@@ -55,12 +55,31 @@ def test_a_choice_without_a_number_for_its_error_is_not_taken():
     fmt = IntegerFormat(16, scale_dtype="float16")
     spread = jnp.ones(C_IN).at[0].set(1e4).at[1].set(1e-4)
     moments = Moments(moments.h * spread[:, None] * spread[None, :], moments.a * spread, moments.tokens)
-    _, (errors,) = _decide([(1e4 * w, fmt)], moments, METHODS["awq_lite"], MethodSpec("awq_lite", fmt))
+    _, (errors,) = _decide([(1e4 * w, fmt)], [[C_OUT]], moments, METHODS["awq_lite"], MethodSpec("awq_lite", fmt))
     assert errors.output is not None and np.isfinite(np.asarray(errors.output)).all()
 
 
 def test_without_data_the_choice_is_the_methods():
     w, _ = data(misled=False)
-    choices, (errors,) = _decide([(w, SPEC.fmt)], None, METHODS["rtn_dq"], SPEC)
+    choices, (errors,) = _decide([(w, SPEC.fmt)], [[C_OUT]], None, METHODS["rtn_dq"], SPEC)
     assert_equal(choices, choose(METHODS["rtn"], [(w, SPEC.fmt)], None, SPEC))
     assert errors.output is None
+
+
+@pytest.mark.parametrize("fmt", [IntegerFormat(16), IntegerFormat(16, use_zero_point=True), Nvfp4Format()], ids=str)
+def test_plain_rounding_stands_in_weight_by_weight(fmt):
+    """The second of three siblings was chosen for another weight than the one it is judged by.
+
+    NVFP4's siblings share a scale, so that all of them are rounded plainly or none.
+    """
+    w, moments = data(misled=False)
+    spec = MethodSpec("gptq", fmt, damping=10.0)
+    misled = choose(METHODS["gptq"], [(w.at[:, 2:4].multiply(3.0), fmt)], moments, spec)
+    lost = _lost(misled, [measure(w, misled[0], moments, fmt)], [[2, 2, 2]])[0]
+    together = isinstance(fmt, Nvfp4Format)
+    assert lost.tolist() == [together, together, True, True, together, together]
+    plain = choose(METHODS["rtn"], [(w, fmt)], None, spec)[0]
+    mixed = _swapped(misled[0], plain, lost)
+    got, rounded, own = (np.asarray(fmt.dequantize(c.quantized)) for c in (mixed, plain, misled[0]))
+    np.testing.assert_array_equal(got[:, lost], rounded[:, lost])
+    np.testing.assert_array_equal(got[:, ~lost], own[:, ~lost])

@@ -1,0 +1,132 @@
+"""method.bits_per_weight: formats chosen weight by weight, within the budget."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from jaxq.batches import Batch
+from jaxq.errors import JaxqError
+from jaxq.formats import IntegerFormat, make_format
+from jaxq.forms import FORMS, alternatives
+from jaxq.graph import find_sites, prepare
+from jaxq.job import Gather, Rule
+from jaxq.sensitivity import sensitivities
+from tests.graph import models
+from tests.graph.conftest import decoder_batches
+from tests.graph.forms.readers import run_form, skip_old
+from tests.graph.models import HIDDEN, build, node, tokens, weight
+from tests.graph.running import initializers, quantize, relative, run, save, with_weights
+from tests.graph.unpacked import dequantized
+
+X = {"x": tokens(4, 10, HIDDEN)}
+
+
+def formats(outcome) -> dict[str, tuple[str, int]]:
+    return {layer.name: (layer.dtype, layer.block_size) for layer in outcome.layers}
+
+
+def one_loud_channel() -> onnx.ModelProto:
+    """A gated product; the weight ``up`` has a row that its rounding to few bits cannot hold."""
+    proto = models.swiglu()
+    up = initializers(proto)["up"].copy()
+    up[3] *= 30
+    return with_weights(proto, {"up": up})
+
+
+@pytest.mark.parametrize("form", ["dq", "column_major", "matmulnbits"])
+@pytest.mark.parametrize("method", ["rtn_dq", "gptq", "best"])
+def test_what_loses_most_gets_the_bits(form, method, tmp_path):
+    proto = one_loud_channel()
+    source, target = save(proto, tmp_path), tmp_path / "out.onnx"
+    batches = [] if method == "rtn_dq" else [Batch(X)]
+    skip_old(form, IntegerFormat(32, 8))
+    outcome = quantize(source, target, method, batches, IntegerFormat(32), form, bits=6.7)
+    assert 6 < outcome.bits_per_weight <= 6.7
+    assert formats(outcome)["up"][0] == "int8"
+    assert {dtype for dtype, _ in formats(outcome).values()} > {"int8"}
+    onnx.checker.check_model(str(target), full_check=True)
+    want = run(with_weights(proto, dequantized(onnx.load(target))), X)[0]
+    assert relative(run_form(form, target, X)[0], want) < 2e-6
+
+
+def test_more_bits_never_lose_more(decoder, tmp_path):
+    """The curve of a decoder's relative output errors falls with the budget."""
+    sums = []
+    for bits in (4.6, 5.2, 6.0, 7.5, 9.0):
+        outcome = quantize(decoder, tmp_path / f"{bits}.onnx", "gptq", decoder_batches(), bits=bits)
+        assert outcome.bits_per_weight <= bits
+        sums.append(sum(layer.relative_output_error**2 for layer in outcome.layers))
+    assert sums == sorted(sums, reverse=True)
+    assert sums[-1] < sums[0] / 20
+
+
+def test_a_budget_that_is_too_small_is_refused(tmp_path):
+    with pytest.raises(JaxqError, match=r"bits_per_weight is 3: this model's weights take 4\.\d+ bits at least"):
+        quantize(save(models.swiglu(), tmp_path), tmp_path / "out.onnx", bits=3)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_rule_stands_and_counts(tmp_path):
+    """A weight with a rule has its format, and what it takes is taken from the others."""
+    source = save(models.swiglu(), tmp_path)
+    rules = (Rule(("gate",), IntegerFormat(32, 8)),)
+    outcome = quantize(source, tmp_path / "out.onnx", "gptq", [Batch(X)], rules=rules, bits=6.5)
+    assert formats(outcome)["gate"] == ("int8", 32)
+    assert outcome.bits_per_weight <= 6.5
+
+
+def test_tables_take_part(tmp_path):
+    ids = {"ids": np.arange(8, dtype=np.int64).reshape(1, 8)}
+    gather = Gather(1, IntegerFormat(32))
+    outcome = quantize(
+        save(models.embedding(), tmp_path), tmp_path / "out.onnx", "gptq", [Batch(ids)], gather=gather, bits=8.7
+    )
+    assert outcome.bits_per_weight <= 8.7
+    assert "int8" in {dtype for dtype, _ in formats(outcome).values()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_alternatives_are_held(form):
+    for dtype in FORMS[form].holds:
+        fmt = make_format(dtype)
+        found = alternatives(form, fmt)
+        assert found[0] == fmt
+        for other in found[1:]:
+            assert other.block_size in FORMS[form].holds[other.dtype]
+            assert FORMS[form].negative_scales or not getattr(other, "full_range", False)
+
+
+def stream(second: float) -> onnx.ModelProto:
+    """``x1 = E[ids] + (E[ids] a) b``, then the same with ``c`` and ``d``, then a head."""
+    nodes = [node("Gather", "table ids", "x0")]
+    weights = {"table": weight(20, HIDDEN, seed=9), "head": weight(HIDDEN, 20, seed=8)}
+    for i, (first, last) in enumerate(("ab", "cd")):
+        nodes += [
+            node("MatMul", f"x{i} {first}", f"h{i}"),
+            node("Relu", f"h{i}", f"r{i}"),
+            node("MatMul", f"r{i} {last}", f"p{i}"),
+            node("Add", f"p{i} x{i}", f"x{i + 1}"),
+        ]
+        weights |= {first: weight(HIDDEN, 96, seed=i), last: weight(96, HIDDEN, seed=4 + i) * (second if i else 1)}
+    nodes.append(node("MatMul", "x2 head", "y"))
+    return build(nodes, weights, {"ids": ["batch", "tokens"]})
+
+
+def test_sensitivities_are_shares_of_the_stream(tmp_path):
+    model = ir.from_proto(stream(1.0))
+    prepare(model)
+    sites, _ = find_sites(model.graph)
+    energies = {"a": 1.0, "b": 3.0, "c": 1.0, "d": 2.0, "head": 5.0}
+    table = np.median(np.square(initializers(stream(1.0))["table"]).mean(axis=0)) * HIDDEN
+    found = sensitivities(sites, {site: energies[site.name] for site in sites})
+    first, second = 3 / (table + 3), 2 / (table + 5)
+    want = {"a": first, "b": first, "c": second, "d": second, "head": 1.0}
+    assert {s.name: f for s, f in found.items()} == pytest.approx({n: share**0.5 for n, share in want.items()})
+
+
+def test_without_a_stream_all_weights_count_alike(tmp_path):
+    model = ir.from_proto(models.swiglu())
+    prepare(model)
+    sites, _ = find_sites(model.graph)
+    assert set(sensitivities(sites, dict.fromkeys(sites, 1.0)).values()) == {1.0}
