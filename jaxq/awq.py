@@ -14,9 +14,11 @@ import numpy as np
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
+from jaxq.block_scales import search_block_scales
 from jaxq.blocks import join, split
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
+from jaxq.gptq import damp
 from jaxq.statistics import Moments, check_moments, diagonal_blocks, output_error
 
 IDENTITY = -1.0
@@ -106,6 +108,17 @@ def awq_scale(
     return jnp.where(alpha < 0, jnp.ones_like(s), s)
 
 
+@jax.jit
+def scaled_moment(h: Float[Array, "c_in c_in"], s: Float[Array, "c_in"]) -> Float[Array, "c_in c_in"]:
+    """Second moment of an activation divided by ``s``: ``diag(1/s) H diag(1/s)``.
+
+    Example:
+        >>> scaled_moment(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([2.0, 1.0])).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+    return h / s[:, None] / s[None, :]
+
+
 def search_scales(
     w: Float[Array, "c_in c_out"],
     moments: Moments,
@@ -145,12 +158,16 @@ def search_shared_scales(
     alphas: Float[Array, "candidates"],
     columns: int = 0,
     batch_size: int = 1,
+    block_damping: float | None = None,
 ) -> ScaleChoice:
     """`search_scales` for siblings of several formats: one scale, the least sum of their output errors.
 
     Args:
         parts: Sibling weights side by side, with the format of each lot.
         moments, alphas, columns, batch_size: As for `search_scales`; ``columns`` of each lot.
+        block_damping: Candidates are compared by what block scales leave that are searched for each of them, with the
+            scaled moments damped by this (`jaxq.block_scales.search_block_scales`, `jaxq.gptq.damp`). None: by what
+            plain rounding leaves.
     """
     alphas = jnp.asarray(alphas, jnp.float32)
     if columns < 0:
@@ -162,7 +179,7 @@ def search_shared_scales(
     losses, weights = [], []
     for w, fmt in parts:
         seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
-        losses.append(_scale_losses(seen, w_mean, moments, alphas, fmt, batch_size))
+        losses.append(_scale_losses(seen, w_mean, moments, alphas, block_damping, fmt, batch_size))
         weights.append(w.shape[1] / seen.shape[1] if len(parts) > 1 else 1.0)
     return _choose_scale(_weighted_sum(losses, weights), moments.a, w_mean, alphas)
 
@@ -198,14 +215,21 @@ def _scale_losses(
     w_mean: Float[Array, "c_in"],
     moments: Moments,
     alphas: Float[Array, "candidates"],
+    block_damping: float | Float[Array, ""] | None,
     fmt: WeightFormat,
     batch_size: int,
 ) -> Float[Array, "candidates"]:
     w = w.astype(jnp.float32)
 
+    def left(scaled: Float[Array, "c_in columns"], s: Float[Array, "c_in"]) -> Float[Array, "c_in columns"]:
+        if block_damping is None:
+            return fmt.round_trip(scaled)
+        scales = search_block_scales(scaled, damp(scaled_moment(moments.h, s), block_damping), fmt)
+        return fmt.round_to(scaled, fmt.grid(scales, w.shape[0]))
+
     def loss(alpha: Float[Array, ""]) -> Float[Array, ""]:
-        s = awq_scale(moments.a, w_mean, alpha)[:, None]
-        return jnp.sum(output_error(fmt.round_trip(w * s) / s - w, moments.h))
+        s = awq_scale(moments.a, w_mean, alpha)
+        return jnp.sum(output_error(left(w * s[:, None], s) / s[:, None] - w, moments.h))
 
     return jax.lax.map(loss, alphas, batch_size=batch_size)
 
