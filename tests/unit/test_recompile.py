@@ -76,6 +76,7 @@ CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     ),
     "round_to_nearest": lambda i: (choose, ROUND_TO_NEAREST, parts(i), None, spec("rtn")),
     "awq_full": lambda i: (choose, METHODS["awq_full"], parts(i), moments(i), spec("awq_full")),
+    "awq_gptq": lambda i: (choose, METHODS["awq_gptq"], parts(i), moments(i), spec("awq_gptq")),
     "awq_full of two formats": lambda i: (
         choose,
         *(METHODS["awq_full"], parts(i, Nvfp4Format(), MxFormat("mxfp8")), moments(i), spec("awq_full")),
