@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from jaxq import methods
-from jaxq.awq import IDENTITY, ScaleChoice, alpha_grid, awq_scale, scaled_moment, search_shared_scales, weight_magnitude
+from jaxq.awq import (
+    IDENTITY,
+    ScaleChoice,
+    alpha_grid,
+    awq_scale,
+    awq_shifts,
+    scaled_moment,
+    search_shared_scales,
+    weight_magnitude,
+)
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, WeightFormat
 from jaxq.methods import METHODS, MethodSpec
 from jaxq.statistics import Moments
@@ -72,14 +81,18 @@ def searched(z: np.ndarray, h: np.ndarray, fmt: WeightFormat) -> np.ndarray:
 
 
 def reference(x: np.ndarray, parts: list[tuple[np.ndarray, WeightFormat]], columns: int = 0) -> np.ndarray:
-    """[candidates, parts]: error of the outputs of each part under each candidate, on a sample of its columns."""
+    """[candidates, shifts, parts]: error of the outputs of each part, on a sample of its columns.
+
+    Shifts are quarters of a power of two where one part has scales that are powers of two.
+    """
     shares = np.array([w.shape[1] for w, _ in parts]) / sum(w.shape[1] for w, _ in parts)
     means = [np.asarray(weight_magnitude(jnp.asarray(w), fmt.block_size), np.float64) for w, fmt in parts]
     mean = jnp.asarray(sum(f * m for f, m in zip(shares, means, strict=True)), jnp.float32)
     h, a = x.T @ x / TOKENS, jnp.asarray(abs(x).mean(axis=0), jnp.float32)
+    shifts = (0, 0.25, 0.5, 0.75) if any(isinstance(fmt, MxFormat) for _, fmt in parts) else (0,)
     losses = []
-    for alpha in ALPHAS:
-        s = np.asarray(awq_scale(a, mean, jnp.float32(alpha)), np.float64)
+    for alpha, shift in [(alpha, shift) for alpha in ALPHAS for shift in shifts]:
+        s = np.asarray(awq_scale(a, mean, jnp.float32(alpha)), np.float64) * (1 if alpha < 0 else 2**shift)
         scaled_h = h / np.outer(s, s)
         scaled_h += DAMPING * np.trace(scaled_h) / C_IN * np.eye(C_IN)
         row = []
@@ -88,7 +101,7 @@ def reference(x: np.ndarray, parts: list[tuple[np.ndarray, WeightFormat]], colum
             d = searched(seen * s[:, None], scaled_h, fmt) / s[:, None] - seen
             row.append(((x @ d) ** 2).sum() / TOKENS * w.shape[1] / seen.shape[1])
         losses.append(row)
-    return np.array(losses)
+    return np.array(losses).reshape(len(ALPHAS), len(shifts), len(parts))
 
 
 def search(
@@ -106,7 +119,7 @@ def search(
 def test_losses_are_those_of_searched_block_scales(fmt):
     x, w, moments = data()
     found = search([(w, fmt)], moments)
-    want = reference(x, [(w, fmt)])[:, 0]
+    want = reference(x, [(w, fmt)])[:, :, 0].min(axis=1)
     np.testing.assert_allclose(np.asarray(found.losses), want, rtol=1e-4)
     assert int(found.best) == int(np.argmin(want))
     plain = search([(w, fmt)], moments, damping=None)
@@ -119,7 +132,7 @@ def test_siblings_take_the_least_sum(first, second, columns):
     x, w, moments = data(seed=1)
     parts = [(w[:, :4], FORMATS[first]), (w[:, 2:], FORMATS[second])]
     found = search(parts, moments, columns=columns)
-    want = reference(x, parts, columns).sum(axis=1)
+    want = reference(x, parts, columns).sum(axis=2).min(axis=1)
     np.testing.assert_allclose(np.asarray(found.losses), want, rtol=1e-4)
     assert int(found.best) == int(np.argmin(want))
 
@@ -127,7 +140,7 @@ def test_siblings_take_the_least_sum(first, second, columns):
 def test_the_sum_is_neither_siblings_own_choice():
     """Else the test above could not tell."""
     x, w, _ = data(seed=1)
-    each = reference(x, [(w[:, :4], FORMATS["int4"]), (w[:, 2:], FORMATS["nvfp4"])])
+    each = reference(x, [(w[:, :4], FORMATS["int4"]), (w[:, 2:], FORMATS["nvfp4"])])[:, 0]
     assert len({int(each[:, 0].argmin()), int(each[:, 1].argmin()), int(each.sum(axis=1).argmin())}) > 1
 
 
@@ -171,3 +184,31 @@ def test_scaled_moment_is_that_of_the_divided_activation():
     s = np.exp2(np.random.default_rng(0).uniform(-3, 3, C_IN))
     want = (x / s).T @ (x / s) / TOKENS
     np.testing.assert_allclose(np.asarray(scaled_moment(moments.h, jnp.asarray(s, jnp.float32))), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize("damping", [None, DAMPING], ids=["plain", "searched"])
+def test_scales_for_powers_of_two_have_the_best_factor(damping):
+    """Of its quarters; AWQ's scale alone puts the greatest weights of blocks anywhere between two powers."""
+    fmt, taken = FORMATS["mxfp4"], set()
+    for seed in range(4):
+        x, w, moments = data(seed)
+        found = search([(w, fmt)], moments, damping)
+        alpha, mean = jnp.float32(ALPHAS[int(found.best)]), weight_magnitude(jnp.asarray(w), fmt.block_size)
+        plain, losses = np.asarray(awq_scale(moments.a, mean, alpha), np.float64), []
+        for shift in (0, 0.25, 0.5, 0.75):
+            s = plain * 2**shift
+            h = x.T @ x / TOKENS / np.outer(s, s)
+            h += DAMPING * np.trace(h) / C_IN * np.eye(C_IN)
+            z = np.asarray(w * s[:, None], np.float32)
+            left = fmt.round_trip(jnp.asarray(z)) if damping is None else searched(w * s[:, None], h, fmt)
+            losses.append(((x @ (np.asarray(left) / s[:, None] - w)) ** 2).sum() / TOKENS)
+        best = int(np.argmin(losses))
+        np.testing.assert_allclose(np.asarray(found.s), plain * 2 ** (best / 4), rtol=1e-5)
+        np.testing.assert_allclose(float(found.losses[found.best]), losses[best], rtol=1e-4)
+        taken.add(best)
+    assert len(taken) > 1
+
+
+def test_a_common_factor_is_looked_for_where_scales_are_powers_of_two_alone():
+    assert awq_shifts([FORMATS["int4"], FORMATS["nvfp4"], MxFormat("mxfp8")]) == (0,)
+    assert awq_shifts([FORMATS["int4"], FORMATS["mxfp4"]]) == (0, 0.25, 0.5, 0.75)
