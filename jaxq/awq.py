@@ -35,7 +35,7 @@ class ScaleChoice:
     Attributes:
         s: The chosen scale of each input channel; ones where no scaling was best.
         best: Index of the choice among the candidates.
-        losses: Output error of each candidate, summed over the columns that were looked at; with the best `awq_shifts`.
+        losses: Output error of each candidate with the best of `awq_shifts`, summed over the columns looked at.
     """
 
     s: Float[Array, "c_in"]
