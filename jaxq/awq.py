@@ -14,9 +14,11 @@ import numpy as np
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
+from jaxq.block_scales import search_block_scales
 from jaxq.blocks import join, split
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
+from jaxq.gptq import damp
 from jaxq.statistics import Moments, check_moments, diagonal_blocks, output_error
 
 IDENTITY = -1.0
@@ -33,7 +35,7 @@ class ScaleChoice:
     Attributes:
         s: The chosen scale of each input channel; ones where no scaling was best.
         best: Index of the choice among the candidates.
-        losses: Output error of each candidate, summed over the columns that were looked at.
+        losses: Output error of each candidate with the best of `awq_shifts`, summed over the columns looked at.
     """
 
     s: Float[Array, "c_in"]
@@ -91,19 +93,49 @@ def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Ar
 
 @jax.jit
 def awq_scale(
-    a: Float[Array, "c_in"], w_mean: Float[Array, "c_in"], alpha: float | Float[Array, ""]
+    a: Float[Array, "c_in"],
+    w_mean: Float[Array, "c_in"],
+    alpha: float | Float[Array, ""],
+    shift: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, "c_in"]:
-    """AWQ's scale: ``s = clip(a^alpha / w_mean^(1 - alpha), 1e-4, 1e4)``, divided by ``sqrt(max s * min s)``.
+    """AWQ's scale: ``s = clip(a^alpha / w_mean^(1 - alpha), 1e-4, 1e4)``, times ``2^shift / sqrt(max s * min s)``.
 
     Args:
         a: Mean absolute activation of each channel, at least 0.
         w_mean: `weight_magnitude`, at least 0.
         alpha: In [0, 1]; a negative one (`IDENTITY`) gives ones.
+        shift: See `awq_shifts`.
     """
     tiny = jnp.finfo(jnp.float32).tiny
     s = jnp.clip(a**alpha / (w_mean ** (1 - alpha) + tiny), 1e-4, 1e4)
-    s = s / jnp.sqrt(jnp.max(s) * jnp.min(s))
+    s = s / jnp.sqrt(jnp.max(s) * jnp.min(s)) * jnp.exp2(shift)
     return jnp.where(alpha < 0, jnp.ones_like(s), s)
+
+
+def awq_shifts(formats: Sequence[WeightFormat]) -> tuple[float, ...]:
+    """Exponents ``t`` of the factors ``2^t``, common to all channels, that AWQ's scales are looked at with.
+
+    A scale that is a float takes up such a factor, and nothing changes. MXFP4's is a power of two: what is lost depends
+    on where between two of them the blocks' greatest weights lie, and comes round again at ``t = 1``. Codes of MXFP8
+    have as many digits everywhere.
+
+    Example:
+        >>> from jaxq.formats import MxFormat, Nvfp4Format
+        >>> awq_shifts([Nvfp4Format()]), awq_shifts([Nvfp4Format(), MxFormat("mxfp4")])
+        ((0.0,), (0.0, 0.25, 0.5, 0.75))
+    """
+    return (0.0, 0.25, 0.5, 0.75) if any(fmt.dtype == "mxfp4" for fmt in formats) else (0.0,)
+
+
+@jax.jit
+def scaled_moment(h: Float[Array, "c_in c_in"], s: Float[Array, "c_in"]) -> Float[Array, "c_in c_in"]:
+    """Second moment of an activation divided by ``s``: ``diag(1/s) H diag(1/s)``.
+
+    Example:
+        >>> scaled_moment(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([2.0, 1.0])).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+    return h / s[:, None] / s[None, :]
 
 
 def search_scales(
@@ -145,12 +177,15 @@ def search_shared_scales(
     alphas: Float[Array, "candidates"],
     columns: int = 0,
     batch_size: int = 1,
+    block_damping: float | None = None,
 ) -> ScaleChoice:
     """`search_scales` for siblings of several formats: one scale, the least sum of their output errors.
 
     Args:
         parts: Sibling weights side by side, with the format of each lot.
         moments, alphas, columns, batch_size: As for `search_scales`; ``columns`` of each lot.
+        block_damping: Compare by what searched block scales leave (`jaxq.block_scales.search_block_scales`), with the
+            scaled moments damped by this; None: by what plain rounding leaves.
     """
     alphas = jnp.asarray(alphas, jnp.float32)
     if columns < 0:
@@ -159,30 +194,33 @@ def search_shared_scales(
         check_moments(w, moments.h)
     shares = [w.shape[1] for w, _ in parts]
     w_mean = _weighted_sum([weight_magnitude(w, fmt.block_size) for w, fmt in parts], [n / sum(shares) for n in shares])
+    shifts = awq_shifts([fmt for _, fmt in parts])
     losses, weights = [], []
     for w, fmt in parts:
         seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
-        losses.append(_scale_losses(seen, w_mean, moments, alphas, fmt, batch_size))
+        losses.append(_scale_losses(seen, w_mean, moments, alphas, block_damping, shifts, fmt, batch_size))
         weights.append(w.shape[1] / seen.shape[1] if len(parts) > 1 else 1.0)
-    return _choose_scale(_weighted_sum(losses, weights), moments.a, w_mean, alphas)
+    return _choose_scale(_weighted_sum(losses, weights), moments.a, w_mean, alphas, shifts)
 
 
 def _weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
     """A single array as it is: that compiles nothing."""
     if len(arrays) == 1:
         return arrays[0]
-    return jnp.sum(jnp.stack(arrays) * jnp.array(weights)[:, None], axis=0)
+    return jnp.sum(jnp.stack(arrays) * jnp.array(weights).reshape(-1, *[1] * arrays[0].ndim), axis=0)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="shifts")
 def _choose_scale(
-    losses: Float[Array, "candidates"],
+    losses: Float[Array, "candidates shifts"],
     a: Float[Array, "c_in"],
     w_mean: Float[Array, "c_in"],
     alphas: Float[Array, "candidates"],
+    shifts: tuple[float, ...],
 ) -> ScaleChoice:
-    best = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-    return ScaleChoice(awq_scale(a, w_mean, alphas[best]), best, losses)
+    least = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
+    best, shift = least // len(shifts), jnp.array(shifts)[least % len(shifts)]
+    return ScaleChoice(awq_scale(a, w_mean, alphas[best], shift), best, jnp.nanmin(losses, axis=1))
 
 
 @partial(jax.jit, static_argnames="columns")
@@ -192,22 +230,31 @@ def sample_columns(w: Float[Array, "c_in c_out"], columns: int) -> Float[Array, 
 
 
 # Apart from the whole weight's shape: groups with as many input channels share what is compiled.
-@partial(jax.jit, static_argnames=("fmt", "batch_size"))
+@partial(jax.jit, static_argnames=("shifts", "fmt", "batch_size"))
 def _scale_losses(
     w: Float[Array, "c_in columns"],
     w_mean: Float[Array, "c_in"],
     moments: Moments,
     alphas: Float[Array, "candidates"],
+    block_damping: float | Float[Array, ""] | None,
+    shifts: tuple[float, ...],
     fmt: WeightFormat,
     batch_size: int,
-) -> Float[Array, "candidates"]:
+) -> Float[Array, "candidates shifts"]:
     w = w.astype(jnp.float32)
 
-    def loss(alpha: Float[Array, ""]) -> Float[Array, ""]:
-        s = awq_scale(moments.a, w_mean, alpha)[:, None]
-        return jnp.sum(output_error(fmt.round_trip(w * s) / s - w, moments.h))
+    def left(scaled: Float[Array, "c_in columns"], s: Float[Array, "c_in"]) -> Float[Array, "c_in columns"]:
+        if block_damping is None:
+            return fmt.round_trip(scaled)
+        scales = search_block_scales(scaled, damp(scaled_moment(moments.h, s), block_damping), fmt)
+        return fmt.round_to(scaled, fmt.grid(scales, w.shape[0]))
 
-    return jax.lax.map(loss, alphas, batch_size=batch_size)
+    def loss(point: tuple[Float[Array, ""], Float[Array, ""]]) -> Float[Array, ""]:
+        s = awq_scale(moments.a, w_mean, *point)
+        return jnp.sum(output_error(left(w * s[:, None], s) / s[:, None] - w, moments.h))
+
+    points = jnp.repeat(alphas, len(shifts)), jnp.tile(jnp.array(shifts), len(alphas))
+    return jax.lax.map(loss, points, batch_size=batch_size).reshape(len(alphas), len(shifts))
 
 
 @partial(jax.jit, static_argnames="fmt")

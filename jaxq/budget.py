@@ -13,6 +13,7 @@ from jaxq.awq import sample_columns
 from jaxq.block_scales import search_block_scales
 from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
+from jaxq.forms import find_form
 from jaxq.forms.weight import StoredWeight
 from jaxq.gptq import damp
 from jaxq.graph import Group, Site
@@ -108,7 +109,7 @@ class _Errors:
 
 def _losses(site: Site, errors: _Errors, job: Job) -> Losses:
     pairs = zip(job.formats_of(site), errors.relative, strict=True)
-    options = tuple(Option(_nbytes(site, fmt), typical_error(np.concatenate(each))) for fmt, each in pairs)
+    options = tuple(Option(_nbytes(site, fmt, job.form), typical_error(np.concatenate(each))) for fmt, each in pairs)
     energy = None
     if errors.energies:
         energies = np.concatenate(errors.energies)
@@ -122,8 +123,10 @@ def _errors(w: jax.Array, h: jax.Array | None, fmt: WeightFormat, search: bool, 
     return relative_errors(fmt.dequantize(fmt.encoded(w, scales)) - w.astype(jnp.float32), w, h)
 
 
-def _nbytes(site: Site, fmt: WeightFormat) -> int:
-    """Bytes in the file: nodes that multiply by a weight have a copy each."""
+def _nbytes(site: Site, fmt: WeightFormat, form: str) -> int:
+    """Bytes in the file: nodes that read a weight have a copy each."""
     assert site.weight.dtype is not None
-    planned = StoredWeight.planned((site.c_in, site.columns), fmt.with_scale_dtype(str(site.weight.dtype.numpy())))
-    return planned.nbytes * (1 if site.has_table else len(site.nodes))
+    filled = fmt.block_size if find_form(form).whole_blocks and fmt.block_size > 0 else 1
+    shape = (site.c_in + -site.c_in % filled, site.columns)
+    planned = StoredWeight.planned(shape, fmt.with_scale_dtype(str(site.weight.dtype.numpy())))
+    return planned.nbytes * len(site.nodes)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxq.awq import IDENTITY, alpha_grid, ratio_grid, search_clip, search_shared_scales
+from jaxq.awq import IDENTITY, alpha_grid, ratio_grid, scaled_moment, search_clip, search_shared_scales
 from jaxq.block_scales import search_block_scales
 from jaxq.blocks import split
 from jaxq.errors import JaxqError
@@ -161,13 +161,13 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
         if method.needs_data:
             raise JaxqError(f"method {spec.name!r} searches on calibration data, and there is none")
         return [_choice(w, s, alpha, None, fmt, spec) for w, fmt in parts]
-    h = moments.h
+    h, searches = moments.h, method.searches or (spec.block_scales and method.needs_data)
     if method.scales:
-        alphas = jnp.array(alpha_grid(spec.alpha_step))
-        found = search_shared_scales(parts, moments, alphas, spec.search_columns, spec.batch_size)
+        alphas, damping = jnp.array(alpha_grid(spec.alpha_step)), spec.damping if searches else None
+        found = search_shared_scales(parts, moments, alphas, spec.search_columns, spec.batch_size, damping)
         s, alpha = found.s, alphas[found.best]
-        h = h / s[:, None] / s[None, :]
-    if method.searches or (spec.block_scales and method.needs_data):
+        h = scaled_moment(h, s)
+    if searches:
         return [_compensated(w, s, alpha, h, fmt, spec, method.compensates) for w, fmt in parts]
     h = h if method.clips else None
     return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]

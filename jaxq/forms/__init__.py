@@ -27,6 +27,7 @@ class Form:
         stacks: It holds stacks of matrices and kernels of Conv, not just matrices.
         scaled: It holds the codes, so that they can be of scaled or clipped weights; else the float weight.
         negative_scales: Its runtimes take scales below zero.
+        whole_blocks: A column's last block is filled up, so that blocks larger than a column cost more.
         runs: onnxruntime runs it on a CPU.
         domain: The domain of its operators that are not ONNX's own, or "".
     """
@@ -39,6 +40,7 @@ class Form:
     stacks: bool = True
     scaled: bool = True
     negative_scales: bool = True
+    whole_blocks: bool = False
     runs: bool = True
     domain: str = ""
 
@@ -60,6 +62,7 @@ FORMS = {
         opset=13,
         gather_axes=(1,),
         stacks=False,
+        whole_blocks=True,
         domain=matmulnbits.DOMAIN,
     ),
     "nvfp4_standard": Form(nvfp4_standard.write, {"nvfp4": (16,)}, opset=23, ir_version=11, runs=False),
@@ -177,8 +180,8 @@ def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
 def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
     """What a form holds of the kind of a format, integers or floats; the format itself first.
 
-    Integers of 4 bits with and without zero points, in blocks of 32 and more, and of 8 bits without in the largest
-    blocks; all floats. Other integers take as many bytes as these, and smaller blocks more than they gain.
+    Integers of 4 bits with and without zero points, in blocks of 32 and more, and of 8 bits without, per
+    channel if that is held; all floats. Other integers take as many bytes as these, and smaller blocks more than they gain.
 
     Example:
         >>> [other.dtype for other in alternatives("portable", make_format("nvfp4"))]
@@ -189,9 +192,9 @@ def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
         return tuple(dict.fromkeys([fmt, *(make_format(dtype) for dtype in form.holds if dtype not in _INTEGERS)]))
     full_range = form.negative_scales if fmt.use_zero_point else fmt.full_range
     fours = [(dtype, size) for dtype in ("int4", "uint4") for size in form.holds.get(dtype, ()) if size != 16]
-    eights = form.holds.get("int8", ())
-    eight = [("int8", -1 if -1 in eights else max(eights))] if eights else []
-    return tuple(dict.fromkeys([fmt, *(make_format(dtype, size, full_range) for dtype, size in [*fours, *eight])]))
+    sizes = form.holds.get("int8", ())
+    eights = [("int8", size) for size in ((-1,) if -1 in sizes else sizes)]
+    return tuple(dict.fromkeys([fmt, *(make_format(dtype, size, full_range) for dtype, size in [*fours, *eights])]))
 
 
 def _who_holds(uses: Sequence[Use]) -> str:

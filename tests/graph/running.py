@@ -100,9 +100,11 @@ def quantize(
     gather: Gather | None = None,
     accuracy_level: int = 1,
     bits: float | None = None,
+    block_scales: bool = False,
 ) -> Outcome:
     """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache of its own."""
-    spec = MethodSpec(method, fmt or IntegerFormat(block_size=32), alpha_step=0.25, clip_step=0.25)
+    fmt = fmt or IntegerFormat(block_size=32)
+    spec = MethodSpec(method, fmt, alpha_step=0.25, clip_step=0.25, block_scales=block_scales)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
         cache = cache or Path(own)
         job = Job(

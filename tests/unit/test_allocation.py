@@ -1,6 +1,6 @@
 """jaxq.allocation: against all combinations, and against numpy in float64."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -44,13 +44,13 @@ def test_nothing_of_its_size_loses_less(options, budget):
 
 def options_step(options: list[Option]) -> float:
     losses = [options[i].loss for i in lower_hull(options)]
-    return max((a - b for a, b in zip(losses, losses[1:], strict=False)), default=0.0)
+    return max((a - b for a, b in pairwise(losses)), default=0.0)
 
 
 def test_the_greatest_fall_for_each_byte_comes_first():
     steep, flat = [Option(4, 1.0), Option(8, 0.1)], [Option(40, 2.0), Option(80, 0.1)]
     assert allocate([flat, steep], 48) == [0, 1]
-    assert allocate([flat, steep], 84) == [1, 0]  # what is left of the budget goes to what fits
+    assert allocate([steep, flat, flat], 132) == [1, 1, 0]  # what does not fit any more is passed over
     assert allocate([flat, steep], 88) == [1, 1]
 
 

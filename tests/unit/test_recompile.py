@@ -76,9 +76,10 @@ CALLS: dict[str, Callable[[int], tuple[Any, ...]]] = {
     ),
     "round_to_nearest": lambda i: (choose, ROUND_TO_NEAREST, parts(i), None, spec("rtn")),
     "awq_full": lambda i: (choose, METHODS["awq_full"], parts(i), moments(i), spec("awq_full")),
+    "awq_gptq": lambda i: (choose, METHODS["awq_gptq"], parts(i), moments(i), spec("awq_gptq")),
     "awq_full of two formats": lambda i: (
         choose,
-        *(METHODS["awq_full"], parts(i, Nvfp4Format(), MxFormat("mxfp8")), moments(i), spec("awq_full")),
+        *(METHODS["awq_full"], parts(i, Nvfp4Format(), MxFormat("mxfp4")), moments(i), spec("awq_full")),
     ),
     "measure": lambda i: (measure, floats(i, C_IN, C_OUT), choice(i), moments(i), IntegerFormat(16, full_range=True)),
 }

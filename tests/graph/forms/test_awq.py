@@ -9,7 +9,7 @@ import pytest
 from jaxq.batches import Batch
 from jaxq.formats import make_format
 from jaxq.results import Outcome
-from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, vector, weight
+from tests.graph.models import ACTIVATION, HIDDEN, build, node, siblings, tokens, vector, weight
 from tests.graph.running import initializers, quantize, relative, run, save, with_weights
 from tests.graph.unpacked import dequantized
 
@@ -21,6 +21,12 @@ FORMATS = [
     pytest.param("int8", -1, "dq", id="int8"),
 ]
 METHODS = ("awq_lite", "awq_clip", "awq_full")
+SEARCHED = [
+    pytest.param("int4", 32, "dq", id="int4"),
+    pytest.param("uint4", 32, "dq", id="uint4"),
+    pytest.param("nvfp4", 16, "portable", id="nvfp4"),
+    pytest.param("mxfp4", 32, "portable", id="mxfp4"),
+]
 
 
 def chain(between: str) -> onnx.ModelProto:
@@ -91,3 +97,33 @@ def test_scales_of_float_formats_take_up_no_division(dtype, block, form, tmp_pat
     expected = run(with_weights(chain("Identity"), effective(onnx.load(target))), X)[0]
     assert relative(run(target, X)[0], expected) < 2e-6
     assert relative(expected, run(chain("Identity"), X)[0]) < 0.2
+
+
+@pytest.mark.parametrize(("dtype", "block", "form"), SEARCHED)
+@pytest.mark.parametrize("method", ["awq_lite", "awq_gptq"])
+def test_searched_block_scales_are_folded_exactly(method, dtype, block, form, tmp_path):
+    """The file gives what the float model gives with the weights that its codes stand for; nothing is divided twice."""
+    source, target = save(chain("Identity"), tmp_path), tmp_path / "out.onnx"
+    fmt = make_format(dtype, block, full_range=True)
+    outcome = quantize(source, target, method, [Batch(X)], fmt, form, block_scales=True)
+    onnx.checker.check_model(str(target), full_check=True)
+    assert [layer.fold for layer in outcome.layers] == ["vector", "weight" if "int" in dtype else "Mul"]
+    assert all(layer.alpha is not None for layer in outcome.layers)
+    expected = run(with_weights(chain("Identity"), effective(onnx.load(target))), X)[0]
+    assert relative(run(target, X)[0], expected) < 2e-6
+    assert relative(expected, run(chain("Identity"), X)[0]) < 0.2
+
+
+@pytest.mark.parametrize(("dtype", "block", "form"), SEARCHED[::2])
+def test_siblings_share_what_is_folded_into_their_norm(dtype, block, form, tmp_path):
+    proto, target = siblings(), tmp_path / "out.onnx"
+    fmt = make_format(dtype, block, full_range=True)
+    outcome = quantize(save(proto, tmp_path), target, "awq_gptq", [Batch(X)], fmt, form)
+    assert {(layer.fold, layer.alpha) for layer in outcome.layers} == {("vector", outcome.layers[0].alpha)}
+    assert outcome.layers[0].alpha is not None
+    written = onnx.load(target)
+    norm = initializers(written)["norm_awq"]
+    assert np.ptp(np.log(norm / vector())) > 0.4
+    expected = run(with_weights(proto, dequantized(written) | {"norm": norm}), X)[0]
+    assert relative(run(target, X)[0], expected) < 2e-6
+    assert relative(expected, run(proto, X)[0]) < 0.2
