@@ -56,7 +56,7 @@ def feedback(
     def factor(damping: Array) -> Array:
         # H = R R' with R upper triangular: the Cholesky factor of H turned around.
         r = jnp.linalg.cholesky(damp(h, damping)[::-1, ::-1])[::-1, ::-1]
-        return r / jnp.diagonal(r)[None, :]
+        return jnp.triu(r / jnp.diagonal(r)[None, :], 1) + jnp.eye(h.shape[0], dtype=h.dtype)
 
     def bad(state: tuple[Array, Array, Array]) -> Array:
         _, u, tries = state

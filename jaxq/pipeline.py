@@ -67,8 +67,8 @@ def quantize_model(
         work = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
         state = (own if until is None else until).enter_context(work)
         if batches and find_method(job.method.name).propagates:
-            with clock.phase("calibrate and search"):
-                found, (results, windows) = 0, _propagate(source, batches, state, job, progress)
+            with clock.phase("calibrate"):
+                found, (results, windows) = 0, _propagate(source, batches, state, job, clock, progress)
         else:
             with clock.phase("calibrate"):
                 found, windows = _calibrate(source, batches, store, state, job, progress)
@@ -172,7 +172,7 @@ def _quantized(
 
 
 def _propagate(
-    source: Source, batches: Sequence[Batch], state: RunState, job: Job, progress: Progress
+    source: Source, batches: Sequence[Batch], state: RunState, job: Job, clock: Clock, progress: Progress
 ) -> tuple[list[GroupResult], list[WindowRun]]:
     """Calibration and search by turns; see `jaxq.propagate`."""
     kept = ResultStore(state.folder / "weights", state.key)
@@ -185,7 +185,7 @@ def _propagate(
 
     data = Calibration(batches, state.windows, state.key, job.window_bytes, job.providers)
     with ThreadPoolExecutor(WORKERS) as pool:
-        return quantize_in_order(source.model, source.groups, data, quantize, is_kept, pool, progress)
+        return quantize_in_order(source.model, source.groups, data, quantize, is_kept, pool, clock, progress)
 
 
 def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:
