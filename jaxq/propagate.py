@@ -184,7 +184,7 @@ def _run_window(pair: tuple[Runner, Runner], work: _Work, advance: Callable[[], 
             drift.add(values[1], values[0], batch)
         advance()
     moments = {c.reading: {key: checked(c.reading.name, m) for key, m in c.finish()} for c in collectors}
-    drifts = jax.block_until_ready({group: drift.collector.finish() for group, drift in drifting.items()})
+    drifts = {group: jax.block_until_ready(drift.collector.finish()) for group, drift in drifting.items()}
     seconds = time.perf_counter() - start
     work.know(moments, drifts)
     return WindowRun(
