@@ -71,6 +71,8 @@ class BlockFormat(ABC):
     ``with_scale_dtype``.
     """
 
+    block_size: int
+
     @abstractmethod
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
