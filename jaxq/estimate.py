@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
 
 from jaxq.batches import Batch
 from jaxq.capture import WindowRun, capture_moments
+from jaxq.drift import Drift
 from jaxq.forms import Form
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Declined, Group, Site
@@ -88,6 +90,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     rest = sum(map(_work, source.groups)) / sum(map(_work, nearest))
     hashing, writing = _speeds(job.source)
     windows = min(job.window_bytes, source.weight_bytes) if batches else 0
+    # The second pass is the other model's; sums of drift take the place of moments there, and cost about as much.
     passes = 2 if find_method(job.method.name).propagates else 1
     larger = max(map(_nbytes, source.groups)) - search.largest
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
@@ -203,8 +206,10 @@ def _search_times(group: Group, found: MomentsOf | None, spec: MethodSpec, job: 
     """Seconds of the first search of a group, and of one of several at a time."""
     formats = [job.format_of(site) for site in group.sites]
 
+    drift = _drift(group, found, spec)
+
     def search(_: int) -> None:
-        quantize_group(group, formats, found, spec)
+        quantize_group(group, formats, found, spec, drift)
 
     cold = _timed(lambda: search(0))
     if cold > _BUDGET:  # one more, to tell compilation from work
@@ -220,6 +225,13 @@ def _moments(group: Group, found: Mapping[str, Moments]) -> MomentsOf | None:
     (reading,) = group.readings
     keys = [reading.shared_key] * reading.count if reading.shared_key in found else reading.keys
     return (lambda index: found[keys[index]]) if all(key in found for key in keys) else None
+
+
+def _drift(group: Group, found: MomentsOf | None, spec: MethodSpec) -> Drift | None:
+    """Something to make up for, where the method does that: it costs as much whatever the numbers are."""
+    if found is None or group.count > 1 or not find_method(spec.name).propagates:
+        return None
+    return Drift(jnp.zeros_like(found(0).h), (None,) * len(group.sites))
 
 
 def _speeds(path: Path) -> tuple[float, float]:

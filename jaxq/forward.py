@@ -94,17 +94,20 @@ def forward_twice(
     """
     plan = plan_hash(windows)
     types = _known_types(windows, spools[0], done)
-    for i, window in enumerate(windows[done:], done):
-        others = {str(v.name): array for v in window.weights if (array := replaced(str(v.name))) is not None}
-        loaded = _load(model, window, types, how)
-        first = Runner(window, loaded, spools[0])
-        second = Runner(window, _load(model, window, types, how, others), spools[1])
-        types |= output_types(loaded.session)
-        del loaded
-        yield first, second
-        for runner in (first, second):
-            runner.close()
-            runner.spool.commit(plan, i + 1, _needed(windows[i + 1 :]))
+    with ThreadPoolExecutor(1) as pool:
+        ahead = [pool.submit(_load, model, window, dict(types), how) for window in windows[done : done + 1]]
+        for i, window in enumerate(windows[done:], done):
+            others = {str(v.name): array for v in window.weights if (array := replaced(str(v.name))) is not None}
+            loaded = ahead.pop().result()
+            second = Runner(window, _load(model, window, types, how, others), spools[1])
+            types |= output_types(loaded.session)
+            ahead += [pool.submit(_load, model, later, dict(types), how) for later in windows[i + 1 : i + 2]]
+            first = Runner(window, loaded, spools[0])
+            del loaded
+            yield first, second
+            for runner in (first, second):
+                runner.close()
+                runner.spool.commit(plan, i + 1, _needed(windows[i + 1 :]))
 
 
 def _known_types(windows: Sequence[Window], spool: Spool, done: int) -> dict[str, ValueType]:

@@ -38,25 +38,25 @@ def damp(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Flo
 
 
 @jax.jit
-def inverse_factor(
+def feedback(
     h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]
 ) -> tuple[Float[Array, "c_in c_in"], Float[Array, ""]]:
-    """Upper triangular ``U`` with ``U'U = (H + damping mean(diag H) I)^-1``, and the damping that it took.
+    """Upper triangular ``U`` with ones on its diagonal and ``U D U' = H + damping mean(diag H) I``, and that damping.
 
+    With the errors ``E`` of the rows before it, row ``j`` is best rounded at ``w_j + sum_(i<j) U_ij E_i``.
     Where the damped ``H`` is not positive definite in float32 the damping grows tenfold until it is, from 1e-6 at
-    least; a diagonal stands in for an ``H`` with which that does not help (it is not finite).
+    least; the identity stands in for ``U`` where that does not help (``H`` is not finite).
 
     Example:
-        >>> u, taken = inverse_factor(jnp.array([[4.0, 0.0], [0.0, 1.0]]), 0.0)
+        >>> u, taken = feedback(jnp.array([[5.0, 2.0], [2.0, 4.0]]), 0.0)
         >>> u.tolist(), float(taken)
-        ([[0.5, 0.0], [0.0, 1.0]], 0.0)
+        ([[1.0, 0.5], [0.0, 1.0]], 0.0)
     """
 
     def factor(damping: Array) -> Array:
-        # H = R R' with R upper triangular: the Cholesky factor of H turned around. U = R^-1.
-        turned = jnp.linalg.cholesky(damp(h, damping)[::-1, ::-1])
-        eye = jnp.eye(h.shape[0], dtype=h.dtype)
-        return jax.scipy.linalg.solve_triangular(turned, eye, lower=True)[::-1, ::-1]
+        # H = R R' with R upper triangular: the Cholesky factor of H turned around.
+        r = jnp.linalg.cholesky(damp(h, damping)[::-1, ::-1])[::-1, ::-1]
+        return jnp.triu(r / jnp.diagonal(r)[None, :], 1) + jnp.eye(h.shape[0], dtype=h.dtype)
 
     def bad(state: tuple[Array, Array, Array]) -> Array:
         _, u, tries = state
@@ -91,7 +91,7 @@ def gptq_round(
         h: Second moment of the activation, symmetric. Zero rows are rounded to nearest.
         scales: Scales of the blocks.
         fmt: The format.
-        damping: Added to the diagonal of ``h``, in units of its mean; see `inverse_factor`.
+        damping: Added to the diagonal of ``h``, in units of its mean; see `feedback`.
         sweeps: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses.
 
     Returns:
@@ -116,7 +116,7 @@ def gptq_round(
     back = jnp.argsort(order)
     h = h[order][:, order]
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
-    u, taken = inverse_factor(h, damping)
+    u, taken = feedback(h, damping)
     values = _round_rows(w[order], u, grid, fmt)
     if sweeps:
         values = _descend(w[order], values, damp(h, taken), grid, fmt, sweeps)
@@ -124,30 +124,28 @@ def gptq_round(
 
 
 def _round_rows(w: Array, u: Array, grid: Grid, fmt: WeightFormat) -> Array:
-    """GPTQ's pass, panel by panel; within one, the rows after it hear of a row's error at once."""
+    """Row after row, panel by panel: what a row hears of the panels before its own is one product."""
     (w, grid), u, count = _fill((w, grid), u)
 
-    def panel(i: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
-        left, values = state
+    def panel(i: Int[Array, ""], errors: Array) -> Array:
         start = i * _PANEL
-        own, rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, _PANEL), (left, grid))
-        across = jax.lax.dynamic_slice_in_dim(u, start, _PANEL)
-        inner = jax.lax.dynamic_slice_in_dim(across, start, _PANEL, axis=1)
+        own, rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, _PANEL), (w, grid))
+        across = jax.lax.dynamic_slice_in_dim(u, start, _PANEL, axis=1)
+        inner = jax.lax.dynamic_slice_in_dim(across, start, _PANEL)
+        heard = own + jnp.matmul(across.T, errors, precision=Precision.HIGHEST)
 
-        def row(j: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            own, rounded, errors = state
-            value = fmt.round_to(own[j], jax.tree.map(lambda x: x[j], rows))
-            error = (own[j] - value) / inner[j, j]
-            later = jnp.where(jnp.arange(_PANEL) > j, inner[j], 0)
-            return own - jnp.outer(later, error), rounded.at[j].set(value), errors.at[j].set(error)
+        def row(j: Int[Array, ""], found: Array) -> Array:
+            value = fmt.round_to(
+                heard[j] + jnp.matmul(inner[:, j], found, precision=Precision.HIGHEST),
+                jax.tree.map(lambda x: x[j], rows),
+            )
+            return found.at[j].set(own[j] - value)
 
-        _, rounded, errors = jax.lax.fori_loop(0, _PANEL, row, (own, jnp.zeros_like(own), jnp.zeros_like(own)))
-        later = jnp.where(jnp.arange(u.shape[1]) >= start + _PANEL, across, 0)
-        left = left - jnp.matmul(later.T, errors, precision=Precision.HIGHEST)
-        return left, jax.lax.dynamic_update_slice_in_dim(values, rounded, start, axis=0)
+        found = jax.lax.fori_loop(0, _PANEL, row, jnp.zeros_like(own))
+        return jax.lax.dynamic_update_slice_in_dim(errors, found, start, axis=0)
 
-    _, values = jax.lax.fori_loop(0, w.shape[0] // _PANEL, panel, (w, jnp.zeros_like(w)))
-    return values[:count]
+    errors = jax.lax.fori_loop(0, w.shape[0] // _PANEL, panel, jnp.zeros_like(w))
+    return fmt.round_to(w - errors, grid)[:count]
 
 
 def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, sweeps: int) -> Array:
@@ -162,14 +160,14 @@ def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, s
         across = jax.lax.dynamic_slice_in_dim(h, start, _PANEL)
         inner = jax.lax.dynamic_slice_in_dim(across, start, _PANEL, axis=1)
 
-        def row(j: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
-            own, near = state
-            value = fmt.round_to(own[j] - near[j] / inner[j, j], jax.tree.map(lambda x: x[j], rows))
-            return own.at[j].set(value), near + jnp.outer(inner[:, j], value - own[j])
+        def row(j: Int[Array, ""], moved: Array) -> Array:
+            slope = near[j] + jnp.matmul(inner[j], moved, precision=Precision.HIGHEST)
+            value = fmt.round_to(own[j] - slope / inner[j, j], jax.tree.map(lambda x: x[j], rows))
+            return moved.at[j].set(value - own[j])
 
-        new, _ = jax.lax.fori_loop(0, _PANEL, row, (own, near))
-        slope = slope + jnp.matmul(across.T, new - own, precision=Precision.HIGHEST)
-        return jax.lax.dynamic_update_slice_in_dim(values, new, start, axis=0), slope
+        moved = jax.lax.fori_loop(0, _PANEL, row, jnp.zeros_like(own))
+        slope = slope + jnp.matmul(across.T, moved, precision=Precision.HIGHEST)
+        return jax.lax.dynamic_update_slice_in_dim(values, own + moved, start, axis=0), slope
 
     values, _ = jax.lax.fori_loop(0, sweeps * (w.shape[0] // _PANEL), panel, (values, slope))
     return values[:count]

@@ -80,8 +80,8 @@ def quantize_model(
                 formats = _choose_formats(source.groups, store if batches else None, job, progress)
         work = _Work(formats, ResultStore(state.folder / "weights", state.key), state.found, job.method)
         if propagates:
-            with clock.phase("calibrate and search"):
-                results, more = _propagate(source, batches, work, state, job, progress)
+            with clock.phase("calibrate"):
+                results, more = _propagate(source, batches, work, state, job, clock, progress)
                 windows = [*windows, *more]
         else:
             with clock.phase("search"):
@@ -209,7 +209,7 @@ def _search(groups: Sequence[Group], store: MomentStore | None, work: _Work, pro
 
 
 def _propagate(
-    source: Source, batches: Sequence[Batch], work: _Work, state: RunState, job: Job, progress: Progress
+    source: Source, batches: Sequence[Batch], work: _Work, state: RunState, job: Job, clock: Clock, progress: Progress
 ) -> tuple[list[GroupResult], list[WindowRun]]:
     """Calibration and search by turns; see `jaxq.propagate`."""
 
@@ -218,7 +218,7 @@ def _propagate(
 
     data = Calibration(batches, state.windows, state.key, job.window_bytes, job.providers)
     with ThreadPoolExecutor(WORKERS) as pool:
-        return quantize_in_order(source.model, source.groups, data, work.quantize, is_kept, pool, progress)
+        return quantize_in_order(source.model, source.groups, data, work.quantize, is_kept, pool, clock, progress)
 
 
 def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:

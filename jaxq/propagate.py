@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import onnx_ir as ir
 
@@ -26,6 +27,7 @@ from jaxq.progress import Progress, silent
 from jaxq.readers import is_table
 from jaxq.reading import Reading
 from jaxq.residuals import residual_of
+from jaxq.results import Clock
 from jaxq.runtime import to_jax
 from jaxq.spool import Spool
 from jaxq.statistics import Moments, mean_moments
@@ -61,6 +63,7 @@ def quantize_in_order(
     quantize: Quantize,
     is_kept: Callable[[Group], bool],
     pool: Executor,
+    clock: Clock,
     progress: Progress = silent,
 ) -> tuple[list[GroupResult], list[WindowRun]]:
     """Quantizes each group as soon as the activation that it reads is known.
@@ -72,6 +75,7 @@ def quantize_in_order(
         quantize: Called once for each group.
         is_kept: Whether a stopped run left the group's result: windows before it need not run again.
         pool: Runs the groups of a window.
+        clock: Has a phase "search" afterwards; all else is the caller's.
         progress: Told of each batch of each window.
 
     Returns:
@@ -81,7 +85,7 @@ def quantize_in_order(
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
     check_feeds(model, data.batches)
-    work = _Work(groups, quantize, pool)
+    work = _Work(groups, quantize, pool, clock)
     windows = _plan(model, groups, data.window_bytes)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         root = Path(folder) if data.folder is None else data.folder
@@ -122,9 +126,9 @@ def _done(
 class _Work:
     """The groups' results so far."""
 
-    def __init__(self, groups: Sequence[Group], quantize: Quantize, pool: Executor) -> None:
+    def __init__(self, groups: Sequence[Group], quantize: Quantize, pool: Executor, clock: Clock) -> None:
         self.results: dict[Group, GroupResult] = {}
-        self._groups, self._quantize, self._pool = groups, quantize, pool
+        self._groups, self._quantize, self._pool, self._clock = groups, quantize, pool, clock
         self._moments: dict[Reading, Mapping[str, Moments]] = {}
         self._places: dict[str, tuple[Group, int]] = {}
         self.finish([group for group in groups if not group.readings])
@@ -143,7 +147,9 @@ class _Work:
     def finish(self, groups: Sequence[Group], drifts: Mapping[Group, Drift | None] | None = None) -> None:
         """Quantizes groups with the moments that are known."""
         jobs = [(group, self._moments_of(group), (drifts or {}).get(group)) for group in groups]
-        for group, result in zip(groups, self._pool.map(lambda job: self._quantize(*job), jobs), strict=True):
+        with self._clock.phase("search"):
+            results = list(self._pool.map(lambda job: self._quantize(*job), jobs))
+        for group, result in zip(groups, results, strict=True):
             self.results[group] = result
             self._places |= {str(site.weight.name): (group, i) for i, site in enumerate(group.sites)}
 
@@ -178,8 +184,9 @@ def _run_window(pair: tuple[Runner, Runner], work: _Work, advance: Callable[[], 
             drift.add(values[1], values[0], batch)
         advance()
     moments = {c.reading: {key: checked(c.reading.name, m) for key, m in c.finish()} for c in collectors}
-    work.know(moments, {group: drift.collector.finish() for group, drift in drifting.items()})
+    drifts = {group: jax.block_until_ready(drift.collector.finish()) for group, drift in drifting.items()}
     seconds = time.perf_counter() - start
+    work.know(moments, drifts)
     return WindowRun(
         len(window.nodes), window.weight_bytes, len(window.live), len(batches), seconds, tuple(sorted(unmasked))
     )

@@ -110,16 +110,23 @@ class Outcome:
 
 @dataclass
 class Clock:
-    """Collects phases."""
+    """Collects phases, in the order in which they first began."""
 
     phases: list[Phase] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a ``with`` block."""
-        start = perf_counter()
+        """Times a ``with`` block, added to what the phase took before; a phase within does not count for the outer."""
+        if name not in [phase.name for phase in self.phases]:
+            self.phases.append(Phase(name, 0.0, peak_mb()))
+        start, others = perf_counter(), self._total()
         yield
-        self.phases.append(Phase(name, perf_counter() - start, peak_mb()))
+        seconds = perf_counter() - start - (self._total() - others)
+        own = [phase.name for phase in self.phases].index(name)
+        self.phases[own] = Phase(name, self.phases[own].seconds + seconds, peak_mb())
+
+    def _total(self) -> float:
+        return sum(phase.seconds for phase in self.phases)
 
 
 def peak_mb() -> float:

@@ -2,17 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxq.batches import Batch
-from jaxq.store import hash_files, write_whole
+from jaxq.store import digest, write_whole
 
 
 class Spool:
     """What later windows read of each batch: the model's inputs, and files for computed values.
+
+    A value is hashed once, in memory when it is kept; files are read back and compared by `resume` alone.
 
     Args:
         folder: Where the files lie. What a run that was stopped left there is used by `resume`.
@@ -22,7 +24,7 @@ class Spool:
 
     def __init__(self, folder: Path, batches: Sequence[Batch], key: str = "") -> None:
         self.folder, self.batches, self.key = folder, batches, key
-        self._names: set[str] = set()
+        self._hashes: dict[str, dict[int, str]] = {}  # of each value, by batch
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, batch: int, name: str) -> np.ndarray:
@@ -32,36 +34,45 @@ class Spool:
 
     def put(self, batch: int, name: str, array: np.ndarray) -> None:
         """Keeps a value."""
-        self._names.add(name)
+        self._hashes.setdefault(name, {})[batch] = _hash(name, batch, array)
         np.save(self._path(batch, name), array)
 
     def commit(self, plan: str, done: int, needed: Collection[str]) -> None:
         """Notes that the first ``done`` windows of a plan are finished, and drops what no later one reads."""
-        gone = self._names - set(needed)
-        self._names -= gone
-        kept = {name: hash_files(self._files(name)) for name in sorted(self._names)}
+        gone = self._hashes.keys() - set(needed)
+        paths = [self._path(batch, name) for name in gone for batch in self._hashes.pop(name)]
+        kept = {name: [hashes[i] for i in range(len(self.batches))] for name, hashes in sorted(self._hashes.items())}
         write_whole(self._state(), json.dumps({"key": self.key, "plan": plan, "done": done, "values": kept}).encode())
-        for path in (path for name in gone for path in self._files(name)):
+        for path in paths:
             path.unlink(missing_ok=True)
 
     def resume(self, plan: str) -> int:
         """How many windows of the plan are finished and have left their values whole; 0 if any is not as it was."""
         try:
             state = json.loads(self._state().read_text())
-            same = (state["key"], state["plan"]) == (self.key, plan)
-            whole = same and all(hash_files(self._files(n)) == h for n, h in state["values"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if (state["key"], state["plan"]) != (self.key, plan):
+                return 0
+            values = {name: dict(enumerate(hashes)) for name, hashes in state["values"].items()}
+            whole = all(self._is_whole(name, hashes) for name, hashes in values.items())
+            done = int(state["done"])
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError):
             return 0
         if not whole:
             return 0
-        self._names = set(state["values"])
-        return int(state["done"])
+        self._hashes = values
+        return done
+
+    def _is_whole(self, name: str, hashes: Mapping[int, str]) -> bool:
+        """Whether the files of a value, one for each batch, hold what was kept."""
+        read = (np.load(self._path(batch, name), mmap_mode="r") for batch in range(len(self.batches)))
+        return list(hashes.values()) == [_hash(name, batch, array) for batch, array in enumerate(read)]
 
     def _state(self) -> Path:
         return self.folder / "state.json"
 
-    def _files(self, name: str) -> list[Path]:
-        return [self._path(batch, name) for batch in range(len(self.batches))]
-
     def _path(self, batch: int, name: str) -> Path:
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}-{batch}.npy"
+
+
+def _hash(name: str, batch: int, array: np.ndarray) -> str:
+    return digest({name: array}, str(batch))

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
+from jaxq.readers import STANDARD
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +15,7 @@ class Window:
     """A run of consecutive nodes.
 
     Attributes:
-        nodes: In topological order.
+        nodes: In topological order. Constants come first; each window that reads one has it.
         inputs: Values that the nodes read from the model's inputs or from earlier windows.
         captures: Activations, computed here or read here first, that were asked for.
         live: Values computed here, or passed through, that later windows read.
@@ -49,7 +50,8 @@ def plan_windows(
     """
     if max_bytes < 1:
         raise JaxqError(f"the window size is {max_bytes} bytes: give a positive number")
-    nodes, levels = _by_level(_ancestors(graph, wanted), frozenset(steps))
+    needed = [node for node in _ancestors(graph, wanted) if not _is_constant(node) or node.outputs[0] in wanted]
+    nodes, levels = _by_level(needed, frozenset(steps))
     last_read = {value: i for i, node in enumerate(nodes) for value in _reads(node)}
     alive = _count_alive(nodes, last_read)
     windows: list[Window] = []
@@ -112,6 +114,10 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attr.as_graphs()
 
 
+def _is_constant(node: ir.Node) -> bool:
+    return node.op_type == "Constant" and node.domain in STANDARD
+
+
 def _initializers(nodes: Sequence[ir.Node]) -> list[ir.Value]:
     return list(dict.fromkeys(v for node in nodes for v in _reads(node) if v.is_initializer()))
 
@@ -146,7 +152,9 @@ def _window(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], later: Collect
     outputs = [v for node in nodes for v in node.outputs]
     own = set(outputs)
     reads = dict.fromkeys(v for node in nodes for v in _reads(node))
-    inputs = tuple(v for v in reads if v not in own and not v.is_initializer())
+    outside = [v for v in reads if v not in own and not v.is_initializer()]
+    constants = [node for v in outside if (node := v.producer()) is not None and _is_constant(node)]
+    inputs = tuple(v for v in outside if v.producer() not in constants)
     captures = tuple(v for v in wanted if v in own)
     live = tuple(v for v in outputs if v in later)
-    return Window(tuple(nodes), inputs, captures, live, tuple(_initializers(nodes)))
+    return Window((*constants, *nodes), inputs, captures, live, tuple(_initializers(nodes)))

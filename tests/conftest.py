@@ -1,6 +1,13 @@
 """Strict settings for the tests: no silent promotion, shapes checked at run time, repeatable hypothesis."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+
+# Before jax is imported, and inherited by the workers and subprocesses: most of the tests' time is compilation, and
+# two workers, or the next run, need not do it again. What is found depends on the compiled program and on versions.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import hypothesis
 import jax

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Num, Shaped
 
+from jaxq.blocks import spread
+
 ClipRatio = float | Float[Array, ""] | Float[Array, "n_blocks c_out"]
 
 
@@ -69,6 +71,8 @@ class BlockFormat(ABC):
     ``with_scale_dtype``.
     """
 
+    block_size: int
+
     @abstractmethod
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
@@ -86,8 +90,12 @@ class BlockFormat(ABC):
         """The nearest codes under these scales."""
 
     @abstractmethod
+    def block_grid(self, scales: Scales) -> Grid:
+        """What the weights of each block can be rounded to, [n_blocks, c_out]."""
+
     def grid(self, scales: Scales, c_in: int) -> Grid:
         """What each of ``c_in`` rows can be rounded to."""
+        return jax.tree.map(lambda x: spread(x, c_in, self.block_size), self.block_grid(scales))
 
     @abstractmethod
     def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxq.blocks import split, spread
+from jaxq.blocks import split
 from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
 from jaxq.integer import code_range, dq_tensor, find_full_range_scales, find_scales, rtn
 
@@ -93,11 +93,9 @@ class IntegerFormat(BlockFormat):
         """The nearest codes under these scales, ties to even."""
         return rtn(w.astype(jnp.float32), scales.s, self.block_size, 0, scales.zp, self.num_bits)
 
-    def grid(self, scales: Scales, c_in: int) -> Grid:
-        """What each of ``c_in`` rows can be rounded to."""
-        steps = spread(scales.s.astype(jnp.float32), c_in, self.block_size)
-        zp = scales.zp
-        return Grid(steps, None if zp is None else spread(zp.astype(jnp.float32), c_in, self.block_size))
+    def block_grid(self, scales: Scales) -> Grid:
+        """What the weights of each block can be rounded to."""
+        return Grid(scales.s.astype(jnp.float32), None if scales.zp is None else scales.zp.astype(jnp.float32))
 
     def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
         """The nearest values of a grid, or of rows of it, ties to even codes."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxq.blocks import max_magnitude, split, spread
+from jaxq.blocks import max_magnitude, split
 from jaxq.errors import JaxqError
 from jaxq.float4 import E2M1_MAX, E4M3_MAX, decode_e2m1, encode_e2m1
 from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
@@ -71,10 +71,9 @@ class MxFormat(BlockFormat):
         x = jnp.clip(scale_down(w, self._exponents(scales)), -self._top, self._top)
         return x.astype(jnp.float8_e4m3fn) if self.dtype == "mxfp8" else encode_e2m1(x)
 
-    def grid(self, scales: Scales, c_in: int) -> Grid:
-        """What each of ``c_in`` rows can be rounded to."""
-        steps = power_of_two(jnp.maximum(self._exponents(scales), _LEAST_NORMAL))
-        return Grid(spread(steps, c_in, MX_BLOCK))
+    def block_grid(self, scales: Scales) -> Grid:
+        """What the weights of each block can be rounded to."""
+        return Grid(power_of_two(jnp.maximum(self._exponents(scales), _LEAST_NORMAL)))
 
     def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
         """The nearest values of a grid; it may hold some of the rows alone."""

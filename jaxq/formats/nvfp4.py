@@ -73,9 +73,9 @@ class Nvfp4Format(BlockFormat):
         assert scales.s2 is not None
         return encode_e2m1(divide_by_scales(w, scales.s.astype(jnp.float32), scales.s2))
 
-    def grid(self, scales: Scales, c_in: int) -> Grid:
-        """What each of ``c_in`` rows can be rounded to."""
-        return Grid(spread(self._steps(scales), c_in, NVFP4_BLOCK))
+    def block_grid(self, scales: Scales) -> Grid:
+        """What the weights of each block can be rounded to."""
+        return Grid(self._steps(scales))
 
     def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
         """The nearest values of a grid; it may hold some of the rows alone."""

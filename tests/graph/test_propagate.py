@@ -1,5 +1,6 @@
 """method=best: every weight on the activations of the model whose earlier weights are quantized already."""
 
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jaxq.job import Job
 from jaxq.methods import MethodSpec
 from jaxq.pipeline import quantize_model
 from jaxq.residuals import residual_of
+from jaxq.results import Clock
 from jaxq.windows import plan_windows
 from tests.graph.conftest import decoder_batches
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, value, weight
@@ -174,6 +176,9 @@ def test_each_window_runs_once_a_batch_in_both_models(decoder, tmp_path):
     batches = decoder_batches()
     outcome = quantize_model(job(decoder, tmp_path, "out"), batches)
     assert all(window.runs == len(batches) for window in outcome.windows)
+    seconds = {phase.name: phase.seconds for phase in outcome.phases}
+    assert list(seconds) == ["load", "calibrate", "search", "write"]
+    assert seconds["search"] > 0 and seconds["calibrate"] >= sum(window.seconds for window in outcome.windows) > 0
     assert len(outcome.windows) <= 4 * 3 + 2  # four steps a layer, three layers
 
 
@@ -185,3 +190,16 @@ def test_padding_does_not_count(decoder, tmp_path):
         quantize_model(target, decoder_batches(fill=fill))
         files.append(target.target.read_bytes())
     assert files[0] == files[1]
+
+
+def test_phases_within_phases():
+    """An inner phase counts for itself alone, however often it comes."""
+    clock = Clock()
+    with clock.phase("outer"):
+        for _ in range(2):
+            time.sleep(0.02)
+            with clock.phase("inner"):
+                time.sleep(0.1)
+    outer, inner = clock.phases
+    assert (outer.name, inner.name) == ("outer", "inner")
+    assert inner.seconds >= 0.2 and 0.04 <= outer.seconds < 0.2

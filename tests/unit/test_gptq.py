@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.block_scales import search_block_scales
+from jaxq.block_scales import low_rank, search_block_scales
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Scales, WeightFormat
-from jaxq.gptq import damp, gptq_round, inverse_factor
+from jaxq.gptq import damp, feedback, gptq_round
 
 FORMATS: dict[str, WeightFormat] = {
     "int4": IntegerFormat(16, full_range=True),
@@ -124,7 +124,7 @@ def test_a_sweep_never_loses(fmt):
 
 @EACH_FORMAT
 def test_scales_are_the_best_of_the_candidates(fmt):
-    """Block by block and column by column, by a loop in float64."""
+    """Block by block and column by column, by a loop in float64: exactly up to 16 rows, else nearly."""
     w, h = data(c_in=72, c_out=5)
     chosen = search_block_scales(jnp.asarray(w), jnp.asarray(h), fmt)
     all_scales = [fmt.find_scales(jnp.asarray(w)), *(fmt.candidate(jnp.asarray(w), p) for p in fmt.candidates())]
@@ -137,8 +137,25 @@ def test_scales_are_the_best_of_the_candidates(fmt):
         cut = [slice(i, i + block) for i in range(0, len(w), block)]
         return np.stack([loss(d[c], h[c, c]) for c in cut])
 
-    least = np.min([errors(scales) for scales in all_scales], axis=0)
-    np.testing.assert_allclose(errors(chosen), least, rtol=1e-4, atol=1e-9)
+    found = np.array([errors(scales) for scales in all_scales])
+    least, got = found.min(axis=0), errors(chosen)
+    if block <= 16:
+        np.testing.assert_allclose(got, least, rtol=1e-3, atol=1e-9)
+    assert got.sum() - least.sum() <= 0.1 * (found[0].sum() - least.sum()) + 1e-6 * least.sum()
+
+
+def test_a_few_directions_hold_most_of_a_block():
+    """Of all blocks at once: the diagonal is never passed, all columns give the matrix, zeros give zeros."""
+    h = np.stack([data(c_in=48, seed=seed)[1] for seed in range(3)] + [np.zeros((48, 48), np.float32)])
+    missing = []
+    for rank in (1, 4, 16, 48):
+        v = np.asarray(low_rank(jnp.asarray(h), rank), np.float64)
+        assert v.shape == (4, 48, rank)
+        rest = h - v @ v.swapaxes(1, 2)
+        assert (np.diagonal(rest, axis1=1, axis2=2) > -1e-5 * h.max()).all()
+        missing.append(np.trace(rest, axis1=1, axis2=2).sum())
+    assert all(before > after for before, after in pairwise(missing))
+    np.testing.assert_allclose(v @ v.swapaxes(1, 2), h, rtol=1e-4, atol=1e-4 * h.max())
 
 
 def test_candidates_hold_what_the_docs_say():
@@ -201,14 +218,18 @@ def test_moments_that_cannot_be_factored(kind):
         np.testing.assert_allclose(got[rows], np.asarray(fmt.round_trip(jnp.asarray(w)))[rows], rtol=1e-6)
 
 
-def test_the_factor():
+def test_the_feedback():
     _, h = data(c_in=90, tokens=400)
-    u, taken = inverse_factor(jnp.asarray(h), 0.01)
+    u, taken = feedback(jnp.asarray(h), 0.01)
+    u = np.asarray(u, np.float64)
     damped = h.astype(np.float64) + 0.01 * np.diagonal(h).mean() * np.eye(len(h))
-    np.testing.assert_allclose(np.asarray(u).T @ np.asarray(u), np.linalg.inv(damped), rtol=2e-3, atol=2e-4)
+    inverse = np.linalg.inv(u)
+    d = np.diagonal(inverse @ damped @ inverse.T)
+    assert (d > 0).all()
+    np.testing.assert_allclose((u * d) @ u.T, damped, rtol=1e-4, atol=1e-4)
     assert float(taken) == np.float32(0.01)
-    assert (np.tril(u, -1) == 0).all()
-    _, taken = inverse_factor(jnp.ones((64, 64)), 0.0)  # singular: it takes some
+    assert (np.tril(u, -1) == 0).all() and (np.diagonal(u) == 1).all()
+    _, taken = feedback(jnp.ones((64, 64)), 0.0)  # singular: it takes some
     assert float(taken) > 0
 
 
