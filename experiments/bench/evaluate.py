@@ -10,6 +10,7 @@ A file with blocked DequantizeLinear below opset 21 is invalid: its opset is rai
 """
 
 import argparse
+import hashlib
 import json
 import tempfile
 import time
@@ -76,17 +77,24 @@ def log_probabilities(session: ort.InferenceSession, row: np.ndarray) -> np.ndar
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def reference_file(path: Path, rows: np.ndarray, threads: int, folder: str) -> np.memmap:
+def reference_file(path: Path, rows: np.ndarray, threads: int, folder: str | Path) -> np.memmap:
     """The reference's log probabilities of all rows, on disk: they take gigabytes."""
+    name = hashlib.sha256(rows.tobytes() + str((path, path.stat().st_size, ort.__version__)).encode()).hexdigest()[:16]
+    kept = Path(folder) / f"reference-{name}.npy"
+    if kept.exists():
+        return np.load(kept, mmap_mode="r")
     session = open_session(str(path), 0, threads)
     held: np.memmap | None = None
+    partial = kept.with_suffix(".partial")
     for i, row in enumerate(rows):
         p = log_probabilities(session, row)
         if held is None:
-            held = np.memmap(Path(folder) / "reference.bin", np.float32, "w+", shape=(len(rows), *p.shape))
+            held = np.lib.format.open_memmap(partial, "w+", np.float32, (len(rows), *p.shape))
         held[i] = p
     if held is None:
         raise ValueError("the token file holds no rows to evaluate")
+    held.flush()
+    partial.rename(kept)
     return held
 
 
@@ -131,11 +139,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=None, help="evaluate the first rows only")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0 lets it choose")
     parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="accuracy levels of onnxruntime")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the reference's probabilities for the next call")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     rows = np.load(args.tokens)["eval"][: args.rows]
     with tempfile.TemporaryDirectory() as folder:
-        reference = reference_file(args.reference, rows, args.threads, folder)
+        reference = reference_file(args.reference, rows, args.threads, args.keep or folder)
         result: dict = {"onnxruntime": ort.__version__, "rows": list(rows.shape), "files": {}}
         result["files"]["fp32"] = {"level1": asdict(compare(lambda i: reference[i], rows, reference))}
         for item in args.files:

@@ -13,7 +13,7 @@ SUBSETS = {7: r"/layers\.14/", 28: r"/layers\.(3|10|18|26)/"}
 
 @dataclass(frozen=True)
 class Setup:
-    """What all runs share."""
+    """What all runs share; with a ``cache`` jaxq's runs find each other's moments and compiled functions there."""
 
     model: Path
     tokens: Path
@@ -21,6 +21,7 @@ class Setup:
     block_size: int
     jaxq_python: str
     peer_python: str
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Run:
         module: The package whose absence makes the run unavailable.
         label: The row's name in the table.
         subset: Not the whole model: no quality, and only a time to extrapolate from.
+        method: jaxq's, where the name does not say it.
+        options: More of jaxq's command line.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Run:
     module: str
     label: str
     subset: bool = False
+    method: str = ""
+    options: tuple[str, ...] = ()
 
 
 RUNS = {
@@ -81,7 +86,7 @@ PAIRS = (
 def command(run: Run, setup: Setup, folder: Path) -> list[str]:
     """The run's command line; it writes one .onnx file under ``folder``."""
     if run.name.startswith("jaxq_"):
-        return jaxq_command(run.name.removeprefix("jaxq_"), setup, folder)
+        return jaxq_command(run.method or run.name.removeprefix("jaxq_"), setup, folder, run.options)
     common = [f"--model={setup.model}", f"--out={folder / 'model.onnx'}", f"--block-size={setup.block_size}"]
     if run.name.startswith("onnxruntime_"):
         how = f"--algorithm={run.name.removeprefix('onnxruntime_')}"
@@ -90,8 +95,8 @@ def command(run: Run, setup: Setup, folder: Path) -> list[str]:
     return [setup.peer_python, script, *common, f"--tokens={setup.tokens}", *MODELOPT_OPTIONS[run.name]]
 
 
-def jaxq_command(method: str, setup: Setup, folder: Path) -> list[str]:
-    """jaxq with a fresh cache: what it compiles is part of its time.
+def jaxq_command(method: str, setup: Setup, folder: Path, options: tuple[str, ...] = ()) -> list[str]:
+    """jaxq; with a fresh cache where the setup has none, so that what it compiles is part of its time.
 
     Rounding needs no data, and gets none: with data jaxq would also measure what each layer loses.
     """
@@ -106,8 +111,9 @@ def jaxq_command(method: str, setup: Setup, folder: Path) -> list[str]:
         f"method={method}",
         f"block_size={setup.block_size}",
         "eval.samples=0",
-        f"cache_dir={folder / 'cache'}",
+        f"cache_dir={setup.cache or folder / 'cache'}",
         f"hydra.run.dir={folder}",
+        *options,
     ]
 
 

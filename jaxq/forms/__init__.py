@@ -180,8 +180,8 @@ def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
 def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
     """What a form holds of the kind of a format, integers or floats; the format itself first.
 
-    Integers of 4 bits with and without zero points, in blocks of 32 and more, and of 8 bits without, per
-    channel if that is held; all floats. Other integers take as many bytes as these, and smaller blocks more than they gain.
+    Integers of 4 bits with and without zero points, in blocks of 32 and more, and of 8 bits without, per channel if
+    that is held; all floats. Other integers take as many bytes as these, and smaller blocks more than they gain.
 
     Example:
         >>> [other.dtype for other in alternatives("portable", make_format("nvfp4"))]

@@ -1,0 +1,135 @@
+"""Run a tool on drawn calibration rows and judge its file on two held-out texts, like and unlike the calibration's."""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import limit_threads
+from runs import Run, Setup
+from smollm2p import device, run_once, save, versions, written_files
+from texts import drawn_rows, prose_ids, spread_rows, topic_ids
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).parent
+EVAL_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+        run: The tool and its options.
+        seed: Draws the calibration rows.
+        rows: Their number, of 256 tokens.
+    """
+
+    run: Run
+    seed: int
+    rows: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the results, below its run's."""
+        return f"{self.seed}" if self.rows == 32 else f"{self.seed} of {256 * self.rows} tokens"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that `Judge` reads."""
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--prose", type=Path, required=True)
+    parser.add_argument("--peer-python", default="python")
+    parser.add_argument("--eval-rows", type=int, default=16, help="of 512 tokens, of each text")
+    parser.add_argument("--block-size", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=3600)
+    parser.add_argument("--out", type=Path, required=True)
+
+
+class Judge:
+    """Runs cases and keeps their results in a file; what is there already is not run again.
+
+    Args:
+        args: See `add_arguments`.
+        work: Folder for models, moments and the float model's probabilities.
+    """
+
+    def __init__(self, args: argparse.Namespace, work: Path) -> None:
+        self.args, self.work = args, work
+        self.model = args.models / "smollm2p" / "model.onnx"
+        self.tokenizer = Tokenizer.from_file(str(self.model.with_name("tokenizer.json")))
+        self.topics = [topic_ids(self.tokenizer, first) for first in (0, 1)]
+        settings = {k: getattr(args, k) for k in ("eval_rows", "block_size", "threads")}
+        packages = {name: version(name) for name in ("jax", "numpy", "onnx", "onnxruntime")}
+        self.result: dict[str, Any] = {"settings": settings, "python": platform.python_version(), "versions": packages}
+        self.result |= {"peer_versions": versions(args.peer_python), "device": device(args.threads), "runs": {}}
+        if args.out.exists():
+            old = json.loads(args.out.read_text())
+            if old["settings"] != settings:
+                sys.exit(f"{args.out} has other settings: {old['settings']}")
+            self.result["runs"] = old["runs"]
+        self.held_out = self._write_held_out()
+
+    def judge(self, case: Case) -> dict[str, Any]:
+        """The case's figures: of this run, or of an earlier one."""
+        kept = self.result["runs"].setdefault(case.run.name, {})
+        if "quality" not in kept.get(case.key, {}):
+            kept[case.key] = self._measured(case)
+            save(self.args.out, self.result)
+            print(case.run.name, case.key, json.dumps(kept[case.key]), flush=True)
+        return kept[case.key]
+
+    def _measured(self, case: Case) -> dict[str, Any]:
+        tokens = self._write_tokens(case)
+        setup = Setup(self.model, tokens, case.rows, self.args.block_size, sys.executable, self.args.peer_python)
+        setup = replace(setup, cache=self.work / f"cache-{case.key.replace(' ', '-')}")
+        folder = self.work / "run"
+        made = run_once(case.run, setup, folder, limit_threads(self.args.threads), self.args.timeout)
+        if "error" not in made:
+            (path,) = [p for p in written_files(folder) if p.suffix == ".onnx"]
+            if (path.parent / "report.json").exists():
+                report = json.loads((path.parent / "report.json").read_text())
+                made["phases"] = {phase: round(s, 1) for phase, s in report["seconds"].items()}
+                made["bits_per_weight"] = report["size"]["bits_per_weight"]
+            made["quality"] = self._quality(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        return made
+
+    def _write_tokens(self, case: Case) -> Path:
+        """Calibration rows, and a row for evaluations that are not asked for."""
+        path = self.work / "tokens.npz"
+        rows = drawn_rows(self.topics[0], case.rows, case.seed)
+        np.savez(path, calib=rows, eval=spread_rows(self.topics[1], 1, EVAL_LENGTH))
+        return path
+
+    def _write_held_out(self) -> dict[str, Path]:
+        texts = {"like": self.topics[1], "unlike": prose_ids(self.tokenizer, self.args.prose)}
+        paths = {name: self.work / f"{name}.npz" for name in texts}
+        for name, ids in texts.items():
+            np.savez(paths[name], eval=spread_rows(ids, self.args.eval_rows, EVAL_LENGTH))
+        return paths
+
+    def _quality(self, path: Path) -> dict[str, Any]:
+        """Figures of a file, and of the float model, on each text."""
+        found = {}
+        for text, tokens in self.held_out.items():
+            out = self.work / "quality.json"
+            options = [f"--tokens={tokens}", f"--out={out}", "--levels=1", f"--keep={self.work}"]
+            script = [sys.executable, str(HERE / "evaluate.py"), f"--reference={self.model}"]
+            subprocess.run([*script, *options, f"file={path}"], check=True, stdout=subprocess.DEVNULL)
+            files = json.loads(out.read_text())["files"]
+            found[text] = {"float": files["fp32"]["level1"], **files["file"]["level1"]}
+        return found
+
+
+def share_closed(perplexity: float, rounded: float, exact: float) -> float:
+    """Share of the gap in log-perplexity that is closed: plain rounding 0, float 1."""
+    return float(1 - np.log(perplexity / exact) / np.log(rounded / exact))
