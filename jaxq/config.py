@@ -177,8 +177,8 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.05")
     if not 0 <= knobs.sweeps <= 100:
         raise JaxqError(f"method.sweeps is {knobs.sweeps}: give a number of passes from 0 to 100")
-    if not 1e-6 <= knobs.ridge <= 1e6:
-        raise JaxqError(f"method.ridge is {knobs.ridge}: give a number from 1e-6 to 1e6, such as 0.5")
+    if not 1e-3 <= knobs.ridge <= 1e9:
+        raise JaxqError(f"method.ridge is {knobs.ridge}: give a number of tokens from 0.001 to 1e9, such as 4096")
     return MethodSpec(
         name,
         fmt,

@@ -32,7 +32,8 @@ class MethodSpec:
         block_scales: Search the scales of blocks in every method that searches at all.
         damping: What is added to the diagonal of H for block scales and GPTQ, in units of its mean.
         sweeps: Passes of coordinate descent after GPTQ.
-        ridge: How much weights are held back from making up for drift; see `jaxq.drift.corrected_target`.
+        ridge: How much weights are held back from making up for drift: as if so many tokens had shown none. Over the
+            number of tokens it is the ridge of `jaxq.drift.corrected_target`.
     """
 
     name: str
@@ -45,7 +46,7 @@ class MethodSpec:
     block_scales: bool = False
     damping: float = 0.05
     sweeps: int = 0
-    ridge: float = 0.5
+    ridge: float = 4096.0
 
 
 @jax.tree_util.register_dataclass

@@ -101,10 +101,11 @@ def quantize(
     accuracy_level: int = 1,
     bits: float | None = None,
     block_scales: bool = False,
+    ridge: float = 4096.0,
 ) -> Outcome:
     """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache of its own."""
     fmt = fmt or IntegerFormat(block_size=32)
-    spec = MethodSpec(method, fmt, alpha_step=0.25, clip_step=0.25, block_scales=block_scales)
+    spec = MethodSpec(method, fmt, alpha_step=0.25, clip_step=0.25, block_scales=block_scales, ridge=ridge)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
         cache = cache or Path(own)
         job = Job(

@@ -56,7 +56,7 @@ def test_more_bits_never_lose_more(decoder, tmp_path):
     for bits in (4.6, 5.2, 6.0, 7.5, 9.0):
         outcome = quantize(decoder, tmp_path / f"{bits}.onnx", "gptq", decoder_batches(), bits=bits)
         assert outcome.bits_per_weight <= bits
-        sums.append(sum(layer.relative_output_error**2 for layer in outcome.layers))
+        sums.append(sum((layer.relative_output_error or 0) ** 2 for layer in outcome.layers))
     assert sums == sorted(sums, reverse=True)
     assert sums[-1] < sums[0] / 20
 

@@ -1,0 +1,98 @@
+"""Two curves of SmolLM2-135M with `best`: perplexity against calibration tokens, and against the size of the weights.
+
+    python experiments/bench/curves.py tokens --models DIR --prose FOLDER --out experiments/bench/results/tokens.json
+    python experiments/bench/curves.py bits --models DIR --prose FOLDER --out experiments/bench/results/bits.json
+
+DIR and FOLDER as for `accuracy.py`. Each point is one run with one draw of the calibration text (seed 0); what is there
+already in the results is not run again. ``tokens`` has 512 to 65,536 of them, of which about 61,000 are different.
+``bits`` has budgets (`method.bits_per_weight`) and fixed patterns beside them: one dtype and block size for all
+weights, and 8 bits for the weights that rules of thumb name. Each leaves a picture beside its results.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from judge import Case, Judge, add_arguments
+from runs import Run
+
+TOKENS = (512, 2048, 8192, 32768, 65536)
+BUDGETS = (4.3, 4.5, 5.0, 6.0)
+VALUES, DOWN = "mixed.int8=[*v_proj*]", "mixed.int8=[*v_proj*,*layers.0/*down_proj*,*layers.1/*down_proj*]"
+PATTERNS = {
+    "int4, 128": (),
+    "int4, 64": ("block_size=64",),
+    "int4, 32": ("block_size=32",),
+    "uint4, 128": ("dtype=uint4",),
+    "values in 8 bits": (VALUES,),
+    "values and first down in 8 bits": (DOWN,),
+}
+
+
+def best(name: str, options: tuple[str, ...] = ()) -> Run:
+    """A run of `best`."""
+    return Run(name, "jaxq", "jax", name, method="best", options=options)
+
+
+def cases(what: str) -> list[Case]:
+    """The points of a curve."""
+    if what == "tokens":
+        return [Case(best("best"), 0, tokens // 256) for tokens in TOKENS]
+    budgets = {f"{bits} bits": (f"method.bits_per_weight={bits}",) for bits in BUDGETS}
+    return [Case(best(name, options), 0, 32) for name, options in (budgets | PATTERNS).items()]
+
+
+def log_loss(made: dict[str, Any], text: str) -> float:
+    """Nats over the float model."""
+    figures = made["quality"][text]
+    return float(np.log(figures["perplexity"] / figures["float"]["perplexity"]))
+
+
+def plot(what: str, points: list[tuple[Case, dict[str, Any]]], path: Path) -> None:
+    """One panel for each text."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    for panel, text in zip(panels, ("like", "unlike"), strict=True):
+        if what == "tokens":
+            panel.plot([256 * case.rows for case, _ in points], [log_loss(made, text) for _, made in points], "o-")
+            panel.set(xscale="log", xlabel="calibration tokens")
+            panel.set_xticks([256 * case.rows for case, _ in points], [f"{256 * case.rows:,}" for case, _ in points])
+            panel.minorticks_off()
+        else:
+            chosen = [p for p in points if p[0].run.name not in PATTERNS]
+            panel.plot(*_bits(chosen, text), "o-", label="chosen under a budget")
+            for point in (p for p in points if p[0].run.name in PATTERNS):
+                panel.plot(*_bits([point], text), "x", label=point[0].run.name)
+            panel.set(xlabel="bits per weight")
+            panel.legend(fontsize=8)
+        panel.set(title=f"text {text} the calibration's", ylabel="loss over float (nats)", ylim=(0, None))
+        panel.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _bits(points: list[tuple[Case, dict[str, Any]]], text: str) -> tuple[list[float], list[float]]:
+    return [made["bits_per_weight"] for _, made in points], [log_loss(made, text) for _, made in points]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tokens", "bits"))
+    add_arguments(parser)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="curves-") as folder:
+        judge = Judge(args, Path(folder))
+        points = [(case, judge.judge(case)) for case in cases(args.what)]
+    points = [(case, made) for case, made in points if "quality" in made]
+    plot(args.what, points, args.out.with_suffix(".png"))
+    for case, made in points:
+        losses = " ".join(f"{text} {log_loss(made, text):.4f}" for text in made["quality"])
+        print(f"{case.run.name}, {256 * case.rows} tokens: {made['bits_per_weight']:.3f} bits, {losses}")
+
+
+if __name__ == "__main__":
+    main()
