@@ -15,7 +15,7 @@ from jaxq.errors import JaxqError
 from jaxq.formats import WeightFormat
 from jaxq.forms import find_form
 from jaxq.forms.weight import StoredWeight
-from jaxq.gptq import damp
+from jaxq.gptq import compensated_share, damp
 from jaxq.graph import Group, Site
 from jaxq.groups import MomentsOf
 from jaxq.job import Job
@@ -79,8 +79,9 @@ def chosen_formats(groups: Sequence[Group], losses: Mapping[Site, Losses], job: 
 def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, Losses]:
     """What each weight of a group takes and loses in each of its formats.
 
-    The loss is the `typical_error` of `COLUMNS` columns, with searched block scales if the method searches them; that
-    of the weights instead of their outputs where nothing is known of what they multiply.
+    The loss is the `typical_error` of `COLUMNS` columns, with searched block scales if the method searches them, times
+    the share that GPTQ leaves if it is GPTQ; that of the weights instead of their outputs where nothing is known of
+    what they multiply.
     """
     method = find_method(job.method.name)
     search = method.needs_data and (method.searches or job.method.block_scales)
@@ -88,6 +89,9 @@ def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, L
     for index in np.linspace(0, group.count - 1, min(MATRICES, group.count)).astype(int):
         own = None if moments is None else moments(int(index))
         h = own.h if own is not None and int(own.tokens) else None
+        share = 1.0
+        if h is not None and method.compensates:
+            share = np.float32(compensated_share(h, job.method.damping))
         for site, errors in found.items():
             w = jnp.asarray(site.array(int(index)))
             w = sample_columns(w, min(COLUMNS, w.shape[1]))
@@ -95,7 +99,8 @@ def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, L
                 errors.energies.append(np.asarray(output_error(w, h)))
             for fmt, each in zip(job.formats_of(site), errors.relative, strict=True):
                 searched = search and h is not None and fmt.code_bits == 4  # 8 bits lose next to nothing
-                each.append(np.asarray(_errors(w, h, fmt.with_scale_dtype(str(w.dtype)), searched, job.method.damping)))
+                held = fmt.with_scale_dtype(str(w.dtype))
+                each.append(share * np.asarray(_errors(w, h, held, searched, job.method.damping)))
     return {site: _losses(site, errors, job) for site, errors in found.items()}
 
 

@@ -72,6 +72,23 @@ def feedback(
     return jnp.where(jnp.isfinite(u).all(), u, jnp.eye(h.shape[0])), taken
 
 
+@jax.jit
+def compensated_share(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Float[Array, ""]:
+    """The share of rounding's output error that GPTQ leaves, were all errors of one size: ``tr D / tr H``.
+
+    ``H = U D U'`` as in `feedback`, rows in GPTQ's order; 1 where that cannot be factored.
+
+    Example:
+        >>> round(float(compensated_share(jnp.array([[4.0, 2.0], [2.0, 4.0]]), 0.0)), 6)
+        0.875
+    """
+    order = jnp.argsort(-jnp.diagonal(h), stable=True)
+    damped = damp(h[order][:, order], damping)
+    r = jnp.linalg.cholesky(damped[::-1, ::-1])
+    share = jnp.sum(jnp.square(jnp.diagonal(r))) / jnp.trace(damped)
+    return jnp.where(jnp.isfinite(share), share, 1.0)
+
+
 @partial(jax.jit, static_argnames=("fmt", "sweeps"))
 def gptq_round(
     w: Float[Array, "c_in c_out"],

@@ -9,7 +9,8 @@ import pytest
 from jaxq.block_scales import low_rank, search_block_scales
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Scales, WeightFormat
-from jaxq.gptq import damp, feedback, gptq_round
+from jaxq.gptq import compensated_share, damp, feedback, gptq_round
+from jaxq.statistics import output_error
 
 FORMATS: dict[str, WeightFormat] = {
     "int4": IntegerFormat(16, full_range=True),
@@ -239,3 +240,22 @@ def test_shapes_that_do_not_fit():
         gptq_round(w, h[:16, :16], IntegerFormat(16).find_scales(w), IntegerFormat(16))
     with pytest.raises(JaxqError, match="they need"):
         search_block_scales(w, h[:16, :16], IntegerFormat(16))
+
+
+def test_the_share_that_is_left_is_that_of_many_columns():
+    """Errors of all sizes in a step, so that the greatest of a row does not count."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(400, 24)) @ rng.normal(size=(24, 24))
+    h = jnp.asarray(x.T @ x / 400, jnp.float32)
+    w = jnp.asarray(rng.normal(size=(24, 3000)), jnp.float32)
+    fmt = IntegerFormat(block_size=24, num_bits=8)  # fine steps: nothing is cut off
+    scales = fmt.find_scales(w)
+    even = Scales(jnp.broadcast_to(scales.s.max(), scales.s.shape))
+    found = gptq_round(w, h, even, fmt, 0.0) - w
+    nearest = fmt.round_to(w, fmt.grid(even, 24)) - w
+    want = float(jnp.sum(output_error(found, h)) / jnp.sum(output_error(nearest, h)))
+    assert float(compensated_share(h, 0.0)) == pytest.approx(want, rel=0.05)
+
+
+def test_the_share_of_what_cannot_be_factored_is_all():
+    assert float(compensated_share(jnp.full((4, 4), jnp.nan), 0.05)) == 1.0
