@@ -155,7 +155,9 @@ def cache_dir(config: Config) -> Path:
 
 
 def method_spec(config: Config, has_data: bool) -> MethodSpec:
-    """The method of a run, checked: ``auto`` is AWQ-lite with calibration data and plain rounding without.
+    """The method of a run, checked.
+
+    ``auto`` is ``best`` with calibration data, and plain rounding without or where the form keeps float weights.
 
     Raises:
         JaxqError: a value is out of range.
@@ -163,7 +165,7 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     knobs = config.method
     name = knobs.name
     if name == "auto":
-        name = "awq_lite" if has_data else "rtn_dq"
+        name = "best" if has_data and find_form(config.form.name).scaled else "rtn_dq"
     searches = find_method(name).needs_data
     alpha_grid(knobs.alpha_step)
     ratio_grid(knobs.min_alpha, knobs.clip_step)

@@ -85,7 +85,7 @@ PAIRS = (
 
 def command(run: Run, setup: Setup, folder: Path) -> list[str]:
     """The run's command line; it writes one .onnx file under ``folder``."""
-    if run.name.startswith("jaxq_"):
+    if run.method or run.name.startswith("jaxq_"):
         return jaxq_command(run.method or run.name.removeprefix("jaxq_"), setup, folder, run.options)
     common = [f"--model={setup.model}", f"--out={folder / 'model.onnx'}", f"--block-size={setup.block_size}"]
     if run.name.startswith("onnxruntime_"):

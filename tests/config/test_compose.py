@@ -106,9 +106,11 @@ def test_mixed_formats_and_tables():
     assert (plain.rules, plain.gather) == ((), None)
 
 
-@pytest.mark.parametrize(("has_data", "name"), [(True, "awq_lite"), (False, "rtn_dq")])
-def test_auto_follows_the_data(has_data, name):
-    assert method_spec(_compose(), has_data).name == name
+@pytest.mark.parametrize(
+    ("has_data", "form", "name"), [(True, "dq", "best"), (False, "dq", "rtn_dq"), (True, "qdq", "rtn_dq")]
+)
+def test_auto_follows_the_data_and_the_form(has_data, form, name):
+    assert method_spec(_compose(f"form={form}"), has_data).name == name
 
 
 @pytest.mark.parametrize("experiment", _options("experiment"))
