@@ -50,29 +50,40 @@ class Losses:
     energy: float | None
 
 
+def check_budget(groups: Sequence[Group], job: Job) -> None:
+    """Refuses a budget that is too small for any choice.
+
+    Raises:
+        JaxqError: it is.
+    """
+    if job.bits_per_weight is None:
+        return
+    sites = [site for group in groups for site in group.sites]
+    least = sum(min(_nbytes(site, fmt, job.form) for fmt in job.formats_of(site)) for site in sites)
+    if 8 * least > job.bits_per_weight * _size(sites):
+        raise JaxqError(
+            f"method.bits_per_weight is {job.bits_per_weight:g}: this model's weights take "
+            f"{8 * least / _size(sites):.3f} bits at least in the form {job.form!r}; give that or more"
+        )
+
+
+def _size(sites: Sequence[Site]) -> int:
+    return sum(site.c_in * site.columns for site in sites)
+
+
 def chosen_formats(groups: Sequence[Group], losses: Mapping[Site, Losses], job: Job) -> Formats:
     """The formats with the least sum of losses that keep to the budget.
 
     Args:
         groups: All weights.
         losses: What is known of each.
-        job: What to do; it has a budget.
-
-    Raises:
-        JaxqError: the budget is too small for any choice.
+        job: What to do; it has a budget, see `check_budget`.
     """
     assert job.bits_per_weight is not None
     sites = [site for group in groups for site in group.sites]
-    size = sum(site.c_in * site.columns for site in sites)
-    least = sum(min(option.nbytes for option in losses[site].options) for site in sites)
-    if 8 * least > job.bits_per_weight * size:
-        raise JaxqError(
-            f"method.bits_per_weight is {job.bits_per_weight:g}: this model's weights take {8 * least / size:.3f} bits "
-            f"at least in the form {job.form!r}; give that or more"
-        )
     factors = sensitivities(sites, {site: e for site in sites if (e := losses[site].energy) is not None})
     options = [[replace(o, loss=factors[site] * o.loss) for o in losses[site].options] for site in sites]
-    chosen = allocate(options, int(job.bits_per_weight * size / 8))
+    chosen = allocate(options, int(job.bits_per_weight * _size(sites) / 8))
     return {site: job.formats_of(site)[i] for site, i in zip(sites, chosen, strict=True)}
 
 

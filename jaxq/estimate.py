@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.batches import Batch
+from jaxq.budget import check_budget, losses_of
 from jaxq.capture import WindowRun, capture_moments
 from jaxq.drift import Drift
 from jaxq.forms import Form
@@ -42,7 +43,9 @@ class Estimate:
     """What a run would do.
 
     Attributes:
-        layers: The weights that would be quantized: sizes and formats, without losses.
+        layers: The weights that would be quantized: sizes and formats, without losses; under a budget of bits, which
+            chooses others, those without it.
+        budget: Bits of a weight, where formats would be chosen.
         declined: Float weights that would be left alone, with reasons.
         unmatched: Patterns that fit no weight.
         source_bytes: Size of the model's files.
@@ -55,6 +58,7 @@ class Estimate:
     """
 
     layers: tuple[Layer, ...]
+    budget: float | None
     declined: tuple[Declined, ...]
     unmatched: tuple[str, ...]
     source_bytes: int
@@ -82,6 +86,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     form = check_job(job, bool(batches))
     start = time.perf_counter()
     source = open_source(job, form)
+    check_budget(source.groups, job)
     load = time.perf_counter() - start
     nearest = source.groups[:_MOST]
     calibrate, run, moments = _probe_calibration(source, nearest, batches, job)
@@ -91,31 +96,44 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     hashing, writing = _speeds(job.source)
     windows = min(job.window_bytes, source.weight_bytes) if batches else 0
     # The second pass is the other model's; sums of drift take the place of moments there, and cost about as much.
-    passes = 2 if find_method(job.method.name).propagates else 1
+    passes = (2 + (job.bits_per_weight is not None)) if find_method(job.method.name).propagates else 1
     larger = max(map(_nbytes, source.groups)) - search.largest
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
     layers, target_bytes = _sizes(source, form, job)
+    size, planned = sum(x.size for x in layers), sum(x.nbytes for x in layers)
+    bits = 8 * planned / size if job.bits_per_weight is None else job.bits_per_weight
+    target_bytes += int(bits * size / 8) - planned
     seconds = {
         "load": load + source.nbytes / hashing,
         "calibrate": calibrate.once + passes * rest * (calibrate.each + len(batches) * run),
+        "choose formats": _choosing(nearest, moments, job) * rest,
         "search": search.once + search.each * sum(_cost(group, bool(batches)) for group in source.groups),
         "write": 2 * target_bytes / writing,
         "evaluate": _evaluation(rest * run * _forward_share(nearest), batches, held_out),
     }
     return Estimate(
         layers=layers,
+        budget=job.bits_per_weight,
         declined=source.declined,
         unmatched=source.unmatched,
         source_bytes=source.nbytes,
         target_bytes=target_bytes,
         quantized_bytes=source.quantized_bytes,
         weight_bytes=source.weight_bytes,
-        bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.size for x in layers),
+        bits_per_weight=bits,
         peak_mb=peak,
         seconds=seconds,
         probed=search.groups,
         groups=len(source.groups),
     )
+
+
+def _choosing(nearest: Sequence[Group], moments: Mapping[str, Moments], job: Job) -> float:
+    """Seconds in which the probed groups' formats are compared, where they would be."""
+    if job.bits_per_weight is None:
+        return 0.0
+    first = _timed(lambda: [losses_of(group, _moments(group, moments), job) for group in nearest])
+    return min(first, _timed(lambda: [losses_of(group, _moments(group, moments), job) for group in nearest]))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.batches import Batch, hash_batches
-from jaxq.budget import Formats, Losses, chosen_formats, given_formats, losses_of
+from jaxq.budget import Formats, Losses, check_budget, chosen_formats, given_formats, losses_of
 from jaxq.capture import Checkpoint, WindowRun, capture_moments
 from jaxq.checkpoint import ResultStore, RunState, run_state
 from jaxq.drift import Drift
@@ -62,6 +62,7 @@ def quantize_model(
     clock = Clock()
     with clock.phase("load"):
         source = open_source(job, form)
+        check_budget(source.groups, job)
         model_hash = hash_files(source.files)
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash)

@@ -61,7 +61,8 @@ def print_estimate(estimate: Estimate, method: str, notes: Sequence[str], consol
 
 def _planned(estimate: Estimate, method: str) -> Iterator[str]:
     yield "dry run: nothing is quantized; what earlier runs left on disk is not counted"
-    yield f"{method}, {_kinds(estimate.layers)}"
+    chosen = "dtypes and block sizes chosen weight by weight"
+    yield f"{method}, {_kinds(estimate.layers) if estimate.budget is None else chosen}"
     before, after = estimate.source_bytes / 1e6, estimate.target_bytes / 1e6
     yield f"file: {before:.2f} MB -> about {after:.2f} MB ({after / before:.0%})"
     share = f"{estimate.quantized_bytes / estimate.weight_bytes:.1%}"

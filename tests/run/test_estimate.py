@@ -34,7 +34,7 @@ def test_the_command_line(jaxq):
     assert found["bits_per_weight"] == ran["size"]["bits_per_weight"]
     assert found["target_bytes"] == pytest.approx(ran["size"]["target_bytes"], rel=5e-3)
     assert found["source_bytes"] == ran["size"]["source_bytes"]
-    assert set(found["seconds"]) == {"data", "load", "calibrate", "search", "write", "evaluate"}
+    assert set(found["seconds"]) == {"data", "load", "calibrate", "choose formats", "search", "write", "evaluate"}
     assert all(found["seconds"][name] > 0 for name in ("load", "calibrate", "search", "evaluate"))
     assert found["peak_mb"] > 100
     for line in (
@@ -44,6 +44,19 @@ def test_the_command_line(jaxq):
         "dry run: nothing is",
     ):
         assert line in done.out
+
+
+def test_a_budget(jaxq):
+    what = ("method=gptq", "method.bits_per_weight=4.6", *SMALL[:2], "eval.samples=0")
+    done = jaxq(*what, "dry_run=true")
+    assert done.code == 0, done.err
+    found = json.loads(next(done.folder.rglob("estimate.json")).read_text())["estimate"]
+    ran = jaxq(*what).report
+    assert found["bits_per_weight"] == found["budget"] == 4.6
+    assert 4.5 < ran["size"]["bits_per_weight"] <= 4.6
+    assert found["target_bytes"] == pytest.approx(ran["size"]["target_bytes"], rel=5e-3)
+    assert found["seconds"]["choose formats"] > 0 and ran["seconds"]["choose formats"] > 0
+    assert "chosen weight by weight" in done.out
 
 
 def test_bad_input_is_refused_as_in_a_run(jaxq):
