@@ -12,7 +12,6 @@ from jax.lax import Precision
 from jaxtyping import Array, Float
 
 from jaxq.gptq import damp
-from jaxq.statistics import Moments, output_error
 
 
 @jax.tree_util.register_dataclass
@@ -24,26 +23,10 @@ class Drift:
         input: ``X''(X - X') / tokens``.
         outputs: For each sibling ``X''(R - R') / tokens``, ``R`` what its product is added to; None where that is
             nothing.
-        check: The same of some of the tokens, on which it is tried out what the others teach.
     """
 
     input: Float[Array, "c_in c_in"]
     outputs: tuple[Float[Array, "c_in _"] | None, ...]
-    check: "Check | None" = None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Check:
-    """A part of the calibration tokens.
-
-    Attributes:
-        moments: Of the quantized model's activation there.
-        drift: There.
-    """
-
-    moments: Moments
-    drift: Drift
 
 
 @jax.jit
@@ -91,46 +74,3 @@ def corrected_target(
     wanted = jnp.matmul(drift_in, w, precision=Precision.HIGHEST) + drift_out
     target = w + jax.scipy.linalg.solve(damp(h, ridge), wanted, assume_a="pos")
     return jnp.where(jnp.isfinite(target).all(), target, w)
-
-
-@jax.jit
-def held_out_change(
-    w: Float[Array, "c_in c_out"],
-    target: Float[Array, "c_in c_out"],
-    h: Float[Array, "c_in c_in"],
-    drift_in: Float[Array, "c_in c_in"],
-    drift_out: Float[Array, "c_in c_out"],
-) -> Float[Array, "c_out"]:
-    """What a target in the place of the weight does to the output error of each column on tokens of a check; below 0
-    it helps.
-
-    ``||X' T - Y||^2 - ||X' W - Y||^2`` over tokens, ``Y = X W + R - R'``: that is ``tr(D' H D) - 2 tr(D' B)`` with
-    ``D = T - W`` and ``B = X''(X - X') W + X''(R - R')``.
-
-    Args:
-        w: Weight.
-        target: What other tokens make of it; see `corrected_target`.
-        h, drift_in, drift_out: As there, of the tokens that it is tried out on.
-
-    Example:
-        >>> args = jnp.eye(2), 0.5 * jnp.eye(2), jnp.zeros((2, 1))
-        >>> held_out_change(jnp.ones((2, 1)), 1.5 * jnp.ones((2, 1)), *args).tolist()
-        [-0.5]
-    """
-    w = w.astype(jnp.float32)
-    d = target - w
-    wanted = jnp.matmul(drift_in, w, precision=Precision.HIGHEST) + drift_out
-    return output_error(d, h) - 2 * jnp.sum(d * wanted, axis=0)
-
-
-@jax.jit
-def without(
-    whole: Float[Array, "..."], part: Float[Array, "..."], share: float | Float[Array, ""]
-) -> Float[Array, "..."]:
-    """The mean over the tokens that are not in a part, from the mean over all and over the part.
-
-    Example:
-        >>> without(jnp.array(3.0), jnp.array(6.0), 0.25).item()
-        2.0
-    """
-    return (whole - share * part) / (1 - share)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.awq import IDENTITY
-from jaxq.drift import Drift, corrected_target, held_out_change, without
+from jaxq.drift import Drift, corrected_target
 from jaxq.formats import WeightFormat
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Group, Site
@@ -97,11 +97,10 @@ def _quantize_matrix(
         method, moments = ROUND_TO_NEAREST, None
     lots = _lots(sites, formats)
     parts = [_part(lot, fmt, index) for fmt, lot in lots.items()]
-    targets, kept = None, []
+    targets = None
     if drift is not None and moments is not None:
         pairs = zip(parts, lots.values(), strict=True)
-        found = [_target(w, lot, drift, sites, moments, spec) for (w, _), lot in pairs]
-        targets, kept = [target for target, _ in found], [site for _, each in found for site in each]
+        targets = [_target(w, lot, drift, sites, moments, spec) for (w, _), lot in pairs]
     widths = [[site.c_out for site in lot] for lot in lots.values()]
     choices, errors = _decide(parts, widths, moments, method, spec, targets)
     made: dict[Site, Piece] = {}
@@ -110,7 +109,7 @@ def _quantize_matrix(
         for site in lot:
             start, stop = stop, stop + site.c_out
             made[site] = piece(choice, error, site, slice(start, stop), fmt, unseen)
-    return [replace(made[site], uncorrected=site in kept) for site in sites]
+    return [made[site] for site in sites]
 
 
 def _note(site: Site, method: Method) -> str:
@@ -157,37 +156,13 @@ def _side_by_side(sites: Sequence[Site], index: int) -> np.ndarray:
 
 def _target(
     w: jax.Array, lot: Sequence[Site], drift: Drift, sites: Sequence[Site], moments: Moments, spec: MethodSpec
-) -> tuple[jax.Array, list[Site]]:
-    """What the weights of a lot, side by side, are to come near, and those that stay as they are.
-
-    A weight stays where what the other tokens teach does not help on those of the check.
-    """
-    ridge, drift_out = spec.ridge / int(moments.tokens), _beside(lot, sites, drift)
-    target = corrected_target(w, moments.h, drift.input, drift_out, ridge)
-    if drift.check is None:
-        return target, []
-    held, held_out = drift.check, _beside(lot, sites, drift.check.drift)
-    share = int(held.moments.tokens) / int(moments.tokens)
-    taught = corrected_target(
-        w,
-        without(moments.h, held.moments.h, share),
-        without(drift.input, held.drift.input, share),
-        without(drift_out, held_out, share),
-        ridge / (1 - share),
-    )
-    change = held_out_change(w, taught, held.moments.h, held.drift.input, held_out)
-    widths = [site.c_out for site in lot]
-    helps = np.add.reduceat(np.asarray(change, np.float64), np.cumsum([0, *widths[:-1]])) < 0
-    kept = jnp.where(np.repeat(helps, widths), target, w)
-    return kept, [site for site, good in zip(lot, helps, strict=True) if not good]
-
-
-def _beside(lot: Sequence[Site], sites: Sequence[Site], drift: Drift) -> jax.Array:
-    """`Drift.outputs` of a lot, side by side; zeros where there are none."""
+) -> jax.Array:
+    """What the weights of a lot, side by side, are to come near."""
     outputs = dict(zip(sites, drift.outputs, strict=True))
     found = [outputs[site] for site in lot]
     columns = [jnp.zeros((site.c_in, site.c_out)) if x is None else x for site, x in zip(lot, found, strict=True)]
-    return jnp.concatenate(columns, axis=1)
+    ridge = spec.ridge / int(moments.tokens)
+    return corrected_target(w, moments.h, drift.input, jnp.concatenate(columns, axis=1), ridge)
 
 
 def _decide(

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from jaxq.batches import Batch, check_feeds
 from jaxq.capture import WindowRun, checked
 from jaxq.collect import Array, Collector, DriftCollector
-from jaxq.drift import Check, Drift
+from jaxq.drift import Drift
 from jaxq.effective import effective_weight
 from jaxq.forward import Runner, Runtime, forward_twice, plan_hash
 from jaxq.graph import Group
@@ -32,8 +32,6 @@ from jaxq.runtime import to_jax
 from jaxq.spool import Spool
 from jaxq.statistics import Moments, mean_moments
 from jaxq.windows import Window, plan_windows
-
-_CHECK_EVERY = 8
 
 Quantize = Callable[[Group, MomentsOf | None, Drift | None], GroupResult]
 """Quantizes a group; what a stopped run left of it may stand in."""
@@ -175,7 +173,6 @@ def _run_window(pair: tuple[Runner, Runner], work: _Work, advance: Callable[[], 
     readings = dict.fromkeys(r for g in work.left() for r in g.readings if r.value in window.captures)
     collectors = [Collector(reading) for reading in readings]
     drifting = {g: _Drifting(g) for g in work.left() if _can_drift(g) and g.readings[0] in readings}
-    checks = {group: (Collector(group.readings[0]), _Drifting(group)) for group in drifting}
     unmasked: set[str] = set()
     for i, batch in enumerate(batches):
         values = [_Values(runner, i) for runner in pair]
@@ -185,39 +182,14 @@ def _run_window(pair: tuple[Runner, Runner], work: _Work, advance: Callable[[], 
                 unmasked.add(name)
         for drift in drifting.values():
             drift.add(values[1], values[0], batch)
-        if is_check(i, len(batches)):
-            for group, (collector, drift) in checks.items():
-                collector.add(values[1].get(str(group.readings[0].value.name)), batch.keep)
-                drift.add(values[1], values[0], batch)
         advance()
     moments = {c.reading: {key: checked(c.reading.name, m) for key, m in c.finish()} for c in collectors}
-    found = {group: drift.collector.finish() for group, drift in drifting.items()}
-    drifts = jax.block_until_ready({g: None if d is None else _with_check(d, *checks[g]) for g, d in found.items()})
+    drifts = {group: jax.block_until_ready(drift.collector.finish()) for group, drift in drifting.items()}
     seconds = time.perf_counter() - start
     work.know(moments, drifts)
     return WindowRun(
         len(window.nodes), window.weight_bytes, len(window.live), len(batches), seconds, tuple(sorted(unmasked))
     )
-
-
-def is_check(batch: int, batches: int) -> bool:
-    """Whether it is tried out on a batch what the others teach: every eighth, or of fewer the last.
-
-    Example:
-        >>> [i for i in range(20) if is_check(i, 20)], [i for i in range(3) if is_check(i, 3)], is_check(0, 1)
-        ([7, 15], [2], False)
-    """
-    every = min(_CHECK_EVERY, batches)
-    return batches > 1 and batch % every == every - 1
-
-
-def _with_check(drift: Drift, moments: Collector, held_out: "_Drifting") -> Drift:
-    """The drift with that of the check's batches; without where these hold no token."""
-    found = held_out.collector.finish()
-    if found is None:
-        return drift
-    ((_, own),) = moments.finish()
-    return replace(drift, check=Check(own, found))
 
 
 def _can_drift(group: Group) -> bool:

@@ -27,7 +27,6 @@ class Piece:
         weight, weight_energy: Squared error of the weights, and their squares, summed.
         output, output_rtn, output_energy: The same of the outputs; None without moments.
         unseen: There was calibration data, and none of its tokens reached the matrix.
-        uncorrected: It was not made to make up for drift: on calibration tokens held out for that it did not help.
     """
 
     arrays: Arrays
@@ -42,7 +41,6 @@ class Piece:
     output_rtn: float | None
     output_energy: float | None
     unseen: bool
-    uncorrected: bool = False
 
     @property
     def scaled(self) -> bool:
@@ -131,11 +129,8 @@ def layer_of(pieces: Sequence[Piece], site: Site, weight: StoredWeight, activati
         clip_min=min(p.clip_min for p in pieces),
         clip_share=float(np.mean([p.clip_share for p in pieces])),
         matrices=site.count,
-        note="; ".join(filter(None, [_unseen_note(pieces), _UNCORRECTED * pieces[0].uncorrected, note])),
+        note="; ".join(filter(None, [_unseen_note(pieces), note])),
     )
-
-
-_UNCORRECTED = "does not make up for earlier errors: that did not help on held-out calibration rows"
 
 
 def _unseen_note(pieces: Sequence[Piece]) -> str:

@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
@@ -13,19 +12,16 @@ from onnx import helper, numpy_helper
 
 from jaxq.batches import Batch
 from jaxq.block_scales import search_block_scales
-from jaxq.drift import Check, Drift, corrected_target
+from jaxq.drift import corrected_target
 from jaxq.formats import IntegerFormat
 from jaxq.gptq import damp, gptq_round
 from jaxq.graph import find_sites, prepare
-from jaxq.groups import _target
 from jaxq.job import Job
 from jaxq.methods import MethodSpec
 from jaxq.pipeline import quantize_model
 from jaxq.residuals import residual_of
 from jaxq.results import Clock
-from jaxq.statistics import Moments
 from jaxq.windows import plan_windows
-from tests.graph import models
 from tests.graph.conftest import decoder_batches
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, value, weight
 from tests.graph.running import initializers, quantize, relative, run, save
@@ -99,30 +95,6 @@ def sites_of(proto: onnx.ModelProto):
     model = ir.from_proto(proto)
     prepare(model)
     return model, find_sites(model.graph)[0]
-
-
-def test_what_does_not_help_on_the_check_is_left_out():
-    """Two siblings; on the check the first's residual stream lacks the same as elsewhere, the second's the opposite."""
-    _, sites = sites_of(models.swiglu())
-    lot = [site for site in sites if site.name in ("gate", "up")]
-    rng = np.random.default_rng(3)
-    x, teaches = rng.normal(size=(2, 400, HIDDEN)), 0.3 * rng.normal(size=(HIDDEN, 192))
-    h = [jnp.asarray(a.T @ a / 400, jnp.float32) for a in x]
-    lacking = [x[0] @ teaches, x[1] @ (teaches * np.repeat([1, -1], 96))]
-    out = [jnp.asarray(a.T @ b / 400, jnp.float32) for a, b in zip(x, lacking, strict=True)]
-
-    def drift(both: jax.Array, check: Check | None = None) -> Drift:
-        return Drift(jnp.zeros((HIDDEN, HIDDEN)), (both[:, :96], both[:, 96:]), check)
-
-    def moments(h: jax.Array, count: int) -> Moments:
-        return Moments(h, jnp.ones(HIDDEN), jnp.array(count, jnp.int32))
-
-    found = drift((out[0] + out[1]) / 2, Check(moments(h[1], 400), drift(out[1])))
-    w = jnp.asarray(np.concatenate([site.array() for site in lot], axis=1))
-    target, kept = _target(w, lot, found, lot, moments((h[0] + h[1]) / 2, 800), SPEC)
-    assert [site.name for site in kept] == ["up"]
-    np.testing.assert_array_equal(target[:, 96:], w[:, 96:])
-    assert relative(np.asarray(target[:, :96]), np.asarray(w[:, :96])) > 0.01
 
 
 def test_a_window_ends_before_each_step():
