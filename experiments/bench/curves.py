@@ -14,10 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib  # pyright: ignore[reportMissingImports]
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import matplotlib.pyplot as plt  # pyright: ignore[reportMissingImports]
 import numpy as np
 from judge import Case, Judge, add_arguments
 from runs import Run
