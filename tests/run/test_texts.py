@@ -97,7 +97,7 @@ def test_the_tokenizer_beside_the_model_is_taken(jaxq, model):
     texts = (f"calib.text={folder}/calib.txt", f"eval.text={folder}/eval.txt")
     done = jaxq("model=onnx", f"model.path={model}", *texts, *SMALL)
     assert done.code == 0, done.err
-    assert done.report["method"] == "awq_lite"
+    assert done.report["method"] == "best"
     assert done.report["calibration"]["tokens"] == 6 * 12
     assert done.report["accuracy"]["samples"] == 5
     (folder / "tokenizer.json").unlink()
