@@ -53,9 +53,8 @@ def relative_errors(
 def typical_error(relative: np.ndarray | Sequence[float]) -> float:
     """The geometric mean of columns' relative errors, those of NaN or 0 left out; 0 where none is left.
 
-    What a weight's rounding does to a model goes by this: on SmolLM2-135M the KL divergence from rounding one weight
-    alone is 0.1 to 0.3 times it for weights of all kinds, but for a few of the first layers. The mean error over the
-    mean energy misses where a few columns or tokens hold most of the energy.
+    What a weight's rounding does to a model goes roughly by this. The mean error over the mean energy misses where a few
+    columns or tokens hold most of the energy, as in models with massive activations.
 
     Example:
         >>> round(typical_error([0.01, 0.04, float("nan")]), 6)
@@ -87,8 +86,8 @@ def allocate(options: Sequence[Sequence[Option]], budget: int) -> list[int]:
     """Which option each weight gets.
 
     Every weight begins with its smallest option. The step along a hull that lowers the loss most for its bytes is taken
-    first; a step that does not fit any more ends its weight's. Nothing with as many bytes as the outcome has a smaller
-    sum of losses, but for what the last steps leave of the budget.
+    first; a step that does not fit any more ends its weight's. Up to the first step that does not fit nothing of so few
+    bytes has a smaller sum of losses; what fits after it fills up the budget.
 
     Args:
         options: Of each weight, at least one.

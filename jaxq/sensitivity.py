@@ -15,8 +15,8 @@ def sensitivities(sites: Sequence[Site], energies: Mapping[Site, float]) -> dict
 
     The share is that of the product which goes into the stream, the weight's own or the next one behind it: its energy
     over that of all that went in so far, itself included, as if these did not correlate. 1 where there is no stream.
-    Found on SmolLM2-135M, where the KL divergence from rounding one weight alone correlates with `typical_error` times
-    this factor by 0.82 (logarithms), with the error alone by 0.73, and with the whole share by 0.74.
+    The root stood nearer than the share itself to what rounding single weights of a small language model does to its
+    outputs; where later weights make up for earlier errors it judges these too high.
 
     Args:
         sites: Weights in graph order.
