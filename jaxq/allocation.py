@@ -53,8 +53,8 @@ def relative_errors(
 def typical_error(relative: np.ndarray | Sequence[float]) -> float:
     """The geometric mean of columns' relative errors, those of NaN or 0 left out; 0 where none is left.
 
-    What a weight's rounding does to a model goes roughly by this. The mean error over the mean energy misses where a few
-    columns or tokens hold most of the energy, as in models with massive activations.
+    What a weight's rounding does to a model goes roughly by this. The mean error over the mean energy misses where a
+    few columns or tokens hold most of the energy, as in models with massive activations.
 
     Example:
         >>> round(typical_error([0.01, 0.04, float("nan")]), 6)

@@ -23,8 +23,8 @@ def search_block_scales(w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_i
     Candidates are those of the format: a range of factors of both signs for integers, of either end of the range with
     a zero point; neighbours in E4M3 for NVFP4; exponents for MX. The plain scales are looked at first and win ties.
     They are compared under ``V V' + diag(H_bb - V V')`` instead of ``H_bb``, `low_rank`'s ``V`` of 16 columns (an
-    eighth of the rows if that is more): a few directions hold nearly all of an activation's energy. Costs ``2 rank c_in c_out`` operations a
-    candidate, whatever the number of tokens.
+    eighth of the rows if that is more): a few directions hold nearly all of an activation's energy. Costs
+    ``2 rank c_in c_out`` operations a candidate, whatever the number of tokens.
 
     Args:
         w: Weight.

@@ -20,8 +20,9 @@ from jaxq.awq import (
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, WeightFormat
 from jaxq.methods import METHODS, MethodSpec
 from jaxq.statistics import Moments
+from tests.unit.test_methods import C_IN, TOKENS, data
 
-C_IN, C_OUT, TOKENS, DAMPING = 40, 6, 50, 0.05
+DAMPING = 0.05
 ALPHAS = np.array(alpha_grid(0.25), np.float32)
 FORMATS: dict[str, WeightFormat] = {
     "int4": IntegerFormat(16, full_range=True),
@@ -32,16 +33,6 @@ FORMATS: dict[str, WeightFormat] = {
 EACH_FORMAT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 E2M1 = np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6])
 E4M3 = np.arange(127, dtype=np.uint8).view(jnp.float8_e4m3fn).astype(np.float64)  # those from 0 up
-
-
-def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray, Moments]:
-    """Activations with two large channels, a weight with heavy tails, and the moments, made in float64."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(TOKENS, C_IN)) * rng.uniform(0.2, 2, size=C_IN) + 0.3 * rng.normal(size=(TOKENS, 1))
-    x[:, [3, 21]] *= 10
-    w = rng.standard_t(4, size=(C_IN, C_OUT)).astype(np.float32)
-    h, a = jnp.asarray(x.T @ x / TOKENS, jnp.float32), jnp.asarray(abs(x).mean(axis=0), jnp.float32)
-    return x, w, Moments(h, a, jnp.array(TOKENS, jnp.int32))
 
 
 def grids(column: np.ndarray, top: float, fmt: WeightFormat) -> Iterator[np.ndarray]:
