@@ -110,7 +110,7 @@ def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, L
                 errors.energies.append(np.asarray(output_error(w, h)))
             for fmt, each in zip(job.formats_of(site), errors.relative, strict=True):
                 searched = search and h is not None and fmt.code_bits == 4  # 8 bits lose next to nothing
-                held = fmt.with_scale_dtype(str(w.dtype))
+                held = fmt.of_weights(str(w.dtype))
                 each.append(share * np.asarray(_errors(w, h, held, searched, job.method.damping)))
     return {site: _losses(site, errors, job) for site, errors in found.items()}
 
@@ -144,5 +144,5 @@ def _nbytes(site: Site, fmt: WeightFormat, form: str) -> int:
     assert site.weight.dtype is not None
     filled = fmt.block_size if find_form(form).whole_blocks and fmt.block_size > 0 else 1
     shape = (site.c_in + -site.c_in % filled, site.columns)
-    planned = StoredWeight.planned(shape, fmt.with_scale_dtype(str(site.weight.dtype.numpy())))
+    planned = StoredWeight.planned(shape, fmt.of_weights(str(site.weight.dtype.numpy())))
     return planned.nbytes * len(site.nodes)

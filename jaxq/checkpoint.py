@@ -171,7 +171,7 @@ class ResultStore:
             return None
         record = json.loads(meta["record"])
         dtypes = [record["arrays"][f"{i}.s"][0] for i in range(len(formats))]
-        held = [fmt.with_scale_dtype(dtype) for fmt, dtype in zip(formats, dtypes, strict=True)]
+        held = [fmt.of_weights(dtype) for fmt, dtype in zip(formats, dtypes, strict=True)]
         return self._result(group, held, path, record)
 
     def _result(

@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from jaxq.awq import alpha_grid, ratio_grid
 from jaxq.errors import JaxqError
-from jaxq.formats import make_format
+from jaxq.formats import FLOAT8, make_format
 from jaxq.forms import find_form
 from jaxq.job import Gather, Job, Rule, check_job
 from jaxq.methods import MethodSpec, find_method
@@ -115,6 +115,7 @@ class Config:
     calib: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     block_size: int = MISSING
+    scale_dtype: str | None = None
     dry_run: bool = False
     cache_dir: str | None = None
     window_gb: float = MISSING
@@ -174,7 +175,7 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     full_range = knobs.full_range
     if full_range is None:
         full_range = searches and find_form(config.form.name).negative_scales
-    fmt = make_format(config.dtype.name, config.block_size, full_range)
+    fmt = make_format(config.dtype.name, config.block_size, full_range, _scale_dtype(config))
     if not 0 <= knobs.damping <= 10:
         raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.05")
     if not 0 <= knobs.sweeps <= 100:
@@ -201,7 +202,20 @@ def _rules(config: Config) -> Iterator[Rule]:
         per_channel = -1 in find_form(config.form.name).holds.get("int8", ())
         block_size = -1 if per_channel else config.block_size
     if config.mixed.int8:
-        yield Rule(tuple(config.mixed.int8), make_format("int8", block_size))
+        yield Rule(tuple(config.mixed.int8), make_format("int8", block_size, scale_dtype=_scale_dtype(config)))
+
+
+def _scale_dtype(config: Config) -> str:
+    """The widest type of integers' scales: what is asked for, or the narrowest where bytes are counted."""
+    if config.scale_dtype is None:
+        counted = config.method.bits_per_weight is not None
+        return FLOAT8 if counted and find_form(config.form.name).casts else "float32"
+    if config.scale_dtype not in _SCALE_DTYPES:
+        raise JaxqError(f"scale_dtype is {config.scale_dtype!r}: choose one of {', '.join(_SCALE_DTYPES)}")
+    return _SCALE_DTYPES[config.scale_dtype]
+
+
+_SCALE_DTYPES = {"float32": "float32", "float16": "float16", "float8": FLOAT8}
 
 
 def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
@@ -219,7 +233,7 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
         raise JaxqError(f"method=nvfp4 with dtype={spec.fmt.dtype}: take method=rtn_dq for other dtypes")
     if (bits := config.method.bits_per_weight) is not None and not 0 < bits <= 32:
         raise JaxqError(f"method.bits_per_weight is {bits}: give a number of bits up to 32, such as 4.5")
-    table = make_format(gather.dtype, gather.block_size, option="gather.block_size")
+    table = make_format(gather.dtype, gather.block_size, scale_dtype=_scale_dtype(config), option="gather.block_size")
     job = Job(
         source=source,
         target=target,

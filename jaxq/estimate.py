@@ -291,7 +291,7 @@ def _planned(group: Group, job: Job) -> GroupResult:
 def _planned_weight(site: Site, job: Job) -> StoredWeight:
     dtype = site.weight.dtype
     assert dtype is not None
-    fmt = job.format_of(site).with_scale_dtype(str(np.dtype(dtype.numpy())))
+    fmt = job.format_of(site).of_weights(str(np.dtype(dtype.numpy())))
     return StoredWeight.planned((site.c_in, site.columns), fmt)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from jaxq.blocks import check_axis, max_magnitude, split, spread
 from jaxq.integer import divide
@@ -12,6 +12,7 @@ from jaxq.integer import divide
 NVFP4_BLOCK = 16
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
+_TOP_CODE = 126  # that of 448; 127 is NaN
 _E4M3_LEAST = 2.0**-9  # the least positive number of E4M3
 
 
@@ -101,8 +102,30 @@ def block_ratios(
 
 @jax.jit
 def round_e4m3(ratio: Float[Array, "..."]) -> Shaped[Array, "..."]:
-    """Positive numbers as float8 E4M3, nearest even, cut to [2^-9, 448]."""
-    return jnp.clip(ratio, _E4M3_LEAST, E4M3_MAX).astype(jnp.float8_e4m3fn)
+    """Numbers as float8 E4M3, nearest even, their magnitudes cut to [2^-9, 448].
+
+    Example:
+        >>> round_e4m3(jnp.array([1.05, -500.0, 0.0])).astype(float).tolist()
+        [1.0, -448.0, 0.001953125]
+    """
+    magnitude = jnp.clip(jnp.abs(ratio), _E4M3_LEAST, E4M3_MAX)
+    return jnp.where(ratio < 0, -magnitude, magnitude).astype(jnp.float8_e4m3fn)
+
+
+@jax.jit
+def shift_e4m3(s: Shaped[Array, "..."], steps: Int[Array, "..."]) -> Shaped[Array, "..."]:
+    """Numbers of E4M3 so many places further from zero, or nearer to it: eight places are a factor of two.
+
+    They keep their sign and stay within [2^-9, 448].
+
+    Example:
+        >>> shift_e4m3(jnp.array([1.0, -1.0], jnp.float8_e4m3fn), jnp.int32(8)).astype(float).tolist()
+        [2.0, -2.0]
+    """
+    code = jax.lax.bitcast_convert_type(s, jnp.uint8).astype(jnp.int32)
+    sign = code & 0x80
+    moved = jnp.clip((code & 0x7F) + steps, 1, _TOP_CODE) | sign
+    return jax.lax.bitcast_convert_type(moved.astype(jnp.uint8), jnp.float8_e4m3fn)
 
 
 @partial(jax.jit, static_argnames=("block_size", "axis"))

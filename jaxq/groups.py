@@ -138,7 +138,7 @@ def _lots(sites: Sequence[Site], formats: Sequence[WeightFormat]) -> dict[Weight
 
 def _part(sites: Sequence[Site], fmt: WeightFormat, index: int) -> Part:
     w = jnp.asarray(_side_by_side(sites, index))
-    return w, fmt.with_scale_dtype(str(w.dtype))
+    return w, fmt.of_weights(str(w.dtype))
 
 
 def _side_by_side(sites: Sequence[Site], index: int) -> np.ndarray:

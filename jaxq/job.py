@@ -1,11 +1,11 @@
 """What to do to a model, and whether it can be done at all: checked before any work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxq.errors import JaxqError
-from jaxq.formats import WeightFormat
+from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat
 from jaxq.forms import FORMS, Form, Use, alternatives, check_holds, find_form, why_not_held
 from jaxq.graph import Declined, Site, decline, matches
 from jaxq.methods import MethodSpec, find_method
@@ -88,12 +88,15 @@ class Job:
     bits_per_weight: float | None = None
 
     def format_of(self, site: Site) -> WeightFormat:
-        """How a site's weight is held."""
+        """How a site's weight is held; float8 scales, which are over one number a weight, are float16 in stacks."""
+        rule = self._rule(site)
+        fmt = self.method.fmt if rule is None else rule.fmt
         if site.has_table:
             assert self.gather is not None
-            return self.gather.fmt
-        rule = self._rule(site)
-        return self.method.fmt if rule is None else rule.fmt
+            fmt = self.gather.fmt
+        if site.count > 1 and isinstance(fmt, IntegerFormat) and fmt.scale_dtype == FLOAT8:
+            return replace(fmt, scale_dtype="float16")
+        return fmt
 
     def formats_of(self, site: Site) -> tuple[WeightFormat, ...]:
         """How a site's weight could be held under a budget of bits: as a rule says, or in any way of its kind."""
@@ -130,7 +133,13 @@ def check_job(job: Job, has_data: bool) -> Form:
             f"method {job.method.name} needs calibration data and there is none: give calib.tokens=<npz file>, or "
             "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
         )
+    if any(isinstance(use.fmt, IntegerFormat) and use.fmt.scale_dtype == FLOAT8 for use in uses):
+        return replace(form, opset=max(form.opset, _FLOAT8_OPSET))
     return form
+
+
+_FLOAT8_OPSET = 19
+"""The least that casts float8."""
 
 
 def split_held(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Declined]]:

@@ -91,7 +91,7 @@ def piece(choice: Choice, errors: Errors, site: Site, columns: slice, fmt: Weigh
 def join_weight(pieces: Sequence[Piece], site: Site, fmt: WeightFormat) -> StoredWeight:
     """The matrices side by side, as one weight [c_in, matrices * c_out]."""
     each, shape = [p.arrays for p in pieces], (site.c_in, site.columns)
-    fmt = fmt.with_scale_dtype(str(each[0].s.dtype))
+    fmt = fmt.of_weights(str(each[0].s.dtype))
     if len(each) == 1:
         return StoredWeight.of(each[0], shape, fmt)
     packed = rows_are_packed(site, fmt)

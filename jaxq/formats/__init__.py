@@ -4,13 +4,14 @@ import re
 
 from jaxq.errors import JaxqError
 from jaxq.formats.held import BlockFormat, Grid, Quantized, Scales
-from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.microscaling import MxFormat
 from jaxq.formats.nvfp4 import Nvfp4Format
 from jaxq.integer import code_range
 
 __all__ = [
     "DTYPES",
+    "FLOAT8",
     "BlockFormat",
     "Grid",
     "IntegerFormat",
@@ -30,14 +31,18 @@ DTYPES = (*(f"{u}int{b}" for u in ("", "u") for b in range(2, 9)), "nvfp4", "mxf
 
 
 def make_format(
-    dtype: str, block_size: int | None = None, full_range: bool = False, option: str = "block_size"
+    dtype: str,
+    block_size: int | None = None,
+    full_range: bool = False,
+    scale_dtype: str = "float32",
+    option: str = "block_size",
 ) -> WeightFormat:
     """The format of that name.
 
     Args:
         dtype: One of `DTYPES`; "uint4" is 4 bits with a zero point.
         block_size: Rows a block, or -1; NVFP4 has 16 and the MX formats 32. None: these, and 32 for integers.
-        full_range: See `IntegerFormat`.
+        full_range, scale_dtype: See `IntegerFormat`.
         option: What the user calls the block size.
 
     Raises:
@@ -49,7 +54,11 @@ def make_format(
     """
     if match := re.fullmatch(r"(u?)int([2-8])", dtype):
         fmt = IntegerFormat(
-            32 if block_size is None else block_size, int(match[2]), bool(match[1]), full_range and not match[1]
+            block_size=32 if block_size is None else block_size,
+            num_bits=int(match[2]),
+            use_zero_point=bool(match[1]),
+            full_range=full_range and not match[1],
+            scale_dtype=scale_dtype,
         )
         code_range(fmt.num_bits, fmt.use_zero_point)
         return fmt

@@ -68,7 +68,7 @@ class BlockFormat(ABC):
     """A way to hold a weight [c_in, c_out] in blocks of rows; hashable, so that jitted functions take it as static.
 
     Every format also has ``dtype`` (its name), ``block_size``, ``code_bits`` (bits of a code in a file, 4 or 8) and
-    ``with_scale_dtype``.
+    ``of_weights``.
     """
 
     block_size: int

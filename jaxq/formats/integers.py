@@ -9,8 +9,19 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from jaxq.blocks import split
+from jaxq.float4 import E4M3_MAX, round_e4m3, shift_e4m3
 from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
-from jaxq.integer import code_range, dq_tensor, find_full_range_scales, find_scales, rtn
+from jaxq.integer import code_range, divide, dq_tensor, find_full_range_scales, find_scales, rtn
+from jaxq.mx import power_of_two, shared_exponent
+
+FLOAT8 = "float8_e4m3fn"
+"""The narrowest type of scales."""
+
+_MARGIN = 1.25
+"""How far candidates go beyond the plain scales, and a little more."""
+
+_EXPONENTS = (-24, 15)
+"""Of powers of two in float16."""
 
 _ENDS = (1.06, 1.0, 0.93, 0.86, 0.79, 0.72, 0.65)
 """Factors of a block's range, for each end by itself where there is a zero point."""
@@ -25,7 +36,8 @@ class IntegerFormat(BlockFormat):
         num_bits: 2 to 8.
         use_zero_point: Unsigned codes with a zero point per block.
         full_range: Symmetric scales that use the least code too, and may be negative; see `find_full_range_scales`.
-        scale_dtype: Type that the scales are stored in: the activations' own, "float32" or "float16".
+        scale_dtype: Type that the scales are stored in: the weights' own, or a narrower one. Those in `FLOAT8` are over
+            a scale of the whole weight, a power of two: in any float type that holds them the products are exact.
     """
 
     block_size: int = 128
@@ -44,21 +56,24 @@ class IntegerFormat(BlockFormat):
         """4 for up to 4 bits, else 8."""
         return 4 if self.num_bits <= 4 else 8
 
-    def with_scale_dtype(self, dtype: str) -> "IntegerFormat":
-        """The same with scales of this type."""
-        return replace(self, scale_dtype=dtype)
+    def of_weights(self, dtype: str) -> "IntegerFormat":
+        """The same for weights of this type: their scales have it too, if their own type is not narrower."""
+        narrower = np.dtype(self.scale_dtype).itemsize < np.dtype(dtype).itemsize
+        return self if narrower else replace(self, scale_dtype=dtype)
 
     @partial(jax.jit, static_argnums=0)
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         w = w.astype(jnp.float32)
         if self.full_range and not self.use_zero_point:
-            return Scales(self._stored(find_full_range_scales(w, self.block_size, 0, clip_ratio, self.num_bits)))
+            return self._stored(find_full_range_scales(w, self.block_size, 0, clip_ratio, self.num_bits), w)
         s, zp = find_scales(w, self.block_size, 0, clip_ratio, self.use_zero_point, self.num_bits)
-        return Scales(self._stored(s), zp)
+        return self._stored(s, w, zp)
 
     def candidates(self) -> np.ndarray:
         """Points for `candidate` [candidates, 2]: factors of a block's range, some with the sign turned.
+
+        Of scales in float8 the sign, and places up or down the numbers of E4M3.
 
         With a zero point, factors of the least and of the greatest weight. More bits need less of a range: the error
         of a step is smaller against that of a weight cut off.
@@ -68,6 +83,9 @@ class IntegerFormat(BlockFormat):
         least = {2: 0.3, 3: 0.45, 4: 0.6}.get(self.num_bits, 0.8)
         ratios = np.linspace(least, 1.2, 25)
         signs = (1, -1) if self.full_range else (1,)
+        if self.scale_dtype == FLOAT8:
+            shifts = range(round(8 * np.log2(least)), 4)
+            return np.array([(sign, shift) for shift in shifts for sign in signs], np.float32)
         return np.array([(sign * ratio, 0) for ratio in ratios for sign in signs], np.float32)
 
     @partial(jax.jit, static_argnums=0)
@@ -78,24 +96,40 @@ class IntegerFormat(BlockFormat):
         q_min, q_max = code_range(self.num_bits, self.use_zero_point)
         if self.use_zero_point:
             lo, hi = jnp.minimum(lo, 0) * point[0], jnp.maximum(hi, 0) * point[1]
-            s = self._stored((hi - lo) / q_max)
-            zp = jnp.clip(jnp.round(-lo / s.astype(jnp.float32)), 0, q_max)
-            return Scales(s, zp.astype(jnp.uint8))
+            scales = self._stored((hi - lo) / q_max, w)
+            zp = jnp.clip(jnp.round(-lo / _steps(scales)), 0, q_max)
+            return Scales(scales.s, zp.astype(jnp.uint8), scales.s2)
         peak = jnp.where(hi >= -lo, hi, lo) if self.full_range else -jnp.maximum(hi, -lo)
-        return Scales(self._stored(peak * point[0] / q_min))
+        if self.scale_dtype == FLOAT8:
+            plain = self._stored(peak * point[0] / q_min, w)
+            return Scales(shift_e4m3(plain.s, point[1].astype(jnp.int32)), s2=plain.s2)
+        return self._stored(peak * point[0] / q_min, w)
 
-    def _stored(self, s: Float[Array, "n_blocks c_out"]) -> Float[Array, "n_blocks c_out"]:
-        s = s.astype(self.scale_dtype)
-        return jnp.where(s == 0, jnp.ones_like(s), s)  # of weights too small for the type
+    def _stored(
+        self, s: Float[Array, "n_blocks c_out"], w: Float[Array, "c_in c_out"], zp: Num[Array, "..."] | None = None
+    ) -> Scales:
+        """Scales ``s`` of ``w`` in their type; 1 of weights that are too small for it."""
+        if self.scale_dtype == FLOAT8:
+            s2 = self._second(w)
+            return Scales(round_e4m3(s / s2), zp, s2)
+        greatest = float(jnp.finfo(self.scale_dtype).max)
+        s = jnp.clip(s, -greatest, greatest).astype(self.scale_dtype)
+        return Scales(jnp.where(s == 0, jnp.ones_like(s), s), zp)
+
+    def _second(self, w: Float[Array, "c_in c_out"]) -> Float[Array, ""]:
+        """A power of two over which all scales of ``w`` lie within E4M3, the candidates' too; float16 holds it."""
+        _, most = code_range(self.num_bits, unsigned=False)
+        peak = jnp.maximum(jnp.max(w, initial=0), -jnp.min(w, initial=0))
+        return power_of_two(jnp.clip(shared_exponent(peak * _MARGIN / most, E4M3_MAX), *_EXPONENTS))
 
     @partial(jax.jit, static_argnums=0)
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Num[Array, "c_in c_out"]:
         """The nearest codes under these scales, ties to even."""
-        return rtn(w.astype(jnp.float32), scales.s, self.block_size, 0, scales.zp, self.num_bits)
+        return rtn(w.astype(jnp.float32), _steps(scales), self.block_size, 0, scales.zp, self.num_bits)
 
     def block_grid(self, scales: Scales) -> Grid:
         """What the weights of each block can be rounded to."""
-        return Grid(scales.s.astype(jnp.float32), None if scales.zp is None else scales.zp.astype(jnp.float32))
+        return Grid(_steps(scales), None if scales.zp is None else scales.zp.astype(jnp.float32))
 
     def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
         """The nearest values of a grid, or of rows of it, ties to even codes."""
@@ -106,4 +140,9 @@ class IntegerFormat(BlockFormat):
     @partial(jax.jit, static_argnums=0)
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32."""
-        return dq_tensor(quantized.q, quantized.s.astype(jnp.float32), self.block_size, 0, quantized.zp)
+        return dq_tensor(quantized.q, _steps(quantized.scales), self.block_size, 0, quantized.zp)
+
+
+def _steps(scales: Scales) -> Float[Array, "n_blocks c_out"]:
+    s = scales.s.astype(jnp.float32)
+    return s if scales.s2 is None else divide(s * scales.s2, 1)  # else XLA scales anew for every weight

@@ -45,7 +45,7 @@ class MxFormat(BlockFormat):
     def _top(self) -> float:
         return E4M3_MAX if self.dtype == "mxfp8" else E2M1_MAX
 
-    def with_scale_dtype(self, dtype: str) -> "MxFormat":
+    def of_weights(self, dtype: str) -> "MxFormat":
         """Itself: its scales are powers of two."""
         del dtype
         return self

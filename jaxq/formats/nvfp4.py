@@ -16,12 +16,11 @@ from jaxq.float4 import (
     divide_by_scales,
     encode_e2m1,
     round_e4m3,
+    shift_e4m3,
     tensor_scale,
 )
 from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
 from jaxq.integer import divide
-
-_TOP_CODE = 126  # 448, the greatest number of E4M3
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Nvfp4Format(BlockFormat):
     code_bits = 4
     block_size = NVFP4_BLOCK
 
-    def with_scale_dtype(self, dtype: str) -> "Nvfp4Format":
+    def of_weights(self, dtype: str) -> "Nvfp4Format":
         """Itself: its scales have types of their own."""
         del dtype
         return self
@@ -63,9 +62,7 @@ class Nvfp4Format(BlockFormat):
     def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
         """Scales of ``w`` at a point of `candidates`."""
         plain = self.find_scales(w)
-        code = jax.lax.bitcast_convert_type(plain.s, jnp.uint8).astype(jnp.int32)
-        moved = jnp.clip(code + point, 1, _TOP_CODE).astype(jnp.uint8)
-        return Scales(jax.lax.bitcast_convert_type(moved, jnp.float8_e4m3fn), s2=plain.s2)
+        return Scales(shift_e4m3(plain.s, point), s2=plain.s2)
 
     @partial(jax.jit, static_argnums=0)
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:

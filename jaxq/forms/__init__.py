@@ -7,7 +7,7 @@ from functools import partial
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.formats import DTYPES, IntegerFormat, WeightFormat, make_format
+from jaxq.formats import DTYPES, FLOAT8, IntegerFormat, WeightFormat, make_format
 from jaxq.forms import column_major, dq, matmulnbits, mx_standard, nvfp4_standard, portable, qdq, trt
 from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Site
@@ -27,6 +27,7 @@ class Form:
         stacks: It holds stacks of matrices and kernels of Conv, not just matrices.
         scaled: It holds the codes, so that they can be of scaled or clipped weights; else the float weight.
         negative_scales: Its runtimes take scales below zero.
+        casts: Scales may be narrower than the activations: its runtimes cast them once, when they load the file.
         whole_blocks: A column's last block is filled up, so that blocks larger than a column cost more.
         runs: onnxruntime runs it on a CPU.
         domain: The domain of its operators that are not ONNX's own, or "".
@@ -40,6 +41,7 @@ class Form:
     stacks: bool = True
     scaled: bool = True
     negative_scales: bool = True
+    casts: bool = True
     whole_blocks: bool = False
     runs: bool = True
     domain: str = ""
@@ -74,6 +76,7 @@ FORMS = {
         gather_axes=(0, 1),
         stacks=False,
         negative_scales=False,
+        casts=False,
         runs=False,
         domain=trt.DOMAIN,
     ),
@@ -84,6 +87,7 @@ FORMS = {
         stacks=False,
         scaled=False,
         negative_scales=False,
+        casts=False,
         runs=False,
         domain=trt.DOMAIN,
     ),
@@ -162,6 +166,11 @@ def _check_use(name: str, use: Use, uses: Sequence[Use]) -> None:
         raise JaxqError(
             f"the form {name!r} takes positive scales only: leave method.full_range out, or set it to false"
         )
+    if isinstance(fmt, IntegerFormat) and fmt.scale_dtype != "float32" and not form.casts:
+        raise JaxqError(
+            f"scale_dtype is {fmt.scale_dtype!r}: the form {name!r} has scales in the type of the activations; "
+            "leave it out"
+        )
 
 
 def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
@@ -180,8 +189,9 @@ def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
 def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
     """What a form holds of the kind of a format, integers or floats; the format itself first.
 
-    Integers of 4 bits with and without zero points, in blocks of 32 and more, and of 8 bits without, per channel if
-    that is held; all floats. Other integers take as many bytes as these, and smaller blocks more than they gain.
+    Integers of 4 bits with and without zero points in blocks of 32 to 128, of 16 where scales are float8, and of 8 bits
+    without, per channel if that is held; all floats. Other integers take as many bytes as these, larger blocks save
+    next to nothing, and smaller ones take more than they gain.
 
     Example:
         >>> [other.dtype for other in alternatives("portable", make_format("nvfp4"))]
@@ -191,10 +201,12 @@ def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
     if not isinstance(fmt, IntegerFormat):
         return tuple(dict.fromkeys([fmt, *(make_format(dtype) for dtype in form.holds if dtype not in _INTEGERS)]))
     full_range = form.negative_scales if fmt.use_zero_point else fmt.full_range
-    fours = [(dtype, size) for dtype in ("int4", "uint4") for size in form.holds.get(dtype, ()) if size != 16]
+    blocks = {16, 32, 64, 128} if fmt.scale_dtype == FLOAT8 else {32, 64, 128}
+    fours = [(dtype, size) for dtype in ("int4", "uint4") for size in form.holds.get(dtype, ()) if size in blocks]
     sizes = form.holds.get("int8", ())
     eights = [("int8", size) for size in ((-1,) if -1 in sizes else sizes)]
-    return tuple(dict.fromkeys([fmt, *(make_format(dtype, size, full_range) for dtype, size in [*fours, *eights])]))
+    others = [make_format(dtype, size, full_range, fmt.scale_dtype) for dtype, size in [*fours, *eights]]
+    return tuple(dict.fromkeys([fmt, *others]))
 
 
 def _who_holds(uses: Sequence[Use]) -> str:

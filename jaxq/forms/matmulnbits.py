@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from jaxq.edit import graph_of, new_initializer
 from jaxq.formats import IntegerFormat
-from jaxq.forms.nodes import add_node, constant, drop_weight, float_type
+from jaxq.forms.nodes import add_node, cast_scale, constant, drop_weight, float_type
 from jaxq.forms.weight import Read, StoredWeight, code_tensor, pack, scale_tensor, tensor, zero_point_tensor
 from jaxq.graph import Site
 from jaxq.readers import is_table
@@ -27,7 +27,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, accuracy_level: int
     """
     tied = _Tied(graph, site) if _can_share(site, weight) else None
     for node in site.nodes:
-        holder, own = graph_of(node), weight.with_float_type(float_type(site, node))
+        holder, own = graph_of(node), weight.with_float_type(float_type(site, node), casts=True)
         if not is_table(node):
             new = _matmul(tied or _Copies(holder), site, node, own, accuracy_level)
         elif tied:
@@ -84,7 +84,7 @@ def _matmul(held: _Copies, site: Site, node: ir.Node, weight: StoredWeight, accu
     """Codes are bytes [c_out, n_blocks, bytes of a block], low bits first."""
     assert isinstance(weight.fmt, IntegerFormat)
     bits, block = stored_bits(weight.fmt), weight.fmt.block_size
-    inputs: list[ir.Value | None] = [node.inputs[0], *_bytes(held, site, weight)]
+    inputs: list[ir.Value | None] = [node.inputs[0], *_bytes(held, site, node, weight)]
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     if bias is not None:
         inputs += [None] * (5 - len(inputs)) + [bias]
@@ -93,15 +93,15 @@ def _matmul(held: _Copies, site: Site, node: ir.Node, weight: StoredWeight, accu
     return _named(ir.Node(DOMAIN, "MatMulNBits", inputs, attributes, name=f"{node.name}_MatMulNBits"), node)
 
 
-def _bytes(held: _Copies, site: Site, weight: StoredWeight) -> list[ir.Value]:
+def _bytes(held: _Copies, site: Site, node: ir.Node, weight: StoredWeight) -> list[ir.Value]:
     """Codes, scales and, where there are some, zero points as MatMulNBits reads them."""
     assert isinstance(weight.fmt, IntegerFormat)
     bits, n_blocks = stored_bits(weight.fmt), weight.n_blocks
     shape = (site.c_out, n_blocks, weight.fmt.block_size * bits // 8)
-    values = [
-        held.get(f"{site.name}_quantized", tensor(lambda: _product_codes(weight, bits), ir.DataType.UINT8, shape)),
-        held.get(f"{site.name}_scale", scale_tensor(weight, turned=True)),
-    ]
+    codes = tensor(lambda: _product_codes(weight, bits), ir.DataType.UINT8, shape)
+    values = [held.get(f"{site.name}_quantized", codes)]
+    scale = held.get(f"{site.name}_scale", scale_tensor(weight, turned=True))
+    values.append(cast_scale(site, node, weight, scale))
     if (zp := weight.zp) is not None:
         width = -(-n_blocks * bits // 8)
         packed = tensor(lambda: _product_zero_points(zp, bits), ir.DataType.UINT8, (site.c_out, width))
@@ -136,7 +136,8 @@ def _gather(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
         if weight.zp is None:
             codes = tensor(lambda: _shifted_up(weight), ir.DataType.UINT8, weight.shape[::-1])
     values = [new_initializer(graph, f"{site.name}_quantized", codes), node.inputs[1]]
-    values.append(new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True)))
+    scale = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True))
+    values.append(cast_scale(site, node, weight, scale))
     if weight.zp is not None:
         values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned=True)))
     numbers["block_size"] = weight.fmt.block_size
@@ -148,7 +149,7 @@ def _gather_bytes(held: _Tied, site: Site, node: ir.Node, weight: StoredWeight) 
     """A table that reads the bytes of a MatMulNBits: a row's blocks, one behind the other."""
     assert isinstance(weight.fmt, IntegerFormat)
     bits = stored_bits(weight.fmt)
-    codes, *parameters = _bytes(held, site, weight)
+    codes, *parameters = _bytes(held, site, node, weight)
     shape = (site.c_out, site.c_in * bits // 8)
     to = constant(held.root, f"shape_{shape[0]}_{shape[1]}", shape)
     name = f"{node.name}_weight_bytes"

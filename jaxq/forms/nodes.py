@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.edit import drop_unused, graph_of, new_initializer
-from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, zero_point_tensor
+from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, second_scale_tensor, zero_point_tensor
 from jaxq.graph import Site, attribute
 from jaxq.readers import drop_views, is_table
 from jaxq.readers import float_type as type_read
@@ -91,24 +91,48 @@ def lead_of(site: Site, turned: bool) -> tuple[int, ...]:
     return () if turned else site.lead
 
 
-def add_parameters(graph: ir.Graph, site: Site, weight: StoredWeight, turned: bool = False) -> list[ir.Value]:
-    """Initializers of a graph with scales and, where there are some, zero points."""
-    lead = lead_of(site, turned)
-    values = [new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned, lead))]
+def add_parameters(node: ir.Node, site: Site, weight: StoredWeight, turned: bool = False) -> list[ir.Value]:
+    """Scales and, where there are some, zero points, in the graph of one of the site's nodes and in front of it."""
+    graph, lead = graph_of(node), lead_of(site, turned)
+    scale = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned, lead))
+    values = [cast_scale(site, node, weight, scale)]
     if weight.zp is not None:
         values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned, lead)))
     return values
 
 
+def cast_scale(site: Site, node: ir.Node, weight: StoredWeight, scale: ir.Value) -> ir.Value:
+    """Scales as one of the site's nodes reads them; runtimes cast narrow ones once, when they load the file."""
+    dtype, name = float_type(site, node), f"{node.name}_scale"
+    if scale.dtype == dtype:
+        return scale
+    assert scale.shape is not None
+    shape, to = scale.shape.numpy(), ir.AttrInt64("to", int(dtype))
+    if weight.s2 is None:
+        return add_node(node, "Cast", [scale], [to], name=name, dtype=dtype, shape=shape)
+    cast = add_node(node, "Cast", [scale], [to], name=f"{name}_float", dtype=dtype, shape=shape)
+    s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight, dtype))
+    return add_node(node, "Mul", [cast, s2], name=name, dtype=dtype, shape=shape)
+
+
 def dequantize(
-    site: Site, node: ir.Node, weight: StoredWeight, turned: bool, op: str = "DequantizeLinear", domain: str = ""
+    site: Site,
+    node: ir.Node,
+    weight: StoredWeight,
+    turned: bool,
+    op: str = "DequantizeLinear",
+    domain: str = "",
+    casts: bool = True,
 ) -> ir.Value:
-    """Codes, scales and the node that makes floats of them, in front of one of the site's nodes, in its graph."""
+    """Codes, scales and the node that makes floats of them, in front of one of the site's nodes, in its graph.
+
+    Without ``casts`` the scales have the type of the activations in the file already.
+    """
     graph, dtype = graph_of(node), float_type(site, node)
-    weight = weight.with_float_type(dtype)
+    weight = weight.with_float_type(dtype, casts)
     shape = layout_of(site, weight, turned)
     codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned, lead_of(site, turned), shape))
-    inputs = [codes, *add_parameters(graph, site, weight, turned)]
+    inputs = [codes, *add_parameters(node, site, weight, turned)]
     how = blocked_attributes(site, weight, turned)
     return add_node(node, op, inputs, how, name=f"{node.name}_weight", dtype=dtype, shape=shape, domain=domain)
 

@@ -21,7 +21,9 @@ from jaxq.forms.weight import StoredWeight, tensor
 from jaxq.graph import Site, read_weight
 
 
-def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", domain: str = "") -> None:
+def write(
+    graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", domain: str = "", casts: bool = True
+) -> None:
     """Puts the two nodes, with ``prefix`` before their names, between the site's float weight and its nodes.
 
     Nodes that want the weight in one layout and type share it, and those of one graph its scales too: onnxruntime
@@ -37,7 +39,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, prefix: str = "", d
             sources[turned, dtype] = _source(site.weight.graph or graph, site, turned, dtype, shape)
         key = (graph_of(node), turned, dtype)
         if key not in held:
-            held[key] = add_parameters(key[0], site, weight.with_float_type(dtype), turned)
+            held[key] = add_parameters(node, site, weight.with_float_type(dtype, casts), turned)
         inputs = [sources[turned, dtype], *held[key]]
         name = f"{node.name}_weight_quantized"
         op = f"{prefix}QuantizeLinear"

@@ -25,14 +25,14 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
         else:
             turned = is_turned(site, node)
             op, domain = _operator(weight, "DequantizeLinear")
-            place(site, node, dequantize(site, node, weight, turned, op, domain), turned)
+            place(site, node, dequantize(site, node, weight, turned, op, domain, casts=False), turned)
     drop_weight(graph, site)
 
 
 def write_qdq(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """The float weight between TRT_INT4QuantizeLinear and TRT_INT4DequantizeLinear."""
     op, domain = _operator(weight, "")
-    qdq.write(graph, site, weight, prefix=op, domain=domain)
+    qdq.write(graph, site, weight, prefix=op, domain=domain, casts=False)
 
 
 def _operator(weight: StoredWeight, op: str) -> tuple[str, str]:

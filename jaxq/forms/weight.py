@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.formats import IntegerFormat, Nvfp4Format, WeightFormat
+from jaxq.formats import FLOAT8, IntegerFormat, Nvfp4Format, WeightFormat
 
 _INTEGERS = {
     (4, False): ir.DataType.INT4,
@@ -30,7 +30,7 @@ class StoredWeight:
         codes: [c_in, c_out] int8, uint8 or float8 for formats of 8 bits; else packed bytes, two codes each, row by row.
         s: Scales [n_blocks, c_out]: in the activations' type, float8 E4M3 (NVFP4), or uint8 exponents (MX).
         zp: [n_blocks, c_out] uint8, or None.
-        s2: NVFP4's scale of the weight, or None.
+        s2: What float8 scales are over, one for the weight, or None.
         shape: [c_in, c_out]; the matrices of a stack lie side by side, as more columns.
         fmt: How the codes were made.
     """
@@ -53,7 +53,8 @@ class StoredWeight:
     def planned(cls, shape: tuple[int, int], fmt: WeightFormat) -> "StoredWeight":
         """A weight without values: its size is known all the same."""
         zero_points = isinstance(fmt, IntegerFormat) and fmt.use_zero_point
-        s2 = _never if isinstance(fmt, Nvfp4Format) else None
+        over = isinstance(fmt, Nvfp4Format) or (isinstance(fmt, IntegerFormat) and fmt.scale_dtype == FLOAT8)
+        s2 = _never if over else None
         return cls(_never, _never, _never if zero_points else None, s2, shape, fmt)
 
     @property
@@ -83,12 +84,17 @@ class StoredWeight:
         zero_points = 0 if self.zp is None else -(-parameters * self.fmt.code_bits // 8)
         return codes + parameters * int(self.scale_dtype.itemsize) + zero_points + (0 if self.s2 is None else 4)
 
-    def with_float_type(self, dtype: ir.DataType) -> "StoredWeight":
-        """The weight with scales in the type of the activations, where they are floats of such a type."""
-        name = dtype.numpy().name
-        if not isinstance(self.fmt, IntegerFormat) or name == self.fmt.scale_dtype:
+    def with_float_type(self, dtype: ir.DataType, casts: bool = False) -> "StoredWeight":
+        """The weight with scales in the type of the activations, where they are floats of such a type.
+
+        With ``casts`` narrower scales stay as they are: the graph casts them.
+        """
+        fmt, name = self.fmt, dtype.numpy().name
+        if not isinstance(fmt, IntegerFormat) or name == fmt.scale_dtype:
             return self
-        return replace(self, s=lambda: self.s().astype(dtype.numpy()), fmt=self.fmt.with_scale_dtype(name))
+        if casts and self.scale_dtype.itemsize < dtype.itemsize:
+            return self
+        return replace(self, s=lambda: self.s().astype(dtype.numpy()), fmt=replace(fmt, scale_dtype=name))
 
     def unpacked(self) -> np.ndarray:
         """One code an element, [c_in, c_out]: int8, uint8 or float8; E2M1 codes in uint8."""
@@ -109,7 +115,7 @@ class StoredWeight:
 
         float16 holds 6e-5 to 65504; float8 scales and powers of two take up no factor.
         """
-        if not isinstance(self.fmt, IntegerFormat):
+        if not isinstance(self.fmt, IntegerFormat) or self.s2 is not None:
             return False
         s = _divided(self.s, divisor)
         return bool((np.isfinite(s) & (np.abs(s) >= ml_dtypes.finfo(s.dtype).tiny)).all())
@@ -178,11 +184,11 @@ def exponent_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProt
     return tensor(make, ir.DataType.FLOAT8E8M0, parameter_shape(weight, turned))
 
 
-def second_scale_tensor(weight: StoredWeight) -> ir.TensorProtocol:
-    """NVFP4's scale of the weight, [1]."""
+def second_scale_tensor(weight: StoredWeight, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.TensorProtocol:
+    """What float8 scales are over, [1]."""
     s2 = weight.s2
     assert s2 is not None
-    return tensor(lambda: s2().reshape(1), ir.DataType.FLOAT, (1,))
+    return tensor(lambda: s2().reshape(1).astype(dtype.numpy()), dtype, (1,))
 
 
 def zero_point_tensor(weight: StoredWeight, turned: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:

@@ -206,8 +206,9 @@ def float_model(model: ir.Model) -> None:
 
 
 def _readers(value: ir.Value, constants: dict[ir.Value, bool]) -> list[tuple[ir.Node, int]]:
-    """Nodes that read a constant and compute something with an activation."""
-    return [(n, i) for n, i in value.uses() if not any(out in constants for out in n.outputs)]
+    """Nodes that read a constant as a weight and compute something with an activation."""
+    uses = [(n, i) for n, i in value.uses() if key_of(n) not in _HOLDERS]
+    return [(n, i) for n, i in uses if not any(out in constants for out in n.outputs)]
 
 
 def _weights_at(place: Place, readers: Sequence[tuple[ir.Node, int]]) -> Iterator[FoundWeight]:
@@ -366,14 +367,18 @@ def _behind(place: Place) -> tuple[set[ir.Node], set[ir.Value]]:
 
 
 def _held(node: ir.Node) -> list[ir.Value]:
-    """Codes, scales and zero points of a node that holds its weight itself; codes through a Reshape too."""
+    """What a node that holds its weight itself reads of it: tensors, or what Reshape, Cast and Mul make of them."""
     values = node.inputs[1:4] if node.op_type == "MatMulNBits" else (*node.inputs[:1], *node.inputs[2:4])
-    return [v for v in values if v is not None and (tensor_of(v) is not None or _is_view(v))]
+    return [v for v in values if v is not None and _is_made_of_tensors(v)]
 
 
-def _is_view(value: ir.Value) -> bool:
+def _is_made_of_tensors(value: ir.Value) -> bool:
     node = value.producer()
-    return node is not None and node.op_type == "Reshape" and all(v and tensor_of(v) for v in node.inputs)
+    if tensor_of(value) is not None or node is None:
+        return tensor_of(value) is not None
+    return node.op_type in ("Reshape", "Cast", "Mul") and all(
+        v is not None and _is_made_of_tensors(v) for v in node.inputs
+    )
 
 
 def _unread(name: str, reason: str, codes: Sequence[ir.Value]) -> Unread:

@@ -150,18 +150,18 @@ def _scales(value: ir.Value) -> tuple[ir.Value, ...]:
 
 def parts_of_product(node: ir.Node) -> Parts:
     """Those of a MatMulNBits node."""
-    codes, scales = input_of(node, 1), input_of(node, 2)
+    codes, scales = input_of(node, 1), _scales(input_of(node, 2))
     zero_points, order = optional_input(node, 3), optional_input(node, 4)
     k, n, bits, block = product_numbers(node)
     if order is not None or attribute(node, "weight_prepacked", 0) or bits not in (2, 4, 8):
         raise UnclearError("a MatMulNBits node with g_idx, prepacked bytes or bits other than 2, 4 and 8")
-    tensors = tuple(v for v in (codes, scales, zero_points) if v is not None)
+    tensors = tuple(v for v in (codes, scales[0], zero_points, *scales[1:]) if v is not None)
     if any(tensor_of(v) is None for v in tensors):
         raise UnclearError("a MatMulNBits node with codes or scales that are computed")
     if size_of(codes) * 8 != n * -(-k // block) * block * bits:
         raise UnclearError(f"a MatMulNBits node with K={k}, N={n} and codes of shape {list(shape_of(codes))}")
     name = f"int{bits}" if zero_points is None else f"uint{bits}"
-    return Parts("matmulnbits", name, block, 1, (n, k), type_of(scales), tensors, turned=True)
+    return Parts("matmulnbits", name, block, 1, (n, k), type_of(input_of(node, 2)), tensors, turned=True)
 
 
 def parts_of_table(node: ir.Node) -> Parts:
@@ -170,7 +170,8 @@ def parts_of_table(node: ir.Node) -> Parts:
     reshape = codes.producer()
     if reshape is not None and key_of(reshape) == ("", "Reshape"):
         codes, shape = input_of(reshape, 0), tuple(int(d) for d in constant_of(reshape, 1))
-    tensors = (codes, input_of(node, 2), *(v for v in node.inputs[3:] if v is not None))
+    scales, zero_points = _scales(input_of(node, 2)), [v for v in node.inputs[3:] if v is not None]
+    tensors = (codes, scales[0], *zero_points, *scales[1:])
     if any(tensor_of(v) is None for v in tensors) or not all(d > 0 for d in shape):
         raise UnclearError("a GatherBlockQuantized node with codes or scales that are computed")
     dtype = type_of(tensors[0])
@@ -179,7 +180,7 @@ def parts_of_table(node: ir.Node) -> Parts:
         bits = int(attribute(node, "bits", 4))
         if bits not in (2, 4, 8):
             raise UnclearError(f"a GatherBlockQuantized node with bits={bits}")
-        name = f"int{bits}" if len(tensors) < 3 else f"uint{bits}"
+        name = f"int{bits}" if not zero_points else f"uint{bits}"
         shape = (*shape[:-1], shape[-1] * 8 // bits)
     block, axis = int(attribute(node, "block_size", 128)), int(attribute(node, "quantize_axis", 1))
     if block < 0 or not -len(shape) <= axis < len(shape):

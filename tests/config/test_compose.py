@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from jaxq.config import Config, conf_dir, flat_keys, make_job, method_spec, option_names, register
 from jaxq.errors import JaxqError
-from jaxq.formats import DTYPES, IntegerFormat
+from jaxq.formats import DTYPES, FLOAT8, IntegerFormat
 from jaxq.forms import FORMS
 from jaxq.job import Job
 from jaxq.methods import METHODS
@@ -75,6 +75,24 @@ def test_the_command_line_wins_over_what_a_group_brings():
     assert _compose("dtype=nvfp4", "form=nvfp4_standard").form.name == "nvfp4_standard"
     assert _compose("method=rtn", "dtype=mxfp8").block_size == 32
     assert _compose("block_size=64").block_size == 64
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "float32"),
+        (["scale_dtype=float16"], "float16"),
+        (["scale_dtype=float8"], FLOAT8),
+        (["method.bits_per_weight=4.5"], FLOAT8),
+        (["method.bits_per_weight=4.5", "scale_dtype=float32"], "float32"),
+        (["method.bits_per_weight=4.5", "form=trt"], "float32"),
+    ],
+)
+def test_scales_are_narrow_where_asked_for_and_under_a_budget(overrides, expected):
+    made = job(_compose("mixed.int8=[a]", "gather.axis=0", *overrides), has_data=True)
+    assert made.gather is not None
+    for fmt in (made.method.fmt, made.gather.fmt, *(rule.fmt for rule in made.rules)):
+        assert isinstance(fmt, IntegerFormat) and fmt.scale_dtype == expected
 
 
 @pytest.mark.parametrize(

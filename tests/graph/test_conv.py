@@ -139,7 +139,7 @@ def test_a_file_is_the_model_on_its_dequantized_weights(name, dtype, form, fmt, 
     held = dequantized(onnx.load(target))["w"]
     _, site = site_of(proto)
     matrix = np.concatenate([site.array(i) for i in range(site.count)], axis=1)
-    expected = np.asarray(fmt.with_scale_dtype(matrix.dtype.name).round_trip(jnp.asarray(matrix)))
+    expected = np.asarray(fmt.of_weights(matrix.dtype.name).round_trip(jnp.asarray(matrix)))
     np.testing.assert_allclose(held.reshape(len(held), -1).T, expected, rtol=2**-20, atol=1e-7)
     limit = 2e-6 if dtype == np.float32 else 3e-3
     (got,), (wanted,) = run(target, {"x": x}), run(with_weights(proto, {"w": held}), {"x": x})

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from jaxq.batches import Batch
-from jaxq.formats import IntegerFormat
+from jaxq.formats import FLOAT8, IntegerFormat
 from tests.graph import models
 from tests.graph.forms.readers import every_reader, fused, in_place
 from tests.graph.models import HIDDEN, MODELS, build, node, tokens, vector, weight
@@ -13,16 +13,32 @@ from tests.graph.running import OPSET_23, RUNTIME, quantize, relative, run, save
 from tests.graph.unpacked import dequantized
 
 OLD = RUNTIME < (1, 25)  # fuses no Gemm
+NARROW = [IntegerFormat(64, scale_dtype="float16"), IntegerFormat(16, scale_dtype=FLOAT8)]
 FUSED = [IntegerFormat(b, use_zero_point=b in (32, 128)) for b in (16, 32, 64, 128, 256)]
 
 
-@pytest.mark.parametrize("fmt", [*FUSED, IntegerFormat(32, full_range=True)], ids=str)
+@pytest.mark.parametrize("fmt", [*FUSED, IntegerFormat(32, full_range=True), *NARROW], ids=str)
 def test_onnxruntime_fuses_every_weight(fmt, tmp_path):
     target = tmp_path / "out.onnx"
     quantize(save(every_reader(), tmp_path), target, fmt=fmt)
     operators = fused(target)
     assert operators["com.microsoft:MatMulNBits"] == 8 - 3 * OLD
     assert operators.get(":DequantizeLinear", 0) == 3 * OLD
+    assert not {":Cast", ":Mul"} & operators.keys()
+
+
+@pytest.mark.parametrize("form", ["dq", "column_major", "matmulnbits"])
+def test_narrow_scales_take_fewer_bytes(form, tmp_path):
+    source, sizes = save(models.gemm(), tmp_path), {}
+    for dtype in ("float32", "float16", FLOAT8):
+        target, fmt = tmp_path / f"{dtype}.onnx", IntegerFormat(32, scale_dtype=dtype)
+        (layer,) = quantize(source, target, fmt=fmt, form=form).layers
+        kinds = {t.name: t.data_type for t in onnx.load(target).graph.initializer}
+        assert kinds[f"{layer.name}_scale"] == onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        sizes[dtype] = layer.nbytes
+        scales = layer.c_in * layer.c_out // 32
+    assert sizes["float32"] - sizes["float16"] == 2 * scales
+    assert sizes["float32"] - sizes[FLOAT8] == 3 * scales - 4
 
 
 @pytest.mark.parametrize("name", ["swiglu", "attention"])

@@ -57,7 +57,7 @@ def cases() -> list:
 
 def round_trip(table: np.ndarray, fmt: WeightFormat, axis: int) -> np.ndarray:
     turned = table.T if axis % 2 else table
-    back = np.asarray(fmt.with_scale_dtype(table.dtype.name).round_trip(jnp.asarray(turned)))
+    back = np.asarray(fmt.of_weights(table.dtype.name).round_trip(jnp.asarray(turned)))
     return back.T if axis % 2 else back
 
 

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, WeightFormat, make_format
+from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
 from jaxq.forms import FORMS
 from jaxq.job import Gather, Rule
 from jaxq.model_file import load_model, save_model
@@ -23,8 +23,11 @@ WIDER = {"trt": "dq", "trt_qdq": "qdq"}
 """What INT8 of TensorRT's forms is: standard ONNX."""
 
 WHOLE = [(form, fmt, np.float32) for form in FORMS for fmt in pairings(form)]
+NARROW = [make_format("int4", 32, scale_dtype="float16"), make_format("uint4", 16, scale_dtype=FLOAT8)]
+CASTING = [form for form in FORMS if FORMS[form].casts and "int4" in FORMS[form].holds]
+WHOLE += [(form, fmt, np.float32) for form in CASTING for fmt in NARROW]
 HALF = [(form, fmt, np.float16) for form in FORMS for fmt in pairings(form) if fmt.dtype in ("uint4", "nvfp4", "mxfp8")]
-FILES = [pytest.param(f, fmt, t, id=f"{f} {fmt.dtype} {fmt.block_size} {t.__name__}") for f, fmt, t in WHOLE + HALF]
+FILES = [pytest.param(f, fmt, t, id=f"{f} {fmt} {t.__name__}") for f, fmt, t in WHOLE + HALF]
 
 
 def stored_dtype(form: str, fmt: WeightFormat) -> str:
@@ -46,7 +49,7 @@ def round_trips(fmt: WeightFormat, dtype: type) -> dict[str, np.ndarray]:
 
 def round_trip(fmt: WeightFormat, w: np.ndarray) -> np.ndarray:
     """``w`` [c_in, c_out] after quantization, in its own type's numbers."""
-    back = fmt.with_scale_dtype(str(w.dtype)).round_trip(jnp.asarray(w))
+    back = fmt.of_weights(str(w.dtype)).round_trip(jnp.asarray(w))
     return np.asarray(back).astype(w.dtype).astype(np.float32)
 
 

@@ -146,9 +146,7 @@ def in_float(path: Path) -> Path:
 
 def expected_stack(w: np.ndarray, fmt: WeightFormat) -> np.ndarray:
     """Each matrix by itself after quantization."""
-    each = [
-        np.asarray(fmt.with_scale_dtype(w.dtype.name).round_trip(jnp.asarray(m))) for m in w.reshape(-1, *w.shape[-2:])
-    ]
+    each = [np.asarray(fmt.of_weights(w.dtype.name).round_trip(jnp.asarray(m))) for m in w.reshape(-1, *w.shape[-2:])]
     return np.stack(each).reshape(w.shape)
 
 

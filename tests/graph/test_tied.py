@@ -7,7 +7,7 @@ import pytest
 
 from jaxq.batches import Batch
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, WeightFormat, make_format
+from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
 from jaxq.forms import FORMS
 from jaxq.inspect import inspect_model
 from jaxq.job import Gather
@@ -34,7 +34,9 @@ def cases() -> list:
             dtype = dtypes[i % len(dtypes)]
             block = 32 if 32 in FORMS[form].holds[dtype] else -1
             found.append((form, make_format(dtype, block), head))
-    return [pytest.param(*case, id=f"{case[0]} {case[1].dtype} {case[2]}") for case in found]
+        if FORMS[form].casts:
+            found += [(form, make_format("int4", 32, scale_dtype=s), "Gemm") for s in ("float16", FLOAT8)]
+    return [pytest.param(*case, id=f"{case[0]} {case[1].dtype} {case[1].scale_dtype} {case[2]}") for case in found]
 
 
 def quantized(outcome: Outcome) -> list[str]:

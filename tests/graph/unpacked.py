@@ -74,10 +74,12 @@ class _File:
 
     def name_of(self, node: NodeProto) -> str:
         """The weight's name in the float model."""
-        name = node.input[0] if node.input[0] in self.tensors else node.input[1]
+        name = node.input[1] if node.op_type == "MatMulNBits" or node.input[0] not in self.tensors else node.input[0]
         if node.op_type == "GatherBlockQuantized":
             name = self.codes_of_table(node)[0]
-        return re.sub(r"_(quantized|scale)(_\d+)?$", "", name if node.op_type != "MatMulNBits" else node.input[1])
+        while name not in self.tensors:
+            name = self.maker(name).input[0]
+        return re.sub(r"_(quantized|scale)(_\d+)?$", "", name)
 
     def codes_of_table(self, node: NodeProto) -> tuple[str, np.ndarray]:
         """Name and bytes of a table's codes, which it may read from those of a product through a Reshape."""
@@ -106,9 +108,13 @@ class _File:
         return E2M1[unpack(np.frombuffer(self.protos[name].raw_data, np.uint8), 4)[: np.prod(shape)]].reshape(shape)
 
     def scale(self, name: str) -> np.ndarray:
-        """Scales: floats, NVFP4's two in one, or powers of two by their biased exponents."""
+        """Scales: floats, narrow ones that are cast, two in one, or powers of two by their biased exponents."""
+        if name not in self.tensors and self.maker(name).op_type == "Cast":
+            name = self.maker(name).input[0]
         if name not in self.tensors:
             s, s2 = self.maker(name).input
+            if self.maker(name).op_type == "Mul":
+                return self.scale(s) * self.tensors[s2].astype(np.float64)
             return self.tensors[s].astype(np.float64) * self.tensors[s2].astype(np.float64)
         s = self.tensors[name]
         if self.protos[name].data_type in (TensorProto.UINT8, TensorProto.FLOAT8E8M0):
@@ -166,7 +172,7 @@ def _mat_mul_n_bits(node: NodeProto, file: _File) -> np.ndarray:
     how = attributes_of(node)
     rows, columns, bits, block = how["N"], how["K"], how["bits"], how["block_size"]
     n_blocks = -(-columns // block)
-    packed, s = file.tensors[node.input[1]], file.tensors[node.input[2]].astype(np.float64)
+    packed, s = file.tensors[node.input[1]], file.scale(node.input[2])
     assert (packed.dtype, packed.shape) == (np.uint8, (rows, n_blocks, block * bits // 8))
     assert s.shape == (rows, n_blocks)
     zp = np.full(s.shape, 2 ** (bits - 1))
@@ -190,9 +196,7 @@ def _gather_block_quantized(node: NodeProto, file: _File) -> np.ndarray:
     if len(node.input) > 3:
         zp = file.tensors[node.input[3]]
         zp = _spread((unpack(zp, bits) if small else zp).astype(np.float64), spread, codes.shape)
-    return (codes.astype(np.float64) - zp) * _spread(
-        file.tensors[node.input[2]].astype(np.float64), spread, codes.shape
-    )
+    return (codes.astype(np.float64) - zp) * _spread(file.scale(node.input[2]), spread, codes.shape)
 
 
 def _portable(node: NodeProto, file: _File) -> np.ndarray:

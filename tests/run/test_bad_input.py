@@ -30,6 +30,8 @@ CONFIG_ROWS = {
     "a form that holds no integers": (["form=portable"], ["'portable' cannot hold int4", "form=dq or qdq"]),
     "a form that holds integers": (["dtype=mxfp8", "form=dq"], ["'dq' cannot hold mxfp8", "form=mx_standard or port"]),
     "negative scales": (["form=trt", "method.full_range=true"], ["'trt' takes positive scales only"]),
+    "type of scales": (["scale_dtype=int8"], ["scale_dtype is 'int8'", "float32, float16, float8"]),
+    "narrow scales": (["form=trt", "scale_dtype=float16"], ["scale_dtype is 'float16'", "'trt'", "leave it out"]),
     "tables": (
         ["method=nvfp4", "gather.axis=1"],
         [
@@ -62,7 +64,7 @@ CONFIG_ROWS = {
     "ridge": (["method=best", "method.ridge=0"], ["method.ridge is 0", "4096"]),
     "GPTQ in float weights": (["method=best", "form=qdq"], ["keeps the float weights", "form=dq"]),
     "no data for best": (["method=best", "calib.samples=0"], ["best needs calibration data", "rtn_dq"]),
-    "too few bits": (["method=rtn_dq", "method.bits_per_weight=3.9", "calib.samples=0"], ["4.106 bits at least"]),
+    "too few bits": (["method=rtn_dq", "method.bits_per_weight=3.9", "calib.samples=0"], ["4.065 bits at least"]),
     "alpha step": (["method.alpha_step=0"], ["alpha_step is 0"]),
     "clip step": (["method.clip_step=-1"], ["clip_step is -1"]),
     "least clip ratio": (["method.min_alpha=1.5"], ["min_alpha is 1.5"]),

@@ -126,7 +126,7 @@ def test_every_name_makes_its_format(dtype):
     assert hash(fmt) == hash(make_format(dtype, block, full_range=True))
     assert fmt.code_bits == (4 if dtype[-1] in "234" else 8)
     assert isinstance(fmt, IntegerFormat) == ("int" in dtype)
-    assert fmt.with_scale_dtype("float16").dtype == dtype
+    assert fmt.of_weights("float16").dtype == dtype
 
 
 @pytest.mark.parametrize(

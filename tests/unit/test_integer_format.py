@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, Quantized
+from jaxq.formats import FLOAT8, IntegerFormat, Quantized
 from jaxq.integer import quant_tensor
 
 ROWS = 196
@@ -18,6 +18,8 @@ FORMATS = [
     pytest.param(IntegerFormat(8, full_range=True), id="int4_full_range"),
     pytest.param(IntegerFormat(8, full_range=True, scale_dtype="float16"), id="int4_full_range_float16"),
     pytest.param(IntegerFormat(8, use_zero_point=True, scale_dtype="bfloat16"), id="uint4_bfloat16"),
+    pytest.param(IntegerFormat(8, full_range=True, scale_dtype=FLOAT8), id="int4_full_range_float8"),
+    pytest.param(IntegerFormat(8, use_zero_point=True, scale_dtype=FLOAT8), id="uint4_float8"),
 ]
 
 
@@ -32,7 +34,7 @@ def test_codes_belong_to_the_stored_scales(w, fmt):
     held = fmt.quantize(w)
     assert held.s.dtype == jnp.dtype(fmt.scale_dtype)
     rows = [0] * ROWS if fmt.block_size == -1 else [i // 8 for i in range(ROWS)]
-    s = np.asarray(held.s, np.float32)[rows]
+    s = np.asarray(held.s, np.float32)[rows] * (1 if held.s2 is None else np.asarray(held.s2))
     zp = 0 if held.zp is None else np.asarray(held.zp, np.float64)[rows]
     low, high = (0, 15) if fmt.use_zero_point else (-(2**fmt.num_bits) // 2, 2**fmt.num_bits // 2 - 1)
     want = np.clip(np.rint(np.asarray(w) / s) + zp, low, high)
@@ -96,3 +98,11 @@ def test_quantized_is_a_pytree(w, zero, leaves):
 def test_bad_formats_are_refused(w, fmt, said):
     with pytest.raises(JaxqError, match=said):
         fmt.quantize(w)
+
+
+@pytest.mark.parametrize("full_range", [False, True])
+def test_scales_beyond_float16_are_cut_off_to_its_greatest(full_range):
+    """Nothing becomes infinite; weights of a million are cut off to the greatest code of the greatest scale."""
+    fmt = IntegerFormat(8, full_range=full_range, scale_dtype="float16")
+    back = np.asarray(fmt.round_trip(jnp.full((8, 1), 1e6)))
+    assert (back == 65504 * (8 if full_range else 7)).all()

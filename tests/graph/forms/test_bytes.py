@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.formats import IntegerFormat, WeightFormat, make_format
+from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
 from jaxq.forms import FORMS
 from tests.graph.forms.readers import GROUPS, every_reader, every_weight, in_place, pairings, run_form, skip_old
 from tests.graph.models import FFN, tokens
@@ -19,16 +19,22 @@ def named(form: str, fmt: WeightFormat, note: str = "") -> str:
     return f"{form} {fmt.dtype} {fmt.block_size}{note}"
 
 
-FULL = [(form, IntegerFormat(32, full_range=True)) for form in ("dq", "qdq", "column_major", "matmulnbits")]
+CASTING = [form for form in FORMS if FORMS[form].casts and "int4" in FORMS[form].holds]
+FULL = [(form, IntegerFormat(32, full_range=True)) for form in CASTING]
+NARROW = [("int4", 32, "float16"), ("uint8", 64, "float16"), ("int4", 16, FLOAT8), ("uint4", 64, FLOAT8)]
+NARROW = [(form, make_format(d, b, scale_dtype=s)) for form in CASTING for d, b, s in NARROW]
 FILES = [
     *[pytest.param(form, fmt, id=named(form, fmt)) for form in FORMS for fmt in pairings(form)],
     *[pytest.param(form, fmt, id=named(form, fmt, " full range")) for form, fmt in FULL],
+    *[pytest.param(form, fmt, id=f"{form} {fmt}") for form, fmt in NARROW],
 ]
 HALF = [
     make_format(d, b)
     for d, b in (("int4", 32), ("uint4", -1), ("uint8", 64), ("int2", 32), ("nvfp4", 16), ("mxfp8", 32))
 ]
+HALF += [make_format("int4", 32, scale_dtype=FLOAT8)]
 HALF = [(form, fmt) for form in FORMS for fmt in HALF if fmt.block_size in FORMS[form].holds.get(fmt.dtype, ())]
+HALF = [(form, fmt) for form, fmt in HALF if FORMS[form].casts or FLOAT8 not in str(fmt)]
 
 
 @cache
@@ -37,7 +43,7 @@ def expected_weights(fmt: WeightFormat, dtype: type) -> dict[str, np.ndarray]:
     source, found = every_weight(dtype), {}
     for names in GROUPS:
         w = jnp.asarray(np.concatenate([source[name] for name in names], axis=1))
-        back = np.asarray(fmt.with_scale_dtype(np.dtype(dtype).name).round_trip(w))
+        back = np.asarray(fmt.of_weights(np.dtype(dtype).name).round_trip(w))
         found |= dict(zip(names, np.split(back, len(names), axis=1), strict=True))
     return found
 
