@@ -3,8 +3,9 @@
     python experiments/bench/accuracy.py --models DIR --peer-python PY --prose FOLDER
         --out experiments/bench/results/accuracy.json
 
-DIR holds smollm2p/ as `make_smollm2.py` writes it. PY is a Python that has nvidia-modelopt[onnx]; without one its
-rows fail. FOLDER holds prose in .html, .txt or .md. Every method that calibrates runs once for each seed, on 32 rows of
+DIR holds smollm2p/ as `make_smollm2.py` writes it. PY is a Python that has nvidia-modelopt[onnx], with torch, which
+onnxruntime's HQQ needs too; without one their rows fail. onnxruntime's k_quant wants blocks that divide the weights'
+rows: it gets 64. FOLDER holds prose in .html, .txt or .md. Every method that calibrates runs once for each seed, on 32 rows of
 256 tokens drawn with it. Files are judged on held-out text like the calibration's, and on the prose: perplexity, KL
 divergence to the float model and top-1 agreement at accuracy level 1. What is there already in the results is not run
 again. The moments of a seed are computed once, by the first of jaxq's methods that reads them, but for those of `best`.
@@ -27,10 +28,15 @@ ALL = (
     *("onnxruntime_rtn", "onnxruntime_hqq", "onnxruntime_k_quant"),
     *("modelopt_rtn_dq", "modelopt_awq_lite_cached", "modelopt_awq_full_cached"),
     *("jaxq_rtn_dq", "jaxq_awq_lite", "jaxq_awq_full", *(f"jaxq_{name}" for name in JAXQ)),
-    *("jaxq_best_4.5", "jaxq_nvfp4_rtn", "jaxq_nvfp4_best"),
+    *("jaxq_best_float8", "jaxq_best_4.5", "jaxq_nvfp4_rtn", "jaxq_nvfp4_best"),
 )
 _NVFP4 = ("dtype=nvfp4", "block_size=16")
 OWN = {
+    "onnxruntime_hqq": Run("onnxruntime_hqq", "peer", "onnxruntime", ""),
+    "onnxruntime_k_quant": Run("onnxruntime_k_quant", "jaxq", "onnxruntime", "", options=("--block-size=64",)),
+    "jaxq_best_float8": Run(
+        "jaxq_best_float8", "jaxq", "jax", "", method="best", options=("block_size=32", "scale_dtype=float8")
+    ),
     "jaxq_best_4.5": Run("jaxq_best_4.5", "jaxq", "jax", "", method="best", options=("method.bits_per_weight=4.5",)),
     "jaxq_nvfp4_rtn": Run("jaxq_nvfp4_rtn", "jaxq", "jax", "", method="rtn_dq", options=_NVFP4),
     "jaxq_nvfp4_best": Run("jaxq_nvfp4_best", "jaxq", "jax", "", method="best", options=_NVFP4),

@@ -6,7 +6,7 @@
 DIR and FOLDER as for `accuracy.py`. Each point is one run with one draw of the calibration text (seed 0); what is there
 already in the results is not run again. ``tokens`` has 512 to 65,536 of them, of which about 61,000 are different.
 ``bits`` has budgets (`method.bits_per_weight`) and fixed patterns beside them: one dtype and block size for all
-weights, and 8 bits for the weights that rules of thumb name. Each leaves a picture beside its results.
+weights, scales in float8 if not said otherwise, and 8 bits for the weights that a rule of thumb names. Each leaves a picture beside its results.
 """
 
 import argparse
@@ -23,15 +23,14 @@ from judge import Case, Judge, add_arguments
 from runs import Run
 
 TOKENS = (512, 2048, 8192, 32768, 65536)
-BUDGETS = (4.3, 4.5, 5.0, 6.0)
-VALUES, DOWN = "mixed.int8=[*v_proj*]", "mixed.int8=[*v_proj*,*layers.0/*down_proj*,*layers.1/*down_proj*]"
+BUDGETS = (4.125, 4.25, 4.5, 5.0)
+FLOAT8 = "scale_dtype=float8"
 PATTERNS = {
-    "int4, 128": (),
-    "int4, 64": ("block_size=64",),
-    "int4, 32": ("block_size=32",),
-    "uint4, 128": ("dtype=uint4",),
-    "values in 8 bits": (VALUES,),
-    "values and first down in 8 bits": (DOWN,),
+    "int4, 128, float32 scales": (),
+    "int4, 64": ("block_size=64", FLOAT8),
+    "int4, 32": ("block_size=32", FLOAT8),
+    "int4, 16": ("block_size=16", FLOAT8),
+    "int4, 32, values in 8 bits": ("block_size=32", FLOAT8, "mixed.int8=[*v_proj*]"),
 }
 
 

@@ -35,7 +35,7 @@ class Run:
         label: The row's name in the table.
         subset: Not the whole model: no quality, and only a time to extrapolate from.
         method: jaxq's, where the name does not say it.
-        options: More of jaxq's command line.
+        options: More of the command line.
     """
 
     name: str
@@ -90,7 +90,8 @@ def command(run: Run, setup: Setup, folder: Path) -> list[str]:
     common = [f"--model={setup.model}", f"--out={folder / 'model.onnx'}", f"--block-size={setup.block_size}"]
     if run.name.startswith("onnxruntime_"):
         how = f"--algorithm={run.name.removeprefix('onnxruntime_')}"
-        return [setup.jaxq_python, str(HERE / "peers" / "onnxruntime_nbits.py"), *common, how]
+        python = setup.peer_python if run.python == "peer" else setup.jaxq_python
+        return [python, str(HERE / "peers" / "onnxruntime_nbits.py"), *common, how, *run.options]
     script = str(HERE / "peers" / "modelopt_int4.py")
     return [setup.peer_python, script, *common, f"--tokens={setup.tokens}", *MODELOPT_OPTIONS[run.name]]
 

@@ -122,12 +122,16 @@ def test_sensitivities_are_shares_of_the_stream(tmp_path):
     table = np.median(np.square(initializers(stream(1.0))["table"]).mean(axis=0)) * HIDDEN
     found = sensitivities(sites, {site: energies[site.name] for site in sites})
     first, second = 3 / (table + 3), 2 / (table + 5)
-    want = {"a": first, "b": first, "c": second, "d": second, "head": 1.0}
-    assert {s.name: f for s, f in found.items()} == pytest.approx({n: share**0.5 for n, share in want.items()})
+    shares = {"a": first, "b": first, "c": second, "d": second, "head": 1.0}
+    left = {"a": 0.5, "c": 0.5}
+    sizes = {site.name: site.c_in * site.c_out for site in sites}
+    want = {name: left.get(name, 1.0) * (sizes[name] * share) ** 0.5 for name, share in shares.items()}
+    assert {s.name: f for s, f in found.items()} == pytest.approx(want)
 
 
-def test_without_a_stream_all_weights_count_alike(tmp_path):
+def test_without_a_stream_weights_count_by_their_size(tmp_path):
     model = ir.from_proto(models.swiglu())
     prepare(model)
     sites, _ = find_sites(model.graph)
-    assert set(sensitivities(sites, dict.fromkeys(sites, 1.0)).values()) == {1.0}
+    found = sensitivities(sites, dict.fromkeys(sites, 1.0))
+    assert {s.name: f for s, f in found.items()} == pytest.approx({s.name: (s.c_in * s.c_out) ** 0.5 for s in sites})
