@@ -4,7 +4,8 @@
     python experiments/bench/curves.py bits --models DIR --prose FOLDER --out experiments/bench/results/bits.json
 
 DIR and FOLDER as for `accuracy.py`. Each point is one run with one draw of the calibration text (seed 0); what is there
-already in the results is not run again. ``tokens`` has 512 to 65,536 of them, of which about 61,000 are different.
+already in the results is not run again. ``tokens`` has 512 to 65,536 of them, of which about 61,000 are different, in
+blocks of 32 with float8 scales.
 ``bits`` has budgets (`method.bits_per_weight`) and fixed patterns beside them: one dtype and block size for all
 weights, scales in float8 if not said otherwise, and 8 bits for the weights that a rule of thumb names. Each leaves a picture beside its results.
 """
@@ -42,7 +43,7 @@ def best(name: str, options: tuple[str, ...] = ()) -> Run:
 def cases(what: str) -> list[Case]:
     """The points of a curve."""
     if what == "tokens":
-        return [Case(best("best"), 0, tokens // 256) for tokens in TOKENS]
+        return [Case(best("best", ("block_size=32", FLOAT8)), 0, tokens // 256) for tokens in TOKENS]
     budgets = {f"{bits} bits": (f"method.bits_per_weight={bits}",) for bits in BUDGETS}
     return [Case(best(name, options), 0, 32) for name, options in (budgets | PATTERNS).items()]
 
