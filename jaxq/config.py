@@ -11,7 +11,7 @@ from omegaconf import MISSING, OmegaConf
 
 from jaxq.awq import alpha_grid, ratio_grid
 from jaxq.errors import JaxqError
-from jaxq.formats import FLOAT8, make_format
+from jaxq.formats import FLOAT8, IntegerFormat, make_format
 from jaxq.forms import find_form
 from jaxq.job import Gather, Job, Rule, check_job
 from jaxq.methods import MethodSpec, find_method
@@ -176,6 +176,8 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     if full_range is None:
         full_range = searches and find_form(config.form.name).negative_scales
     fmt = make_format(config.dtype.name, config.block_size, full_range, _scale_dtype(config))
+    if config.scale_dtype is not None and not isinstance(fmt, IntegerFormat):
+        raise JaxqError(f"scale_dtype is {config.scale_dtype!r}: {fmt.dtype} has scales of its own; leave it out")
     if not 0 <= knobs.damping <= 10:
         raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.05")
     if not 0 <= knobs.sweeps <= 100:

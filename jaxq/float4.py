@@ -114,7 +114,7 @@ def round_e4m3(ratio: Float[Array, "..."]) -> Shaped[Array, "..."]:
 
 @jax.jit
 def shift_e4m3(s: Shaped[Array, "..."], steps: Int[Array, "..."]) -> Shaped[Array, "..."]:
-    """Numbers of E4M3 so many places further from zero, or nearer to it: eight places are a factor of two.
+    """Numbers of E4M3 so many places further from zero, or nearer to it: from 2^-6 eight places are a factor of two.
 
     They keep their sign and stay within [2^-9, 448].
 

@@ -9,6 +9,7 @@ from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat
 from jaxq.forms import FORMS, Form, Use, alternatives, check_holds, find_form, why_not_held
 from jaxq.graph import Declined, Site, decline, matches
 from jaxq.methods import MethodSpec, find_method
+from jaxq.opset import FLOAT8_OPSET
 
 
 @dataclass(frozen=True)
@@ -134,12 +135,8 @@ def check_job(job: Job, has_data: bool) -> Form:
             "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
         )
     if any(isinstance(use.fmt, IntegerFormat) and use.fmt.scale_dtype == FLOAT8 for use in uses):
-        return replace(form, opset=max(form.opset, _FLOAT8_OPSET))
+        return replace(form, opset=max(form.opset, FLOAT8_OPSET))
     return form
-
-
-_FLOAT8_OPSET = 19
-"""The least that casts float8."""
 
 
 def split_held(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Declined]]:

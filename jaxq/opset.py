@@ -18,6 +18,10 @@ _CONVERTER = "onnxscript.version_converter"
 _EXPECTED = "fallback is enabled"  # it tells that it hands an old opset to onnx's own converter
 
 
+FLOAT8_OPSET = 19
+"""The least that casts float8."""
+
+
 def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
     """Converts a model, in place, to at least these versions of the operators and the file format.
 
@@ -45,9 +49,10 @@ def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
 
 def _cannot(old: int, opset: int, why: str) -> JaxqError:
     why = " ".join(why.split()).rstrip(".")
+    other = "form=matmulnbits" if opset > FLOAT8_OPSET else "scale_dtype=float16"
     return JaxqError(
         f"the model cannot be converted from opset {old} to {opset}: {why}; export it with opset {opset}, or take "
-        "form=matmulnbits, which leaves the opset as it is"
+        f"{other}, which leaves the opset as it is"
     )
 
 

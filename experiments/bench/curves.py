@@ -5,9 +5,9 @@
 
 DIR and FOLDER as for `accuracy.py`. Each point is one run with one draw of the calibration text (seed 0); what is there
 already in the results is not run again. ``tokens`` has 512 to 65,536 of them, of which about 61,000 are different, in
-blocks of 32 with float8 scales.
-``bits`` has budgets (`method.bits_per_weight`) and fixed patterns beside them: one dtype and block size for all
-weights, scales in float8 if not said otherwise, and 8 bits for the weights that a rule of thumb names. Each leaves a picture beside its results.
+blocks of 32 with float8 scales. ``bits`` has budgets (`method.bits_per_weight`) and fixed patterns beside them: one
+dtype and block size for all weights, scales in float8 if not said otherwise, and 8 bits for the weights that a rule of
+thumb names. Each leaves a picture beside its results.
 """
 
 import argparse

@@ -42,7 +42,8 @@ def make_format(
     Args:
         dtype: One of `DTYPES`; "uint4" is 4 bits with a zero point.
         block_size: Rows a block, or -1; NVFP4 has 16 and the MX formats 32. None: these, and 32 for integers.
-        full_range, scale_dtype: See `IntegerFormat`.
+        full_range: See `IntegerFormat`.
+        scale_dtype: See there too; more than 4 bits get float16 for float8, which is too coarse for them.
         option: What the user calls the block size.
 
     Raises:
@@ -58,7 +59,7 @@ def make_format(
             num_bits=int(match[2]),
             use_zero_point=bool(match[1]),
             full_range=full_range and not match[1],
-            scale_dtype=scale_dtype,
+            scale_dtype="float16" if scale_dtype == FLOAT8 and int(match[2]) > 4 else scale_dtype,
         )
         code_range(fmt.num_bits, fmt.use_zero_point)
         return fmt

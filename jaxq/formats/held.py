@@ -19,9 +19,9 @@ class Scales:
     """Scales of a weight's blocks, in the types that files hold.
 
     Attributes:
-        s: [n_blocks, c_out]: float; float8 E4M3 of NVFP4; or uint8, the biased exponents (E8M0) of MX.
+        s: [n_blocks, c_out]: float; float8 E4M3, over ``s2``; or uint8, the biased exponents (E8M0) of MX.
         zp: Zero points [n_blocks, c_out] in uint8, or None.
-        s2: NVFP4's scale of the whole weight, or None.
+        s2: Scale of the whole weight, or None.
     """
 
     s: Shaped[Array, "n_blocks c_out"]

@@ -20,8 +20,8 @@ FLOAT8 = "float8_e4m3fn"
 _MARGIN = 1.25
 """How far candidates go beyond the plain scales, and a little more."""
 
-_EXPONENTS = (-24, 15)
-"""Of powers of two in float16."""
+_EXPONENTS = (-24, 118)
+"""Down to float16's least power of two; scales of float16 weights need none of its greater ones."""
 
 _ENDS = (1.06, 1.0, 0.93, 0.86, 0.79, 0.72, 0.65)
 """Factors of a block's range, for each end by itself where there is a zero point."""

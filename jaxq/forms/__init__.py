@@ -166,11 +166,8 @@ def _check_use(name: str, use: Use, uses: Sequence[Use]) -> None:
         raise JaxqError(
             f"the form {name!r} takes positive scales only: leave method.full_range out, or set it to false"
         )
-    if isinstance(fmt, IntegerFormat) and fmt.scale_dtype != "float32" and not form.casts:
-        raise JaxqError(
-            f"scale_dtype is {fmt.scale_dtype!r}: the form {name!r} has scales in the type of the activations; "
-            "leave it out"
-        )
+    if _has_narrow_scales(fmt) and not form.casts:
+        raise JaxqError(f"the form {name!r} has scales in the type of the activations: leave scale_dtype out")
 
 
 def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
@@ -222,7 +219,12 @@ def _holds(form: Form, use: Use, blocks: bool) -> bool:
     sizes = form.holds.get(use.fmt.dtype, ())
     fits = use.fmt.block_size in sizes if blocks else bool(sizes)
     tables = use.axis is None or use.axis in form.gather_axes
-    return fits and tables and (form.negative_scales or not _has_negative_scales(use.fmt))
+    casts = form.casts or not _has_narrow_scales(use.fmt)
+    return fits and tables and casts and (form.negative_scales or not _has_negative_scales(use.fmt))
+
+
+def _has_narrow_scales(fmt: WeightFormat) -> bool:
+    return isinstance(fmt, IntegerFormat) and fmt.scale_dtype != "float32"
 
 
 def _has_negative_scales(fmt: WeightFormat) -> bool:

@@ -28,7 +28,7 @@ class StoredWeight:
 
     Attributes:
         codes: [c_in, c_out] int8, uint8 or float8 for formats of 8 bits; else packed bytes, two codes each, row by row.
-        s: Scales [n_blocks, c_out]: in the activations' type, float8 E4M3 (NVFP4), or uint8 exponents (MX).
+        s: Scales [n_blocks, c_out]: floats, float8 E4M3 (over ``s2``), or uint8 exponents (MX).
         zp: [n_blocks, c_out] uint8, or None.
         s2: What float8 scales are over, one for the weight, or None.
         shape: [c_in, c_out]; the matrices of a stack lie side by side, as more columns.

@@ -60,7 +60,7 @@ class FoundWeight:
         file_nbytes: Bytes that the file holds: those of the float weight where it holds that.
         copies: How many times the file holds it: jaxq writes one for each node.
         places: Where it is, once for each time that nodes read it; the numbers are the same.
-        tensors: Initializers that hold it: codes or the float weight, scales, zero points, the NVFP4 weight's scale.
+        tensors: Initializers that hold it: codes or the float weight, scales, zero points, the weight's scale.
         turned: Nodes transpose what they read (Gemm with ``transB=1``).
     """
 

@@ -91,8 +91,11 @@ def test_the_command_line_wins_over_what_a_group_brings():
 def test_scales_are_narrow_where_asked_for_and_under_a_budget(overrides, expected):
     made = job(_compose("mixed.int8=[a]", "gather.axis=0", *overrides), has_data=True)
     assert made.gather is not None
-    for fmt in (made.method.fmt, made.gather.fmt, *(rule.fmt for rule in made.rules)):
+    for fmt in (made.method.fmt, made.gather.fmt):
         assert isinstance(fmt, IntegerFormat) and fmt.scale_dtype == expected
+    (rule,) = made.rules
+    assert isinstance(rule.fmt, IntegerFormat)
+    assert rule.fmt.scale_dtype == ("float16" if expected == FLOAT8 else expected)  # of 8 bits
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ CONFIG_ROWS = {
     "a form that holds integers": (["dtype=mxfp8", "form=dq"], ["'dq' cannot hold mxfp8", "form=mx_standard or port"]),
     "negative scales": (["form=trt", "method.full_range=true"], ["'trt' takes positive scales only"]),
     "type of scales": (["scale_dtype=int8"], ["scale_dtype is 'int8'", "float32, float16, float8"]),
-    "narrow scales": (["form=trt", "scale_dtype=float16"], ["scale_dtype is 'float16'", "'trt'", "leave it out"]),
+    "narrow scales": (["form=trt", "scale_dtype=float16"], ["the form 'trt' has scales", "leave scale_dtype out"]),
+    "scales that NVFP4 lacks": (["dtype=nvfp4", "scale_dtype=float8"], ["scale_dtype is 'float8'", "nvfp4", "out"]),
     "tables": (
         ["method=nvfp4", "gather.axis=1"],
         [

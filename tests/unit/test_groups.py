@@ -1,12 +1,14 @@
 """jaxq.groups: what is done where a search was misled. Groups of a graph are tested with the graph."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.formats import IntegerFormat, Nvfp4Format
-from jaxq.groups import _decide, _lost, _swapped
+from jaxq.formats import FLOAT8, IntegerFormat, Nvfp4Format
+from jaxq.groups import _decide, _lost, _same_second, _swapped
 from jaxq.methods import METHODS, MethodSpec, choose, measure
 from jaxq.statistics import Moments
 
@@ -66,19 +68,36 @@ def test_without_data_the_choice_is_the_methods():
     assert errors.output is None
 
 
+@pytest.mark.parametrize("fmt", [Nvfp4Format(), IntegerFormat(16, scale_dtype=FLOAT8)], ids=str)
+def test_siblings_with_the_same_scale_of_all_are_decided_one_by_one(fmt):
+    w, moments = data(misled=False)
+    spec = MethodSpec("gptq", fmt, damping=10.0)
+    plain = choose(METHODS["rtn"], [(w, fmt)], None, spec)[0]
+    codes = np.asarray(plain.quantized.q).copy()
+    codes[:, 2:4] = codes[::-1, 2:4]
+    misled = replace(plain, quantized=replace(plain.quantized, q=jnp.asarray(codes)))
+    assert _same_second(misled, plain)
+    errors = measure(w, misled, moments, fmt)
+    better = replace(errors, output_rtn=errors.output_rtn * jnp.array([9.0, 9.0, 1.0, 1.0, 9.0, 9.0]))
+    lost = _lost([misled], [better], [[2, 2, 2]], [False])[0]
+    assert lost.tolist() == [False, False, True, True, False, False]
+    assert_equal(_swapped(misled, plain, lost), plain)
+
+
 @pytest.mark.parametrize("fmt", [IntegerFormat(16), IntegerFormat(16, use_zero_point=True), Nvfp4Format()], ids=str)
 def test_plain_rounding_stands_in_weight_by_weight(fmt):
     """The second of three siblings was chosen for another weight than the one it is judged by.
 
-    NVFP4's siblings share a scale, so that all of them are rounded plainly or none.
+    NVFP4's siblings share a scale, here another one than plain rounding's: all of them are rounded plainly or none.
     """
     w, moments = data(misled=False)
     spec = MethodSpec("gptq", fmt, damping=10.0)
     misled = choose(METHODS["gptq"], [(w.at[:, 2:4].multiply(3.0), fmt)], moments, spec)
-    lost = _lost(misled, [measure(w, misled[0], moments, fmt)], [[2, 2, 2]])[0]
-    together = isinstance(fmt, Nvfp4Format)
-    assert lost.tolist() == [together, together, True, True, together, together]
     plain = choose(METHODS["rtn"], [(w, fmt)], None, spec)[0]
+    together = not _same_second(misled[0], plain)
+    assert together == isinstance(fmt, Nvfp4Format)
+    lost = _lost(misled, [measure(w, misled[0], moments, fmt)], [[2, 2, 2]], [together])[0]
+    assert lost.tolist() == [together, together, True, True, together, together]
     mixed = _swapped(misled[0], plain, lost)
     got, rounded, own = (np.asarray(fmt.dequantize(c.quantized)) for c in (mixed, plain, misled[0]))
     np.testing.assert_array_equal(got[:, lost], rounded[:, lost])
