@@ -78,6 +78,7 @@ def test_siblings_with_the_same_scale_of_all_are_decided_one_by_one(fmt):
     misled = replace(plain, quantized=replace(plain.quantized, q=jnp.asarray(codes)))
     assert _same_second(misled, plain)
     errors = measure(w, misled, moments, fmt)
+    assert errors.output_rtn is not None
     better = replace(errors, output_rtn=errors.output_rtn * jnp.array([9.0, 9.0, 1.0, 1.0, 9.0, 9.0]))
     lost = _lost([misled], [better], [[2, 2, 2]], [False])[0]
     assert lost.tolist() == [False, False, True, True, False, False]
