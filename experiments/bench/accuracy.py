@@ -4,12 +4,12 @@
         --out experiments/bench/results/accuracy.json
 
 DIR holds smollm2p/ as `make_smollm2.py` writes it. PY is a Python that has nvidia-modelopt[onnx], with torch, which
-onnxruntime's HQQ needs too; without one their rows fail. onnxruntime's k_quant wants blocks that divide the weights'
-rows: it gets 64. FOLDER holds prose in .html, .txt or .md. Every method that calibrates runs once for each seed, on 32
-rows of 256 tokens drawn with it. Files are judged on held-out text like the calibration's, and on the prose:
-perplexity, KL divergence to the float model and top-1 agreement at accuracy level 1. What is there already in the
-results is not run again. The moments of a seed are computed once, by the first of jaxq's methods that reads them, but
-for those of `best`.
+onnxruntime's HQQ needs too; without one their rows fail. onnxruntime's k_quant wants an even number of whole blocks a
+column: it gets blocks of 32. FOLDER holds prose in .html, .txt or .md. Every method that calibrates runs once for each
+seed, on 32 rows of 256 tokens drawn with it. Files are judged on held-out text like the calibration's, and on the
+prose: perplexity, KL divergence to the float model and top-1 agreement at accuracy level 1. What is there already in
+the results is not run again. The moments of a seed are computed once, by the first of jaxq's methods that reads them,
+but for those of `best`.
 """
 
 import argparse
@@ -34,7 +34,7 @@ ALL = (
 _NVFP4 = ("dtype=nvfp4", "block_size=16")
 OWN = {
     "onnxruntime_hqq": Run("onnxruntime_hqq", "peer", "onnxruntime", ""),
-    "onnxruntime_k_quant": Run("onnxruntime_k_quant", "jaxq", "onnxruntime", "", options=("--block-size=64",)),
+    "onnxruntime_k_quant": Run("onnxruntime_k_quant", "jaxq", "onnxruntime", "", options=("--block-size=32",)),
     "jaxq_best_float8": Run(
         "jaxq_best_float8", "jaxq", "jax", "", method="best", options=("block_size=32", "scale_dtype=float8")
     ),
