@@ -4,9 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.awq import IDENTITY, ScaleChoice, alpha_grid, awq_scale, sample_columns, search_scales, weight_magnitude
+from jaxq.awq import (
+    IDENTITY,
+    ScaleChoice,
+    _choose_scale,
+    alpha_grid,
+    awq_scale,
+    sample_columns,
+    search_scales,
+    weight_magnitude,
+)
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
+from jaxq.formats import IntegerFormat, make_format
 from jaxq.statistics import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
@@ -143,14 +152,21 @@ def test_bad_searches_are_refused():
         search(w[:20], moments, IntegerFormat(16))
 
 
-def test_a_candidate_without_a_number_is_not_taken():
-    """Large weights times AWQ's scales can leave the range of float16."""
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "nvfp4", "mxfp4"])
+def test_candidates_that_leave_the_range_of_float32_are_not_taken(dtype):
     _, w, moments = data()
-    spread = np.geomspace(1e-5, 1e5, C_IN).astype(np.float32)
-    wide = Moments(moments.h * spread[:, None] * spread[None, :], moments.a * spread, moments.tokens)
-    found = search(1000 * w, wide, IntegerFormat(16, full_range=True, scale_dtype="float16"))
-    assert np.isnan(np.asarray(found.losses)).any()
-    assert float(found.losses[found.best]) == np.nanmin(np.asarray(found.losses))
+    spread = np.geomspace(1e-9, 1e9, C_IN).astype(np.float32)
+    wide = Moments(moments.h * np.float32(1e-36), moments.a * spread, moments.tokens)
+    found = search(np.float32(1e36) * w, wide, make_format(dtype))
+    losses = np.asarray(found.losses)
+    assert np.isfinite(np.asarray(found.s)).all()
+    assert np.isfinite(losses[found.best]) and losses[found.best] == np.nanmin(losses)
+
+
+def test_a_loss_without_a_number_is_not_taken():
+    losses = jnp.array([[jnp.nan], [2.0], [1.0], [jnp.nan]])
+    found = _choose_scale(losses, jnp.ones(C_IN), jnp.ones(C_IN), jnp.array([-1.0, 0.0, 0.5, 1.0]), (0.0,))
+    assert int(found.best) == 2
 
 
 def test_a_sample_of_columns(round_trip):
