@@ -15,7 +15,7 @@ from jaxq.awq import (
     weight_magnitude,
 )
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, make_format
+from jaxq.formats import IntegerFormat, WeightFormat, make_format
 from jaxq.statistics import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
@@ -59,7 +59,7 @@ def reference_scale(a: np.ndarray, w_mean: np.ndarray, alpha: float) -> np.ndarr
     return np.exp(log_s - (log_s.max() + log_s.min()) / 2)
 
 
-def search(w: np.ndarray, moments: Moments, fmt: IntegerFormat, columns: int = 0, batch_size: int = 1) -> ScaleChoice:
+def search(w: np.ndarray, moments: Moments, fmt: WeightFormat, columns: int = 0, batch_size: int = 1) -> ScaleChoice:
     return search_scales(jnp.asarray(w), moments, jnp.asarray(ALPHAS), fmt, columns, batch_size)
 
 
