@@ -304,6 +304,7 @@ def _planned_layer(site: Site, weight: StoredWeight) -> Layer:
         c_out=site.c_out,
         dtype=weight.fmt.dtype,
         block_size=weight.fmt.block_size,
+        scale_dtype=weight.fmt.scale_dtype,
         nbytes=weight.nbytes,
         loss=None,
         loss_rtn=None,

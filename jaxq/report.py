@@ -78,7 +78,7 @@ def _planned(estimate: Estimate, method: str) -> Iterator[str]:
 
 
 def _kinds(layers: Sequence[Layer]) -> str:
-    kinds = Counter((layer.dtype, layer.block_size) for layer in layers)
+    kinds = Counter((layer.dtype, layer.block_size, layer.scale_dtype) for layer in layers)
     return ", ".join(_kind(*kind, count, len(kinds)) for kind, count in kinds.most_common())
 
 
@@ -91,9 +91,10 @@ def _title(report: Report) -> Iterator[str]:
     yield f"quantized: {len(outcome.layers)} weights, {share} of weight bytes, {outcome.bits_per_weight:.3f} bits each"
 
 
-def _kind(dtype: str, block_size: int, count: int, kinds: int) -> str:
+def _kind(dtype: str, block_size: int, scale_dtype: str, count: int, kinds: int) -> str:
     rows = "one block per channel" if block_size == -1 else f"blocks of {block_size}"
-    return f"{dtype} in {rows}" + (f" ({count} weight{'s' * (count > 1)})" if kinds > 1 else "")
+    scales = f" with {scale_dtype} scales" if "int" in dtype and scale_dtype != "float32" else ""
+    return f"{dtype} in {rows}{scales}" + (f" ({count} weight{'s' * (count > 1)})" if kinds > 1 else "")
 
 
 def _accuracy(evaluation: Evaluation) -> Table:
@@ -190,9 +191,10 @@ class SweepTable(Callback):
 
 
 _COLUMNS: tuple[str, ...] = (
-    "run", "model", "method", "dtype", "block_size", "form", "perplexity", "perplexity_default", "float_perplexity",
-    "kl", "top1", "cosine", "cosine_min", "relative_error", "relative_error_default", "file_mb", "bits_per_weight",
-    "seconds", "moments_found", "overrides", "error",
+    "run", "model", "method", "dtype", "block_size", "scale_dtype", "form",
+    "perplexity", "perplexity_default", "float_perplexity", "kl", "top1",
+    "cosine", "cosine_min", "relative_error", "relative_error_default",
+    "file_mb", "bits_per_weight", "seconds", "moments_found", "overrides", "error",
 )  # fmt: skip
 
 
@@ -222,7 +224,7 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     config = report["config"]
     row |= {"run": _number(run), "model": _model_name(config["model"]), "method": config["method"]["name"]}
     row |= {"dtype": config["dtype"]["name"], "block_size": config["block_size"], "form": config["form"]["name"]}
-    row["error"] = ""
+    row |= {"scale_dtype": config["scale_dtype"], "error": ""}
     row["overrides"] = " ".join(report.get("overrides", ()))
     if "error" in report:
         return row | {"error": report["error"]}
@@ -265,7 +267,8 @@ def _worst_output(outputs: Sequence[dict[str, Any]]) -> dict[str, object]:
 def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
     table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = {
-        "run": "#", "model": "model", "method": "method", "dtype": "dtype", "block_size": "block", "form": "form",
+        "run": "#", "model": "model", "method": "method", "dtype": "dtype", "block_size": "block",
+        "scale_dtype": "scales", "form": "form",
         "perplexity": "ppl",
         "perplexity_default": "default", "float_perplexity": "float", "kl": "KL", "top1": "top-1",
         "cosine": "cosine", "cosine_min": "least", "relative_error": "error", "relative_error_default": "default",
@@ -281,11 +284,11 @@ def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
 
 def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
     values = {row[name] for row in rows}
-    return len(values) > 1 if name in ("model", "dtype", "form") else bool(values - {None, ""})
+    return len(values) > 1 if name in ("model", "dtype", "scale_dtype", "form") else bool(values - {None, ""})
 
 
 _FILE_WIDTH = 160
-_WORDS = ("model", "method", "dtype", "form", "error")
+_WORDS = ("model", "method", "dtype", "scale_dtype", "form", "error")
 
 # Short enough for a terminal of 80 columns.
 _FORMATS = {

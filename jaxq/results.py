@@ -18,7 +18,7 @@ class Layer:
         name, nodes: The weight and the nodes that multiply by it.
         activation: What they multiply; of a table of Gather its own name.
         c_in, c_out: Its shape; that of each matrix of a stack, or of each group of a Conv.
-        dtype, block_size: Its format.
+        dtype, block_size, scale_dtype: Its format.
         nbytes: Bytes in the file, scales included, of all copies; of forms that keep the float weight, those that its
             codes and scales would take.
         loss: Mean over calibration tokens of the squared output error, summed over columns and matrices; None without
@@ -43,6 +43,7 @@ class Layer:
     c_out: int
     dtype: str
     block_size: int
+    scale_dtype: str
     nbytes: int
     loss: float | None
     loss_rtn: float | None

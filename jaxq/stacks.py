@@ -118,6 +118,7 @@ def layer_of(pieces: Sequence[Piece], site: Site, weight: StoredWeight, activati
         c_out=site.c_out,
         dtype=weight.fmt.dtype,
         block_size=weight.fmt.block_size,
+        scale_dtype=weight.fmt.scale_dtype,
         nbytes=weight.nbytes,
         loss=loss,
         loss_rtn=loss_rtn,

@@ -31,6 +31,7 @@ class MxFormat(BlockFormat):
 
     dtype: str
     block_size = MX_BLOCK
+    scale_dtype = "float8_e8m0fnu"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("mxfp8", "mxfp4"):

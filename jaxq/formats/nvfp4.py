@@ -39,6 +39,7 @@ class Nvfp4Format(BlockFormat):
     dtype = "nvfp4"
     code_bits = 4
     block_size = NVFP4_BLOCK
+    scale_dtype = "float8_e4m3fn"
 
     def of_weights(self, dtype: str) -> "Nvfp4Format":
         """Itself: its scales have types of their own."""

@@ -167,8 +167,9 @@ def test_a_sweep_shows_cosines_and_errors(jaxq, tmp_path):
     held_out[0] = calib[3]
     np.savez(tmp_path / "t.npz", calib=calib, eval=held_out)
     arguments = ("-m", "model=onnx", f"model.path={path}", f"calib.tokens={tmp_path / 't.npz'}", "block_size=16")
-    done = jaxq(*arguments, "method=rtn_dq,awq_lite")
+    done = jaxq(*arguments, "method=rtn_dq,awq_lite", "scale_dtype=null,float8")
     assert done.code == 0, done.err
+    assert "int4 in blocks of 16 with float8_e4m3fn scales" in done.out
     assert "last_hidden_state: mean cosine" in done.out
     assert "not compared: present.0.key, a cache for the next call" in done.out
     assert "1 of 8 evaluation samples are calibration samples too" in done.out
@@ -184,6 +185,8 @@ def test_a_sweep_shows_cosines_and_errors(jaxq, tmp_path):
         assert float(row["relative_error"]) == max(errors)
         assert 0.9 < float(row["cosine_min"]) <= float(row["cosine"]) <= 1
         assert row["perplexity"] == ""
+    assert [row["scale_dtype"] for row in rows] == ["", "float8", "", "float8"]
+    assert " scales " in done.out[done.out.rindex("\nsweep") :]
 
 
 def test_a_zero_output_has_no_cosine_and_says_so(jaxq, tmp_path):
