@@ -1,5 +1,6 @@
 """Scales of each block, searched for the least output error of the block under the second moments."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -16,7 +17,6 @@ _SHARE = 8  # of a block's rows, where that is more
 _NOTHING = 1e-6  # of the greatest diagonal entry: below it is the rounding of float32
 
 
-@partial(jax.jit, static_argnames="fmt")
 def search_block_scales(w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"], fmt: WeightFormat) -> Scales:
     """For each block and column the scales with the least ``d' H_bb d``, ``d`` the block's rounding error.
 
@@ -45,16 +45,37 @@ def search_block_scales(w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_i
         (2, 4)
     """
     check_moments(w, h)
+    return _search(w, _stand_in(h, fmt.block_size), fmt)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _StandIn:
+    """For each ``H_bb``: ``V`` of `low_rank`, and the diagonal of the rest."""
+
+    v: Float[Array, "n_blocks block rank"]
+    rest: Float[Array, "n_blocks block"]
+
+
+# Apart from the search, so that weights and formats with these blocks share what is compiled.
+@partial(jax.jit, static_argnames="block_size")
+def _stand_in(h: Float[Array, "c_in c_in"], block_size: int) -> _StandIn:
+    h_blocks = diagonal_blocks(h, block_size)
+    block = h_blocks.shape[1]
+    v = low_rank(h_blocks, min(max(_RANK, block // _SHARE), block))
+    return _StandIn(v, jnp.diagonal(h_blocks, axis1=1, axis2=2) - jnp.sum(jnp.square(v), axis=2))
+
+
+@partial(jax.jit, static_argnames="fmt")
+def _search(w: Float[Array, "c_in c_out"], h: _StandIn, fmt: WeightFormat) -> Scales:
     w = w.astype(jnp.float32)
-    blocks, h_blocks = split(w, fmt.block_size), diagonal_blocks(h, fmt.block_size)
-    v = low_rank(h_blocks, min(max(_RANK, blocks.shape[1] // _SHARE), blocks.shape[1]))
-    rest = jnp.diagonal(h_blocks, axis1=1, axis2=2) - jnp.sum(jnp.square(v), axis=2)
+    blocks = split(w, fmt.block_size)
 
     def error(scales: Scales) -> Float[Array, "n_blocks c_out"]:
         grid = jax.tree.map(per_block, fmt.block_grid(scales))
         d = fmt.round_to(blocks, grid) - blocks
-        along = jnp.einsum("bir,bio->bro", v, d, precision=Precision.HIGHEST)
-        return jnp.sum(jnp.square(along), axis=1) + jnp.sum(rest[:, :, None] * jnp.square(d), axis=1)
+        along = jnp.einsum("bir,bio->bro", h.v, d, precision=Precision.HIGHEST)
+        return jnp.sum(jnp.square(along), axis=1) + jnp.sum(h.rest[:, :, None] * jnp.square(d), axis=1)
 
     def step(least: tuple[Array, Scales], point: Array) -> tuple[tuple[Array, Scales], None]:
         new = fmt.candidate(w, point)

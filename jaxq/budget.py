@@ -12,7 +12,7 @@ from jaxq.allocation import Option, allocate, relative_errors, typical_error
 from jaxq.awq import sample_columns
 from jaxq.block_scales import search_block_scales
 from jaxq.errors import JaxqError
-from jaxq.formats import WeightFormat
+from jaxq.formats import Scales, WeightFormat
 from jaxq.forms import find_form
 from jaxq.forms.weight import StoredWeight
 from jaxq.gptq import compensated_share, damp
@@ -133,10 +133,14 @@ def _losses(site: Site, errors: _Errors, job: Job) -> Losses:
     return Losses(options, energy)
 
 
-@partial(jax.jit, static_argnames=("fmt", "search"))
 def _errors(w: jax.Array, h: jax.Array | None, fmt: WeightFormat, search: bool, damping: float) -> jax.Array:
     scales = search_block_scales(w, damp(h, damping), fmt) if search and h is not None else fmt.find_scales(w)
-    return relative_errors(fmt.dequantize(fmt.encoded(w, scales)) - w.astype(jnp.float32), w, h)
+    return relative_errors(_rounding_error(w, scales, fmt), w, h)
+
+
+@partial(jax.jit, static_argnames="fmt")
+def _rounding_error(w: jax.Array, scales: Scales, fmt: WeightFormat) -> jax.Array:
+    return fmt.dequantize(fmt.encoded(w, scales)) - w.astype(jnp.float32)
 
 
 def _nbytes(site: Site, fmt: WeightFormat, form: str) -> int:

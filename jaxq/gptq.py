@@ -5,6 +5,7 @@ blocks fixed beforehand; the passes after it are coordinate descent on the same 
 (arXiv:2309.01885).
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -60,15 +61,16 @@ def feedback(
 
     def bad(state: tuple[Array, Array, Array]) -> Array:
         _, u, tries = state
-        return (tries < _TRIES) & ~jnp.isfinite(u).all()
+        return (tries <= _TRIES) & ~jnp.isfinite(u).all()
 
     def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         damping, _, tries = state
-        more = jnp.maximum(damping * _MORE_DAMPING, 1e-6)
-        return more, factor(more), tries + 1
+        taken = jnp.where(tries > 0, jnp.maximum(damping * _MORE_DAMPING, 1e-6), damping)
+        return taken, factor(taken), tries + 1
 
-    first = jnp.asarray(damping, jnp.float32)
-    taken, u, _ = jax.lax.while_loop(bad, again, (first, factor(first), jnp.zeros((), jnp.int32)))
+    # The first try is in the loop too: the factorization is compiled once.
+    none = (jnp.asarray(damping, jnp.float32), jnp.full_like(h, jnp.nan), jnp.zeros((), jnp.int32))
+    taken, u, _ = jax.lax.while_loop(bad, again, none)
     return jnp.where(jnp.isfinite(u).all(), u, jnp.eye(h.shape[0])), taken
 
 
@@ -89,7 +91,30 @@ def compensated_share(h: Float[Array, "c_in c_in"], damping: float | Float[Array
     return jnp.where(jnp.isfinite(share), share, 1.0)
 
 
-@partial(jax.jit, static_argnames=("fmt", "sweeps"))
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Factored:
+    """A second moment as GPTQ needs it: the same for all weights that multiply the activation.
+
+    Attributes:
+        order: Rows in the order of falling ``diag H``.
+        u: `feedback` of the rows in this order.
+        damping: The damping that was taken.
+    """
+
+    order: Int[Array, "c_in"]
+    u: Float[Array, "c_in c_in"]
+    damping: Float[Array, ""]
+
+
+@jax.jit
+def factor(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Factored:
+    """The order of the rows, and their `feedback`."""
+    h = h.astype(jnp.float32)
+    order = jnp.argsort(-jnp.diagonal(h), stable=True)
+    return Factored(order, *feedback(h[order][:, order], damping))
+
+
 def gptq_round(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],
@@ -128,16 +153,26 @@ def gptq_round(
         True
     """
     check_moments(w, h)
-    w, h = w.astype(jnp.float32), h.astype(jnp.float32)
-    order = jnp.argsort(-jnp.diagonal(h), stable=True)
-    back = jnp.argsort(order)
-    h = h[order][:, order]
+    return gptq_round_factored(w, h, factor(h, damping), scales, fmt, sweeps)
+
+
+@partial(jax.jit, static_argnames=("fmt", "sweeps"))
+def gptq_round_factored(
+    w: Float[Array, "c_in c_out"],
+    h: Float[Array, "c_in c_in"],
+    factored: Factored,
+    scales: Scales,
+    fmt: WeightFormat,
+    sweeps: int = 0,
+) -> Float[Array, "c_in c_out"]:
+    """`gptq_round` for one of several weights that share a moment, factored before (`factor`)."""
+    w, order = w.astype(jnp.float32), factored.order
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
-    u, taken = feedback(h, damping)
-    values = _round_rows(w[order], u, grid, fmt)
+    values = _round_rows(w[order], factored.u, grid, fmt)
     if sweeps:
-        values = _descend(w[order], values, damp(h, taken), grid, fmt, sweeps)
-    return values[back]
+        damped = damp(h.astype(jnp.float32)[order][:, order], factored.damping)
+        values = _descend(w[order], values, damped, grid, fmt, sweeps)
+    return values[jnp.argsort(order)]
 
 
 def _round_rows(w: Array, u: Array, grid: Grid, fmt: WeightFormat) -> Array:

@@ -13,7 +13,7 @@ from jaxq.block_scales import search_block_scales
 from jaxq.blocks import split
 from jaxq.errors import JaxqError
 from jaxq.formats import Quantized, Scales, WeightFormat
-from jaxq.gptq import damp, gptq_round
+from jaxq.gptq import Factored, damp, factor, gptq_round_factored
 from jaxq.statistics import Moments, output_error
 
 
@@ -169,7 +169,8 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
         s, alpha = found.s, alphas[found.best]
         h = scaled_moment(h, s)
     if searches:
-        return [_compensated(w, s, alpha, h, fmt, spec, method.compensates) for w, fmt in parts]
+        factored = factor(h, spec.damping) if method.compensates else None
+        return [_compensated(w, s, alpha, h, factored, fmt, spec) for w, fmt in parts]
     h = h if method.clips else None
     return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]
 
@@ -184,16 +185,30 @@ def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightF
     return Choice(quantized, s, alpha, jnp.broadcast_to(ratio, quantized.s.shape))
 
 
-@partial(jax.jit, static_argnames=("fmt", "spec", "compensates"))
 def _compensated(
-    w: Array, s: Array, alpha: Array, h: Array, fmt: WeightFormat, spec: MethodSpec, compensates: bool
+    w: Array, s: Array, alpha: Array, h: Array, factored: Factored | None, fmt: WeightFormat, spec: MethodSpec
 ) -> Choice:
-    """Searched block scales, and the nearest codes or GPTQ's."""
-    scaled = w.astype(jnp.float32) * s[:, None]
+    """Searched block scales, and the nearest codes, or GPTQ's where the moment was factored for it.
+
+    Not jitted as a whole: what depends on the moment alone is compiled once for all weights that multiply it.
+    """
+    scaled = _scaled(w, s)
     scales = search_block_scales(scaled, damp(h, spec.damping), fmt)
-    values = gptq_round(scaled, h, scales, fmt, spec.damping, spec.sweeps) if compensates else scaled
+    values = scaled if factored is None else gptq_round_factored(scaled, h, factored, scales, fmt, spec.sweeps)
+    quantized, ratio = _coded(scaled, values, scales, fmt)
+    return Choice(quantized, s, alpha, ratio)
+
+
+@jax.jit
+def _scaled(w: Array, s: Array) -> Array:
+    return w.astype(jnp.float32) * s[:, None]
+
+
+@partial(jax.jit, static_argnames="fmt")
+def _coded(scaled: Array, values: Array, scales: Scales, fmt: WeightFormat) -> tuple[Quantized, Array]:
+    """Codes of the values, and the scales over plain rounding's."""
     ratio = _step(scales, scaled.shape[0], fmt) / _step(fmt.find_scales(scaled), scaled.shape[0], fmt)
-    return Choice(fmt.encoded(values, scales), s, alpha, ratio)
+    return fmt.encoded(values, scales), ratio
 
 
 def _step(scales: Scales, c_in: int, fmt: WeightFormat) -> Array:

@@ -53,7 +53,7 @@ def test_what_loses_most_gets_the_bits(form, method, tmp_path):
 def test_more_bits_never_lose_more(decoder, tmp_path):
     """The curve of a decoder's relative output errors falls with the budget."""
     sums = []
-    for bits in (4.6, 5.2, 6.0, 7.5, 9.0):
+    for bits in (4.6, 6.0, 9.0):
         outcome = quantize(decoder, tmp_path / f"{bits}.onnx", "gptq", decoder_batches(), bits=bits)
         assert outcome.bits_per_weight <= bits
         sums.append(sum((layer.relative_output_error or 0) ** 2 for layer in outcome.layers))

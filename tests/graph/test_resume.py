@@ -28,7 +28,7 @@ from tests.graph.conftest import decoder_batches
 from tests.graph.models import HIDDEN, build, node, tokens, value, weight
 from tests.graph.running import quantize, save
 
-KILLS = 20
+KILLS = 10
 
 
 def work(source: Path, target: Path, cache: Path, compiled: Path) -> None:

@@ -47,7 +47,7 @@ def test_the_command_line(jaxq):
 
 
 def test_a_budget(jaxq):
-    what = ("method=gptq", "method.bits_per_weight=4.6", *SMALL[:2], "eval.samples=0")
+    what = ("method=rtn_dq", "method.bits_per_weight=4.6", *SMALL[:2], "eval.samples=0")
     done = jaxq(*what, "dry_run=true")
     assert done.code == 0, done.err
     found = json.loads(next(done.folder.rglob("estimate.json")).read_text())["estimate"]
