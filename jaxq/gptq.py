@@ -109,7 +109,13 @@ class Factored:
 
 @jax.jit
 def factor(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Factored:
-    """The order of the rows, and their `feedback`."""
+    """The order of the rows, and their `feedback`.
+
+    Example:
+        >>> found = factor(jnp.array([[2.0, 0.0], [0.0, 4.0]]), 0.0)
+        >>> found.order.tolist(), found.u.tolist()
+        ([1, 0], [[1.0, 0.0], [0.0, 1.0]])
+    """
     h = h.astype(jnp.float32)
     order = jnp.argsort(-jnp.diagonal(h), stable=True)
     return Factored(order, *feedback(h[order][:, order], damping))
@@ -156,7 +162,6 @@ def gptq_round(
     return gptq_round_factored(w, h, factor(h, damping), scales, fmt, sweeps)
 
 
-@partial(jax.jit, static_argnames=("fmt", "sweeps"))
 def gptq_round_factored(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],
@@ -166,13 +171,25 @@ def gptq_round_factored(
     sweeps: int = 0,
 ) -> Float[Array, "c_in c_out"]:
     """`gptq_round` for one of several weights that share a moment, factored before (`factor`)."""
+    values = _compensate(w, factored, scales, fmt)
+    return _refine(w, values, h, factored, scales, fmt, sweeps) if sweeps else values
+
+
+@partial(jax.jit, static_argnames="fmt")
+def _compensate(w: Array, factored: Factored, scales: Scales, fmt: WeightFormat) -> Array:
     w, order = w.astype(jnp.float32), factored.order
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
-    values = _round_rows(w[order], factored.u, grid, fmt)
-    if sweeps:
-        damped = damp(h.astype(jnp.float32)[order][:, order], factored.damping)
-        values = _descend(w[order], values, damped, grid, fmt, sweeps)
-    return values[jnp.argsort(order)]
+    return _round_rows(w[order], factored.u, grid, fmt)[jnp.argsort(order)]
+
+
+@partial(jax.jit, static_argnames="fmt")
+def _refine(
+    w: Array, values: Array, h: Array, factored: Factored, scales: Scales, fmt: WeightFormat, sweeps: int | Array
+) -> Array:
+    w, order = w.astype(jnp.float32), factored.order
+    grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
+    damped = damp(h.astype(jnp.float32)[order][:, order], factored.damping)
+    return _descend(w[order], values[order], damped, grid, fmt, sweeps)[jnp.argsort(order)]
 
 
 def _round_rows(w: Array, u: Array, grid: Grid, fmt: WeightFormat) -> Array:
@@ -200,7 +217,7 @@ def _round_rows(w: Array, u: Array, grid: Grid, fmt: WeightFormat) -> Array:
     return fmt.round_to(w - errors, grid)[:count]
 
 
-def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, sweeps: int) -> Array:
+def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, sweeps: int | Array) -> Array:
     """Coordinate descent: row after row takes the value that is best given the others."""
     (w, values, grid), h, count = _fill((w, values, grid), h)
     slope = jnp.matmul(h, values - w, precision=Precision.HIGHEST)

@@ -115,7 +115,7 @@ def test_each_step_loses_less(fmt):
 
 @EACH_FORMAT
 def test_a_sweep_never_loses(fmt):
-    w, h = data(c_in=130, tokens=400, seed=1)
+    w, h = data(tokens=400, seed=1)
     j, jh = jnp.asarray(w), jnp.asarray(h)
     scales, damped = fmt.find_scales(j), np.asarray(damp(jh, 0.01))
     losses = [loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01, sweeps=n)) - w, damped) for n in range(4)]
