@@ -5,7 +5,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from jaxq.allocation import Option
 from jaxq.batches import Batch
+from jaxq.budget import _weighted
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat, make_format
 from jaxq.forms import FORMS, alternatives
@@ -127,6 +129,18 @@ def test_sensitivities_are_shares_of_the_stream(tmp_path):
     sizes = {site.name: site.c_in * site.c_out for site in sites}
     want = {name: left.get(name, 1.0) * (sizes[name] * share) ** 0.5 for name, share in shares.items()}
     assert {s.name: f for s, f in found.items()} == pytest.approx(want)
+
+
+def test_weights_count_half_way_to_what_their_sizes_say():
+    """Four times the factor, or the error, is twice the weight; of an error the share that is left counts."""
+    options, alike = [Option(4, 0.8), Option(8, 0.2)], [Option(4, 0.2), Option(8, 0.05)]
+    plain, louder, better = (
+        [o.loss for o in _weighted(*args)] for args in ((options, 5.0, 20), (options, 20.0, 20), (alike, 5.0, 20))
+    )
+    assert plain == pytest.approx([20 * 0.2**0.5, 5 * 0.2**0.5])
+    assert louder == pytest.approx([2 * x for x in plain])
+    assert better == pytest.approx([x / 2 for x in plain])
+    assert [o.loss for o in _weighted([Option(4, 0.0), Option(8, 0.0)], 5.0, 20)] == [0, 0]
 
 
 def test_without_a_stream_weights_count_by_their_size(tmp_path):
