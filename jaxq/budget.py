@@ -90,12 +90,12 @@ def chosen_formats(groups: Sequence[Group], losses: Mapping[Site, Losses], job: 
 def _weighted(options: Sequence[Option], factor: float, size: int) -> list[Option]:
     """A weight's options with losses that compare with other weights'.
 
-    ``size sqrt(factor e_0 / size) e / e_0`` of an error ``e``, ``e_0`` that of the first option: half way, in
-    logarithms, between what the factors say and that only the fall of an error from what it was counts. Factors are
-    rough; on development text this was better than either end, for two models and two budgets.
+    ``size sqrt(factor e_0 / size) e / e_0`` of an error ``e``, ``e_0`` the greatest of the options': half way, in
+    logarithms, between what the factors say and that only the share of the error that is left counts, by the size.
+    Factors are rough; on development text this was better than either end, for two models and two budgets.
     """
-    first = options[0].loss or 1.0
-    return [replace(o, loss=size * (factor * first / size) ** 0.5 * o.loss / first) for o in options]
+    most = max(o.loss for o in options) or 1.0
+    return [replace(o, loss=size * (factor * most / size) ** 0.5 * o.loss / most) for o in options]
 
 
 def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, Losses]:

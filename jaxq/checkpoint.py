@@ -143,6 +143,7 @@ class ResultStore:
             "layers": [asdict(layer) for layer in result.layers],
             "scaled": result.scaled,
             "tokens": result.tokens,
+            "formats": [str(weight.fmt) for weight in result.weights],
             "arrays": {name: [str(a.dtype), a.shape] for name, a in arrays.items()},
         }
         plain = {name: np.ascontiguousarray(a).reshape(-1).view(np.uint8) for name, a in arrays.items()}
@@ -159,7 +160,10 @@ class ResultStore:
         return self._result(result.group, [w.fmt for w in result.weights], path, record)
 
     def get(self, group: Group, formats: Sequence[WeightFormat]) -> GroupResult | None:
-        """The result that an earlier run left of a group; None if there is none, or it is not as it was written."""
+        """The result that an earlier run left of a group; None if there is none, or it is not as it was written.
+
+        Neither is it used where formats were chosen otherwise since.
+        """
         path = self._path(group)
         try:
             with safe_open(path, "np") as file:
@@ -172,6 +176,8 @@ class ResultStore:
         record = json.loads(meta["record"])
         dtypes = [record["arrays"][f"{i}.s"][0] for i in range(len(formats))]
         held = [fmt.of_weights(dtype) for fmt, dtype in zip(formats, dtypes, strict=True)]
+        if record.get("formats") != [str(fmt) for fmt in held]:
+            return None
         return self._result(group, held, path, record)
 
     def _result(

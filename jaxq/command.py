@@ -187,12 +187,11 @@ def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:
 def _keep_compiled(cache: Path) -> None:
     """Lets jax keep compiled functions on disk: the next run of the same shapes starts faster.
 
-    Where the user has told jax of a folder ($JAX_COMPILATION_CACHE_DIR), they lie there.
+    What the user has told jax of that in the environment stands.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, value in (("compilation_cache_dir", str(cache / "xla")), ("persistent_cache_min_compile_time_secs", 0.2)):
+        if f"JAX_{name.upper()}" not in os.environ:
+            jax.config.update(f"jax_{name}", value)
 
 
 def _refuse_unknown(raw: DictConfig) -> None:

@@ -54,6 +54,8 @@ def feedback(
         ([[1.0, 0.5], [0.0, 1.0]], 0.0)
     """
 
+    h = h.astype(jnp.float32)
+
     def factor(damping: Array) -> Array:
         # H = R R' with R upper triangular: the Cholesky factor of H turned around.
         r = jnp.linalg.cholesky(damp(h, damping)[::-1, ::-1])[::-1, ::-1]
@@ -69,7 +71,7 @@ def feedback(
         return taken, factor(taken), tries + 1
 
     # The first try is in the loop too: the factorization is compiled once.
-    none = (jnp.asarray(damping, jnp.float32), jnp.full_like(h, jnp.nan), jnp.zeros((), jnp.int32))
+    none = (jnp.asarray(damping, jnp.float32), jnp.full(h.shape, jnp.nan, jnp.float32), jnp.zeros((), jnp.int32))
     taken, u, _ = jax.lax.while_loop(bad, again, none)
     return jnp.where(jnp.isfinite(u).all(), u, jnp.eye(h.shape[0])), taken
 
@@ -116,7 +118,6 @@ def factor(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> F
         >>> found.order.tolist(), found.u.tolist()
         ([1, 0], [[1.0, 0.0], [0.0, 1.0]])
     """
-    h = h.astype(jnp.float32)
     order = jnp.argsort(-jnp.diagonal(h), stable=True)
     return Factored(order, *feedback(h[order][:, order], damping))
 

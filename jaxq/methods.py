@@ -169,8 +169,9 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
         s, alpha = found.s, alphas[found.best]
         h = scaled_moment(h, s)
     if searches:
+        damped = damp(h, spec.damping)
         factored = factor(h, spec.damping) if method.compensates else None
-        return [_compensated(w, s, alpha, h, factored, fmt, spec) for w, fmt in parts]
+        return [_compensated(w, s, alpha, h, damped, factored, fmt, spec.sweeps) for w, fmt in parts]
     h = h if method.clips else None
     return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]
 
@@ -186,15 +187,22 @@ def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightF
 
 
 def _compensated(
-    w: Array, s: Array, alpha: Array, h: Array, factored: Factored | None, fmt: WeightFormat, spec: MethodSpec
+    w: Array,
+    s: Array,
+    alpha: Array,
+    h: Array,
+    damped: Array,
+    factored: Factored | None,
+    fmt: WeightFormat,
+    sweeps: int,
 ) -> Choice:
     """Searched block scales, and the nearest codes, or GPTQ's where the moment was factored for it.
 
     Not jitted as a whole: what depends on the moment alone is compiled once for all weights that multiply it.
     """
     scaled = _scaled(w, s)
-    scales = search_block_scales(scaled, damp(h, spec.damping), fmt)
-    values = scaled if factored is None else gptq_round_factored(scaled, h, factored, scales, fmt, spec.sweeps)
+    scales = search_block_scales(scaled, damped, fmt)
+    values = scaled if factored is None else gptq_round_factored(scaled, h, factored, scales, fmt, sweeps)
     quantized, ratio = _coded(scaled, values, scales, fmt)
     return Choice(quantized, s, alpha, ratio)
 

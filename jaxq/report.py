@@ -219,12 +219,18 @@ def _model_name(model: dict[str, Any]) -> str:
     return path.parent.name if path.stem == "model" else path.stem
 
 
+def _scale_dtype(report: dict[str, Any]) -> str | None:
+    """The type of most weights' scales."""
+    layers = report.get("estimate", report).get("layers")
+    return Counter(layer["scale_dtype"] for layer in layers).most_common(1)[0][0] if layers else None
+
+
 def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     row: dict[str, object] = {name: None for name in _COLUMNS}
     config = report["config"]
     row |= {"run": _number(run), "model": _model_name(config["model"]), "method": config["method"]["name"]}
     row |= {"dtype": config["dtype"]["name"], "block_size": config["block_size"], "form": config["form"]["name"]}
-    row |= {"scale_dtype": config["scale_dtype"], "error": ""}
+    row |= {"scale_dtype": _scale_dtype(report), "error": ""}
     row["overrides"] = " ".join(report.get("overrides", ()))
     if "error" in report:
         return row | {"error": report["error"]}

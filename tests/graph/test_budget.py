@@ -1,5 +1,6 @@
 """method.bits_per_weight: formats chosen weight by weight, within the budget."""
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -28,18 +29,18 @@ def formats(outcome) -> dict[str, tuple[str, int]]:
     return {layer.name: (layer.dtype, layer.block_size) for layer in outcome.layers}
 
 
-def one_loud_channel() -> onnx.ModelProto:
-    """A gated product; the weight ``up`` has a row that its rounding to few bits cannot hold."""
+def all_but_one_in_four_bits() -> onnx.ModelProto:
+    """A gated product; its weights but for ``up`` are what four bits in blocks of 32 can say."""
     proto = models.swiglu()
-    up = initializers(proto)["up"].copy()
-    up[3] *= 30
-    return with_weights(proto, {"up": up})
+    weights = initializers(proto)
+    held = {name: np.asarray(IntegerFormat(32).round_trip(jnp.asarray(weights[name]))) for name in ("gate", "down")}
+    return with_weights(proto, held)
 
 
 @pytest.mark.parametrize("form", ["dq", "column_major", "matmulnbits"])
 @pytest.mark.parametrize("method", ["rtn_dq", "gptq", "best"])
 def test_what_loses_most_gets_the_bits(form, method, tmp_path):
-    proto = one_loud_channel()
+    proto = all_but_one_in_four_bits()
     source, target = save(proto, tmp_path), tmp_path / "out.onnx"
     batches = [] if method == "rtn_dq" else [Batch(X)]
     skip_old(form, IntegerFormat(32, 8))
@@ -140,6 +141,8 @@ def test_weights_count_half_way_to_what_their_sizes_say():
     assert plain == pytest.approx([20 * 0.2**0.5, 5 * 0.2**0.5])
     assert louder == pytest.approx([2 * x for x in plain])
     assert better == pytest.approx([x / 2 for x in plain])
+    turned = [o.loss for o in _weighted(options[::-1], 5.0, 20)]
+    assert turned[::-1] == plain  # whichever format was asked for
     assert [o.loss for o in _weighted([Option(4, 0.0), Option(8, 0.0)], 5.0, 20)] == [0, 0]
 
 

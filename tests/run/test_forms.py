@@ -58,7 +58,7 @@ def test_a_sweep_over_forms_shows_them(jaxq):
     assert [text for text in done.out.splitlines() if "nvfp4_standard" in text and "rtn_dq" in text]
     assert "portable" in done.out
     (summary,) = done.folder.glob("outputs/sweeps/**/summary.csv")
-    assert "nvfp4,16,,nvfp4_standard" in summary.read_text()
+    assert "nvfp4,16,float8_e4m3fn,nvfp4_standard" in summary.read_text()
 
 
 def test_embeddings_and_mixed_dtypes(jaxq):

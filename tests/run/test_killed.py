@@ -29,7 +29,7 @@ class Command:
     folder: Path
 
     def start(self) -> subprocess.Popen[str]:
-        environment = os.environ | {"JAXQ_CACHE": str(self.cache)}
+        environment = os.environ | {"JAXQ_CACHE": str(self.cache), "JAX_COMPILATION_CACHE_DIR": str(self.cache / "xla")}
         command = [sys.executable, "-m", "jaxq.run", *ARGUMENTS, f"hydra.run.dir={self.folder}"]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)

@@ -185,7 +185,10 @@ def test_a_sweep_shows_cosines_and_errors(jaxq, tmp_path):
         assert float(row["relative_error"]) == max(errors)
         assert 0.9 < float(row["cosine_min"]) <= float(row["cosine"]) <= 1
         assert row["perplexity"] == ""
-    assert [row["scale_dtype"] for row in rows] == ["", "float8", "", "float8"]
+    assert [row["scale_dtype"] for row in rows] == 2 * ["float32", "float8_e4m3fn"]
+    for row, path in zip(rows, sorted(summary.parent.glob("*/layers.csv")), strict=True):
+        with path.open() as file:
+            assert {layer["scale_dtype"] for layer in csv.DictReader(file)} == {row["scale_dtype"]}
     assert " scales " in done.out[done.out.rindex("\nsweep") :]
 
 

@@ -159,6 +159,7 @@ def test_candidates_that_leave_the_range_of_float32_are_not_taken(dtype):
     wide = Moments(moments.h * np.float32(1e-36), moments.a * spread, moments.tokens)
     found = search(np.float32(1e36) * w, wide, make_format(dtype))
     losses = np.asarray(found.losses)
+    assert not np.isfinite(losses).all()
     assert np.isfinite(np.asarray(found.s)).all()
     assert np.isfinite(losses[found.best]) and losses[found.best] == np.nanmin(losses)
 
