@@ -54,29 +54,49 @@ def log_loss(made: dict[str, Any], text: str) -> float:
     return float(np.log(figures["perplexity"] / figures["float"]["perplexity"]))
 
 
-def plot(what: str, points: list[tuple[Case, dict[str, Any]]], path: Path) -> None:
-    """One panel for each text."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
-    for panel, text in zip(panels, ("like", "unlike"), strict=True):
-        if what == "tokens":
-            panel.plot([256 * case.rows for case, _ in points], [log_loss(made, text) for _, made in points], "o-")
-            panel.set(xscale="log", xlabel="calibration tokens")
-            panel.set_xticks([256 * case.rows for case, _ in points], [f"{256 * case.rows:,}" for case, _ in points])
-            panel.minorticks_off()
-        else:
-            chosen = [p for p in points if p[0].run.name not in PATTERNS]
-            panel.plot(*_bits(chosen, text), "o-", label="chosen under a budget")
-            for point in (p for p in points if p[0].run.name in PATTERNS):
-                panel.plot(*_bits([point], text), "x", label=point[0].run.name)
-            panel.set(xlabel="bits per weight")
-            panel.legend(fontsize=8)
-        panel.set(title=f"text {text} the calibration's", ylabel="loss over float (nats)", ylim=(0, None))
-        panel.grid(alpha=0.3)
+def divergence(made: dict[str, Any], text: str) -> float:
+    """KL divergence to the float model, in nats."""
+    return made["quality"][text]["kl"]
+
+
+MEASURES = {"loss over float (nats)": log_loss, "KL to float (nats)": divergence}
+Points = list[tuple[Case, dict[str, Any]]]
+
+
+def plot(what: str, points: Points, path: Path) -> None:
+    """A row of panels for each measure, a column for each text."""
+    figure, rows = plt.subplots(2, 2, figsize=(10, 7), layout="constrained", sharex=True, sharey="row")
+    for panels, (label, measure) in zip(rows, MEASURES.items(), strict=True):
+        for panel, text in zip(panels, ("like", "unlike"), strict=True):
+            values = [measure(made, text) for _, made in points]
+            (_plot_tokens if what == "tokens" else _plot_bits)(panel, points, values)
+            panel.set(ylim=(0, None))
+            panel.grid(alpha=0.3)
+        panels[0].set(ylabel=label)
+    for panel, text in zip(rows[0], ("like", "unlike"), strict=True):
+        panel.set(title=f"text {text} the calibration's")
+    for panel in rows[1]:
+        panel.set(xlabel="calibration tokens" if what == "tokens" else "bits per weight")
+    if what == "bits":
+        rows[0][1].legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
 
-def _bits(points: list[tuple[Case, dict[str, Any]]], text: str) -> tuple[list[float], list[float]]:
-    return [made["bits_per_weight"] for _, made in points], [log_loss(made, text) for _, made in points]
+def _plot_tokens(panel: Any, points: Points, values: list[float]) -> None:
+    counts = [256 * case.rows for case, _ in points]
+    panel.plot(counts, values, "o-")
+    panel.set(xscale="log")
+    panel.set_xticks(counts, [f"{count:,}" for count in counts])
+    panel.minorticks_off()
+
+
+def _plot_bits(panel: Any, points: Points, values: list[float]) -> None:
+    named = [(case.run.name, made["bits_per_weight"], v) for (case, made), v in zip(points, values, strict=True)]
+    chosen = sorted((bits, v) for name, bits, v in named if name not in PATTERNS)
+    panel.plot([bits for bits, _ in chosen], [v for _, v in chosen], "o-", label="chosen under a budget")
+    for name, bits, value in named:
+        if name in PATTERNS:
+            panel.plot([bits], [value], "x", label=name)
 
 
 def main() -> None:
@@ -90,7 +110,9 @@ def main() -> None:
     points = [(case, made) for case, made in points if "quality" in made]
     plot(args.what, points, args.out.with_suffix(".png"))
     for case, made in points:
-        losses = " ".join(f"{text} {log_loss(made, text):.4f}" for text in made["quality"])
+        losses = ", ".join(
+            f"{text} {log_loss(made, text):.4f} (KL {divergence(made, text):.4f})" for text in made["quality"]
+        )
         print(f"{case.run.name}, {256 * case.rows} tokens: {made['bits_per_weight']:.3f} bits, {losses}")
 
 
