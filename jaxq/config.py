@@ -42,6 +42,7 @@ class MethodConfig:
     damping: float = MISSING
     sweeps: int = MISSING
     ridge: float = MISSING
+    shrinkage: float = MISSING
     bits_per_weight: float | None = None
     exclude: list[str] = MISSING
 
@@ -184,6 +185,8 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         raise JaxqError(f"method.sweeps is {knobs.sweeps}: give a number of passes from 0 to 100")
     if not 1e-3 <= knobs.ridge <= 1e9:
         raise JaxqError(f"method.ridge is {knobs.ridge}: give a number of tokens from 0.001 to 1e9, such as 4096")
+    if not 0 <= knobs.shrinkage <= 1e9:
+        raise JaxqError(f"method.shrinkage is {knobs.shrinkage}: give a number of tokens from 0 to 1e9, such as 900")
     return MethodSpec(
         name,
         fmt,
@@ -195,6 +198,7 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         damping=knobs.damping,
         sweeps=knobs.sweeps,
         ridge=knobs.ridge,
+        shrinkage=knobs.shrinkage,
     )
 
 

@@ -14,7 +14,7 @@ from jaxq.blocks import split
 from jaxq.errors import JaxqError
 from jaxq.formats import Quantized, Scales, WeightFormat
 from jaxq.gptq import Factored, damp, factor, gptq_round_factored
-from jaxq.statistics import Moments, output_error
+from jaxq.statistics import Moments, output_error, shrunk
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class MethodSpec:
         sweeps: Passes of coordinate descent after GPTQ.
         ridge: How much weights are held back from making up for drift: as if so many tokens had shown none. Over the
             number of tokens it is the ridge of `jaxq.drift.corrected_target`.
+        shrinkage: Tokens for which block scales and GPTQ hold the coupling of channels back; see
+            `jaxq.statistics.shrunk`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class MethodSpec:
     damping: float = 0.05
     sweeps: int = 0
     ridge: float = 4096.0
+    shrinkage: float = 0.0
 
 
 @jax.tree_util.register_dataclass
@@ -169,6 +172,8 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
         s, alpha = found.s, alphas[found.best]
         h = scaled_moment(h, s)
     if searches:
+        if spec.shrinkage:
+            h = shrunk(h, moments.tokens, spec.shrinkage)
         damped = damp(h, spec.damping)
         factored = factor(h, spec.damping) if method.compensates else None
         return [_compensated(w, s, alpha, h, damped, factored, fmt, spec.sweeps) for w, fmt in parts]

@@ -140,6 +140,31 @@ def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) ->
     return total
 
 
+@jax.jit
+def shrunk(
+    h: Float[Array, "c_in c_in"], tokens: Int[Array, ""], held_back: float | Float[Array, ""]
+) -> Float[Array, "c_in c_in"]:
+    """``(1 - t) H + t diag(H)``, ``t = held_back / (held_back + tokens)``: few tokens show coupling that is not there.
+
+    It is the mean over all tokens as if ``held_back`` more had shown channels of the same energy without coupling.
+    Source of the method: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices"
+    (2004), here toward the diagonal.
+
+    Args:
+        h: Second moment.
+        tokens: Number of tokens behind it.
+        held_back: Number of tokens, at least 0.
+
+    Example:
+        >>> shrunk(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.int32(30), 10.0).tolist()
+        [[4.0, 1.5], [1.5, 1.0]]
+    """
+    count = tokens.astype(jnp.float32)
+    share = count / jnp.maximum(held_back + count, 1)
+    diagonal = jnp.eye(h.shape[0], dtype=bool)
+    return jnp.where(diagonal, h, share * h)
+
+
 @partial(jax.jit, static_argnames="block_size")
 def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
     """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is filled with zeros."""

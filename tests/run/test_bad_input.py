@@ -62,6 +62,7 @@ CONFIG_ROWS = {
     "bits as a word": (["method.bits_per_weight=few"], ["bits_per_weight", "few"]),
     "damping": (["method=gptq", "method.damping=-1"], ["method.damping is -1", "0.05"]),
     "sweeps": (["method=gptq", "method.sweeps=1000"], ["method.sweeps is 1000", "0 to 100"]),
+    "shrinkage": (["method=best", "method.shrinkage=-1"], ["method.shrinkage is -1", "900"]),
     "ridge": (["method=best", "method.ridge=0"], ["method.ridge is 0", "4096"]),
     "GPTQ in float weights": (["method=best", "form=qdq"], ["keeps the float weights", "form=dq"]),
     "no data for best": (["method=best", "calib.samples=0"], ["best needs calibration data", "rtn_dq"]),

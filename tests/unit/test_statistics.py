@@ -14,6 +14,7 @@ from jaxq.statistics import (
     mean_moments,
     output_error,
     panels,
+    shrunk,
     zero_sums,
 )
 
@@ -143,3 +144,16 @@ def test_moments_are_pytrees():
     doubled = jax.tree.map(lambda leaf: leaf + leaf, moments)
     assert isinstance(doubled, Moments)
     assert int(doubled.tokens) == 64
+
+
+def test_shrinking_is_as_if_more_tokens_had_shown_no_coupling():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(50, 6)) + rng.normal(size=(50, 1))
+    h = x.T @ x / 50
+    # 25 tokens with the same energy in each channel, and signs that cancel out.
+    more = np.repeat(np.sqrt(np.diagonal(h))[None], 25, axis=0)
+    coupled = x.T @ x + np.diag(np.diagonal(more.T @ more))
+    got = np.asarray(shrunk(jnp.asarray(h, jnp.float32), jnp.int32(50), 25.0))
+    np.testing.assert_allclose(got, coupled / 75, rtol=1e-5)
+    np.testing.assert_array_equal(shrunk(jnp.asarray(h, jnp.float32), jnp.int32(50), 0.0), h.astype(np.float32))
+    assert np.isfinite(np.asarray(shrunk(jnp.zeros((3, 3)), jnp.int32(0), 0.0))).all()
