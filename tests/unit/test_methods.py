@@ -10,7 +10,7 @@ from jaxq.awq import IDENTITY, alpha_grid, awq_scale, ratio_grid, weight_magnitu
 from jaxq.errors import JaxqError
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, WeightFormat
 from jaxq.methods import METHODS, Choice, MethodSpec, Part, find_method, measure
-from jaxq.statistics import Moments
+from jaxq.statistics import Moments, shrunk
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
 FORMATS = {
@@ -241,3 +241,18 @@ def test_an_unknown_method_is_named_with_the_choices(name):
         JaxqError, match=f"^method.name is '{name}': choose one of rtn, rtn_dq, nvfp4, awq_lite, awq_cl"
     ):
         find_method(name)
+
+
+@pytest.mark.parametrize("name", ["rtn_search", "gptq"])
+def test_shrinkage_is_that_of_the_moments(name):
+    _, w, moments = data()
+    fmt = FORMATS["int4"]
+    parts: list[Part] = [(jnp.asarray(w), fmt)]
+    held = Moments(shrunk(moments.h, moments.tokens, 25.0), moments.a, moments.tokens)
+    got, want, plain = (
+        methods.choose(METHODS[name], parts, known, MethodSpec(name, fmt, shrinkage=tokens))[0].quantized
+        for known, tokens in ((moments, 25.0), (held, 0.0), (moments, 0.0))
+    )
+    np.testing.assert_array_equal(got.q, want.q)
+    np.testing.assert_array_equal(got.s, want.s)
+    assert (np.asarray(got.q) != np.asarray(plain.q)).any()
