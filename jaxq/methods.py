@@ -49,7 +49,7 @@ class MethodSpec:
     damping: float = 0.05
     sweeps: int = 0
     ridge: float = 4096.0
-    shrinkage: float = 0.0
+    shrinkage: float = 900.0
 
 
 @jax.tree_util.register_dataclass

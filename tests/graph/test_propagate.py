@@ -53,6 +53,8 @@ def solved(w: np.ndarray, x: np.ndarray, x_float: np.ndarray, lacking: np.ndarra
     drift_in = jnp.asarray(x.T @ (x_float - x) / len(x), jnp.float32)
     drift_out = jnp.asarray(x.T @ lacking / len(x), jnp.float32)
     target = corrected_target(jnp.asarray(w), h, drift_in, drift_out, SPEC.ridge / len(x))
+    shrinkage = SPEC.shrinkage / (SPEC.shrinkage + len(x))
+    h = jnp.where(jnp.eye(len(h), dtype=bool), h, (1 - shrinkage) * h)
     scales = search_block_scales(target, damp(h, SPEC.damping), FMT)
     return np.asarray(gptq_round(target, h, scales, FMT, SPEC.damping, SPEC.sweeps), np.float64)
 

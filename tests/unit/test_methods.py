@@ -116,7 +116,7 @@ ALL_FORMATS = FORMATS | {"nvfp4": Nvfp4Format(), "mxfp4": MxFormat("mxfp4"), "in
 
 
 def output_loss(name: str, fmt: WeightFormat, moments: Moments, w: np.ndarray, block_scales: bool = False) -> float:
-    spec = MethodSpec(name, fmt, alpha_step=0.25, clip_step=0.1, block_scales=block_scales)
+    spec = MethodSpec(name, fmt, alpha_step=0.25, clip_step=0.1, block_scales=block_scales, shrinkage=0.0)
     (choice,) = methods.choose(METHODS[name], [(jnp.asarray(w), fmt)], moments, spec)
     errors = measure(jnp.asarray(w), choice, moments, fmt)
     assert errors.output is not None
