@@ -1,8 +1,10 @@
 """What the command line does: composes the configuration, runs, and says what went wrong."""
 
 import contextlib
+import errno
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -52,7 +54,7 @@ def execute() -> None:
     except (JaxqError, HydraException, OmegaConfBaseException) as error:
         sys.exit(_fail(hydra_sentence(error)))
     except OSError as error:
-        sys.exit(_fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")))
+        sys.exit(_fail(_what_failed(error)))
     except Exception as error:  # not bad input that jaxq knows of, perhaps its own fault
         sys.exit(_fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {_TRACEBACK}=1 shows where"))
 
@@ -209,6 +211,15 @@ def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:
     with contextlib.suppress(OSError):
         write_failure(sentence, plain, folder)
     return _fail(sentence)
+
+
+def _what_failed(error: OSError) -> str:
+    if error.errno == errno.ENOSPC and error.filename is None:
+        return (
+            f"{error.strerror}: free some where the outputs, cache_dir and temporary files ({tempfile.gettempdir()}) lie, "
+            "and the same command goes on from what is finished"
+        )
+    return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
 
 
 def _fail(sentence: str) -> int:

@@ -4,13 +4,14 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq import model_file
+from jaxq import command, model_file
 
 QUICK = ("calib.samples=2", "calib.length=16", "eval.samples=0")
 
@@ -211,6 +212,15 @@ def test_disk_full(jaxq, model, monkeypatch):
     for external in (1024, 0):
         done = jaxq("model=onnx", f"model.path={model}", "block_size=16", f"external_data_mb={external}")
         assert_refused(done, ["No space left on device", "model.onnx"])
+
+
+def test_disk_full_of_what_lies_in_between(jaxq, model, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(command, "quantize_model", full)
+    done = jaxq("model=onnx", f"model.path={model}", "block_size=16")
+    assert_refused(done, ["No space left on device", "cache_dir", tempfile.gettempdir(), "goes on"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
