@@ -215,10 +215,8 @@ def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:
 
 def _what_failed(error: OSError) -> str:
     if error.errno == errno.ENOSPC and error.filename is None:
-        return (
-            f"{error.strerror}: free some where the outputs, cache_dir and temporary files ({tempfile.gettempdir()}) lie, "
-            "and the same command goes on from what is finished"
-        )
+        places = f"outputs, cache_dir and temporary files ({tempfile.gettempdir()})"
+        return f"{error.strerror}: free some where {places} lie, and the same command goes on from what is finished"
     return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
 
 
