@@ -17,10 +17,10 @@ from jaxq.block_scales import search_block_scales
 from jaxq.errors import JaxqError
 from jaxq.float4 import decode_e2m1, encode_e2m1
 from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales, make_format
-from jaxq.gptq import gptq_round
+from jaxq.gptq import damp, gptq_round
 from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.packing import pack_int4, unpack_int4
-from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, zero_sums
+from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, shrunk, zero_sums
 from jaxq.version import __version__
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "accumulate",
     "alpha_grid",
     "awq_scale",
+    "damp",
     "decode_e2m1",
     "dq_tensor",
     "encode_e2m1",
@@ -52,6 +53,7 @@ __all__ = [
     "search_clip",
     "search_scales",
     "search_shared_scales",
+    "shrunk",
     "unpack_int4",
     "weight_magnitude",
     "zero_sums",

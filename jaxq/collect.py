@@ -87,12 +87,13 @@ class DriftCollector:
     """Sums behind `jaxq.drift.Drift`, of an activation that weights multiply as it is.
 
     Args:
-        siblings: Number of weights that multiply it.
+        widths: Columns of each weight that multiplies it.
     """
 
-    def __init__(self, siblings: int) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
+        self._widths = widths
         self._input: jax.Array | None = None
-        self._outputs: list[jax.Array | None] = [None] * siblings
+        self._outputs: list[jax.Array | None] = [None] * len(widths)
         self._tokens = 0
 
     def add(
@@ -102,16 +103,16 @@ class DriftCollector:
 
         Args:
             x, x_float: The activation [..., c_in] of the quantized and of the float model.
-            residuals: For each sibling what its product is added to, [..., c_out], of both models; None where there is
-                nothing.
+            residuals: For each sibling what its product is added to, of both models; None where there is nothing. One
+                that is not [..., c_out], but made so by the addition, is left out.
             keep: As for `Collector.add`.
         """
         rows, mask, _ = _plain_rows(x, keep)
         mask = jnp.asarray(mask)
         self._tokens += int(mask.sum())
         self._input = _sum(self._input, drift_product(jnp.asarray(rows), _lacking(x, x_float), mask))
-        for i, pair in enumerate(residuals):
-            if pair is not None and pair[0].shape[:-1] == x.shape[:-1]:
+        for i, (pair, width) in enumerate(zip(residuals, self._widths, strict=True)):
+            if pair is not None and pair[0].shape == (*x.shape[:-1], width):
                 self._outputs[i] = _sum(self._outputs[i], drift_product(jnp.asarray(rows), _lacking(*pair), mask))
 
     def finish(self) -> Drift | None:

@@ -99,7 +99,7 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     data = time.perf_counter() - start
     found = estimate(task.job, task.data.calib, task.data.held_out)
     found = replace(found, seconds={"data": data, **found.seconds})
-    write_estimate(found, plain, folder)
+    write_estimate(found, plain, _overrides(), folder)
     print_estimate(found, task.job.method.name, task.notes, console)
     return found
 
@@ -148,7 +148,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             evaluation=evaluation,
             hashes=hashes,
             phases=tuple(phases),
-            overrides=tuple(HydraConfig.get().overrides.task),
+            overrides=_overrides(),
             total_seconds=time.perf_counter() - start,
             notes=(*task.notes, *_notes(outcome, job), *beside),
         )
@@ -206,10 +206,15 @@ def _say(console: Console, sentence: str) -> None:
     console.print(f"{sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _overrides() -> tuple[str, ...]:
+    """What the command line said."""
+    return tuple(HydraConfig.get().overrides.task)
+
+
 def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:
     """Says what failed, in the run's folder too if there is one that can be written."""
     with contextlib.suppress(OSError):
-        write_failure(sentence, plain, folder)
+        write_failure(sentence, plain, _overrides(), folder)
     return _fail(sentence)
 
 

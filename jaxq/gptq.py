@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
+from jaxq.blocks import count_blocks
+from jaxq.errors import JaxqError
 from jaxq.formats import Grid, Scales, WeightFormat
 from jaxq.statistics import check_moments
 
@@ -127,7 +129,7 @@ def gptq_round(
     h: Float[Array, "c_in c_in"],
     scales: Scales,
     fmt: WeightFormat,
-    damping: float | Float[Array, ""] = 0.01,
+    damping: float | Float[Array, ""] = 0.05,
     sweeps: int = 0,
 ) -> Float[Array, "c_in c_out"]:
     """Values of the format near ``w`` with a small output error ``tr(D' H D)``, ``D`` the difference.
@@ -160,7 +162,18 @@ def gptq_round(
         True
     """
     check_moments(w, h)
+    _check_scales(w, scales, fmt)
     return gptq_round_factored(w, h, factor(h, damping), scales, fmt, sweeps)
+
+
+def _check_scales(w: Array, scales: Scales, fmt: WeightFormat) -> None:
+    """Refuses scales that are not one for each block and column: they would broadcast, or be taken for other rows."""
+    needed = (count_blocks(w.shape[0], fmt.block_size), w.shape[1])
+    if scales.s.shape != needed:
+        raise JaxqError(
+            f"scales have shape {list(scales.s.shape)}: a weight {list(w.shape)} of {fmt.dtype} in blocks of "
+            f"{fmt.block_size} needs {list(needed)}, as fmt.find_scales(w) makes them"
+        )
 
 
 def gptq_round_factored(

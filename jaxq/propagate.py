@@ -216,7 +216,7 @@ class _Drifting:
         self._activation = str(group.readings[0].value.name)
         found = [residual_of(site) for site in group.sites]
         self._residuals = [None if r is None else str(r.other.name) for r in found]
-        self.collector = DriftCollector(len(group.sites))
+        self.collector = DriftCollector([site.c_out for site in group.sites])
 
     def add(self, quantized: _Values, exact: _Values, batch: Batch) -> None:
         """Adds a batch."""

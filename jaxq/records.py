@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -59,16 +59,18 @@ def write_report(report: Report, folder: Path) -> None:
             writer.writerow({**asdict(layer), "nodes": " ".join(layer.nodes)})
 
 
-def write_estimate(estimate: Estimate, config: Mapping[str, object], folder: Path) -> None:
+def write_estimate(estimate: Estimate, config: Mapping[str, object], overrides: Sequence[str], folder: Path) -> None:
     """Writes ``estimate.json``."""
-    record = {"config": config, "versions": versions(), "device": device(), "estimate": asdict(estimate)}
+    made = {"versions": versions(), "device": device(), "estimate": asdict(estimate)}
+    record = {"config": config, "overrides": overrides, **made}
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "estimate.json", json.dumps(_plain(record), indent=1) + "\n")
 
 
-def write_failure(message: str, config: Mapping[str, object], folder: Path) -> None:
+def write_failure(message: str, config: Mapping[str, object], overrides: Sequence[str], folder: Path) -> None:
     """Writes a ``report.json`` that holds an error instead of results."""
-    _write(folder / "report.json", json.dumps(_plain({"config": config, "error": message}), indent=1) + "\n")
+    record = {"config": config, "overrides": overrides, "error": message}
+    _write(folder / "report.json", json.dumps(_plain(record), indent=1) + "\n")
 
 
 def report_dict(report: Report) -> dict[str, object]:

@@ -219,10 +219,23 @@ def _model_name(model: dict[str, Any]) -> str:
     return path.parent.name if path.stem == "model" else path.stem
 
 
+def _layers(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return report.get("estimate", report).get("layers") or []
+
+
 def _scale_dtype(report: dict[str, Any]) -> str | None:
     """The type of most weights' scales."""
-    layers = report.get("estimate", report).get("layers")
+    layers = _layers(report)
     return Counter(layer["scale_dtype"] for layer in layers).most_common(1)[0][0] if layers else None
+
+
+def _chosen(report: dict[str, Any]) -> dict[str, object]:
+    """What a budget chose where all weights got the same, else "mixed"; nothing without a budget."""
+    layers = _layers(report)
+    if report["config"]["method"].get("bits_per_weight") is None or not layers:
+        return {}
+    found = {name: {layer[name] for layer in layers} for name in ("dtype", "block_size")}
+    return {name: values.pop() if len(values) == 1 else "mixed" for name, values in found.items()}
 
 
 def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
@@ -230,7 +243,7 @@ def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
     config = report["config"]
     row |= {"run": _number(run), "model": _model_name(config["model"]), "method": config["method"]["name"]}
     row |= {"dtype": config["dtype"]["name"], "block_size": config["block_size"], "form": config["form"]["name"]}
-    row |= {"scale_dtype": _scale_dtype(report), "error": ""}
+    row |= {"scale_dtype": _scale_dtype(report), "error": "", **_chosen(report)}
     row["overrides"] = " ".join(report.get("overrides", ()))
     if "error" in report:
         return row | {"error": report["error"]}
@@ -274,12 +287,13 @@ def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
     table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = {
         "run": "#", "model": "model", "method": "method", "dtype": "dtype", "block_size": "block",
-        "scale_dtype": "scales", "form": "form",
+        "scale_dtype": "scales", "form": "form", "swept": "",
         "perplexity": "ppl",
         "perplexity_default": "default", "float_perplexity": "float", "kl": "KL", "top1": "top-1",
         "cosine": "cosine", "cosine_min": "least", "relative_error": "error", "relative_error_default": "default",
         "file_mb": "MB", "bits_per_weight": "bits", "seconds": "s", "error": "error",
     }  # fmt: skip
+    rows = [{**row, "swept": swept} for row, swept in zip(rows, _swept(rows), strict=True)]
     for name, title in names.items():
         if _worth_showing(name, rows):
             table.add_column(title, justify="left" if name in _WORDS else "right")
@@ -288,13 +302,22 @@ def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
     return table
 
 
+def _swept(rows: Sequence[dict[str, object]]) -> list[str]:
+    """Of each run, what its command line has that not all have and that no other column tells."""
+    each = [str(row["overrides"]).split() for row in rows]
+    common = set.intersection(*map(set, each)) if each else set()
+    own = ([said for said in run if said not in common and not said.startswith(_TOLD)] for run in each)
+    return [" ".join(said.removeprefix("method.") for said in run) for run in own]
+
+
 def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
     values = {row[name] for row in rows}
     return len(values) > 1 if name in ("model", "dtype", "scale_dtype", "form") else bool(values - {None, ""})
 
 
 _FILE_WIDTH = 160
-_WORDS = ("model", "method", "dtype", "scale_dtype", "form", "error")
+_WORDS = ("model", "method", "dtype", "scale_dtype", "form", "swept", "error")
+_TOLD = ("model=", "model.", "method=", "dtype=", "block_size=", "scale_dtype=", "form=")
 
 # Short enough for a terminal of 80 columns.
 _FORMATS = {

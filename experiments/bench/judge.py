@@ -93,6 +93,7 @@ class Judge:
         setup = replace(setup, cache=self.work / f"cache-{case.key.replace(' ', '-')}")
         folder = self.work / "run"
         made = run_once(case.run, setup, folder, limit_threads(self.args.threads), self.args.timeout)
+        made["commit"] = _commit()
         if "error" not in made:
             (path,) = [p for p in written_files(folder) if p.suffix == ".onnx"]
             if (path.parent / "report.json").exists():
@@ -128,6 +129,12 @@ class Judge:
             files = json.loads(out.read_text())["files"]
             found[text] = {"float": files["fp32"]["level1"], **files["file"]["level1"]}
         return found
+
+
+def _commit() -> str:
+    """jaxq's, if this is a clone: what is kept of earlier runs may be of others."""
+    told = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return told.stdout.strip()
 
 
 def share_closed(perplexity: float, rounded: float, exact: float) -> float:

@@ -93,6 +93,22 @@ def test_the_output_is_nearer_than_without_propagation(tmp_path):
     assert errors["best"] < errors["gptq"] < errors["rtn_dq"]
 
 
+def test_a_residual_of_another_width_is_left_out(tmp_path):
+    """The sum with ``g`` [..., 1] makes it wide; a sibling's residual is wide already."""
+    nodes = [
+        *(node("MatMul", "x a", "h"), node("Relu", "h", "r"), node("MatMul", "x g", "m"), node("MatMul", "r b", "p")),
+        *(node("Add", "p m", "y0"), node("MatMul", "r c", "q"), node("Add", "q x", "y1"), node("Add", "y0 y1", "y")),
+    ]
+    weights = {"a": weight(HIDDEN, 96, seed=1), "g": weight(HIDDEN, 1, seed=5)}
+    weights |= {"b": weight(96, HIDDEN, seed=2), "c": weight(96, HIDDEN, seed=3)}
+    source, x = save(build(nodes, weights, {"y": ACTIVATION}), tmp_path), tokens(4, 64, HIDDEN)
+    errors = {}
+    for method in ("rtn_dq", "best"):
+        quantize(source, tmp_path / f"{method}.onnx", method, [Batch({"x": x})], FMT)
+        errors[method] = relative(*run(tmp_path / f"{method}.onnx", {"x": x}), *run(source, {"x": x}))
+    assert errors["best"] < 0.8 * errors["rtn_dq"]
+
+
 def sites_of(proto: onnx.ModelProto):
     model = ir.from_proto(proto)
     prepare(model)

@@ -97,6 +97,19 @@ def test_a_sweep_goes_on_after_a_failed_run_and_exits_with_an_error(jaxq):
     assert (reports[1].parent / "model.onnx").is_file()
 
 
+def test_a_sweep_tells_what_was_swept_and_what_a_budget_chose(jaxq):
+    done = jaxq("-m", "method=rtn_dq", "method.bits_per_weight=1,4.3,8.5", *SMALL[:2], "eval.samples=0")
+    assert done.code == 2
+    (summary,) = done.folder.glob("outputs/sweeps/**/summary.csv")
+    with summary.open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1]["block_size"] == "mixed"
+    assert (rows[2]["dtype"], rows[2]["block_size"]) == ("int8", "-1")
+    assert [r["overrides"].split()[1] for r in rows] == [f"method.bits_per_weight={b}" for b in ("1", "4.3", "8.5")]
+    table = done.out[done.out.rindex("\nsweep") :]
+    assert all(table.count(f" bits_per_weight={bits} ") == 1 for bits in ("1", "4.3", "8.5"))
+
+
 def test_rtn_keeps_the_float_weights_and_agrees_with_rtn_dq(jaxq):
     quantized, kept = jaxq("method=rtn_dq", *SMALL), jaxq("method=rtn", *SMALL)
     assert kept.report["size"]["target_bytes"] > 2 * quantized.report["size"]["target_bytes"]

@@ -242,6 +242,15 @@ def test_shapes_that_do_not_fit():
         search_block_scales(w, h[:16, :16], IntegerFormat(16))
 
 
+@pytest.mark.parametrize("made_for", [(16, 4), (8, 8), (16, 1)], ids=["fewer columns", "smaller blocks", "one column"])
+def test_scales_of_another_shape_are_refused(made_for):
+    block, columns = made_for
+    w, h = jnp.ones((32, 8)), jnp.eye(32)
+    scales = IntegerFormat(block).find_scales(w[:, :columns])
+    with pytest.raises(JaxqError, match=r"needs \[2, 8\]"):
+        gptq_round(w, h, scales, IntegerFormat(16))
+
+
 def test_the_share_that_is_left_is_that_of_many_columns():
     """Errors of all sizes in a step, so that the greatest of a row does not count."""
     rng = np.random.default_rng(2)
