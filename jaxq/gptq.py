@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
-from jaxq.blocks import count_blocks
-from jaxq.errors import JaxqError
 from jaxq.formats import Grid, Scales, WeightFormat
+from jaxq.integer import check_scales
 from jaxq.statistics import check_moments
 
 Rows = TypeVar("Rows")
@@ -162,18 +161,8 @@ def gptq_round(
         True
     """
     check_moments(w, h)
-    _check_scales(w, scales, fmt)
+    check_scales(w.shape, scales.s.shape, fmt.block_size, 0)
     return gptq_round_factored(w, h, factor(h, damping), scales, fmt, sweeps)
-
-
-def _check_scales(w: Array, scales: Scales, fmt: WeightFormat) -> None:
-    """Refuses scales that are not one for each block and column: they would broadcast, or be taken for other rows."""
-    needed = (count_blocks(w.shape[0], fmt.block_size), w.shape[1])
-    if scales.s.shape != needed:
-        raise JaxqError(
-            f"scales have shape {list(scales.s.shape)}: a weight {list(w.shape)} of {fmt.dtype} in blocks of "
-            f"{fmt.block_size} needs {list(needed)}, as fmt.find_scales(w) makes them"
-        )
 
 
 def gptq_round_factored(

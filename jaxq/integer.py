@@ -159,7 +159,7 @@ def rtn(
     axis = check_axis(w.ndim, quantize_axis)
     for part in (s, zp):
         if part is not None:
-            _check_scales(w.shape, part.shape, block_size, axis)
+            check_scales(w.shape, part.shape, block_size, axis)
     q_min, q_max = code_range(num_bits, unsigned=zp is not None)
     rows = w.shape[axis]
     q = jnp.round(divide(w.astype(jnp.float32), spread(s.astype(jnp.float32), rows, block_size, axis)))
@@ -198,7 +198,7 @@ def dq_tensor(
     axis = check_axis(w.ndim, quantize_axis)
     for part in (s, zp):
         if part is not None:
-            _check_scales(w.shape, part.shape, block_size, axis)
+            check_scales(w.shape, part.shape, block_size, axis)
     q, rows = w.astype(s.dtype), w.shape[axis]
     if zp is not None:
         q = q - spread(zp.astype(s.dtype), rows, block_size, axis)
@@ -230,7 +230,8 @@ def _check_float(w: Array) -> None:
         raise JaxqError(f"the weight has type {w.dtype}: give float32, float16 or bfloat16")
 
 
-def _check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: int, axis: int) -> None:
+def check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: int, axis: int) -> None:
+    """Refuses scales, or zero points, that are not one for each block and column."""
     want = (*shape[:axis], count_blocks(shape[axis], block_size), *shape[axis + 1 :])
     if s_shape != want:
         raise JaxqError(

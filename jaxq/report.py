@@ -312,7 +312,7 @@ def _swept(rows: Sequence[dict[str, object]]) -> list[str]:
 
 def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
     values = {row[name] for row in rows} - {None, ""}
-    return len(values) > (name in ("model", "dtype", "scale_dtype", "form"))
+    return len(values) > 1 if name in ("model", "dtype", "scale_dtype", "form") else bool(values)
 
 
 _FILE_WIDTH = 160

@@ -118,9 +118,9 @@ def _plot_tokens(panel: Any, points: list[Point], values: list[np.ndarray]) -> N
 
 
 def _plot_bits(panel: Any, points: list[Point], values: list[np.ndarray]) -> None:
-    named = list(zip(points, values, strict=True))
-    chosen = sorted((point.x, tuple(v)) for point, v in named if point.case.run.name not in PATTERNS)
-    _bars(panel, [x for x, _ in chosen], [np.array(v) for _, v in chosen], "o-", "chosen under a budget")
+    named = sorted(zip(points, values, strict=True), key=lambda pair: pair[0].x)
+    chosen = [(point.x, v) for point, v in named if point.case.run.name not in PATTERNS]
+    _bars(panel, [x for x, _ in chosen], [v for _, v in chosen], "o-", "chosen under a budget")
     for point, v in named:
         if point.case.run.name in PATTERNS:
             _bars(panel, [point.x], [v], "x", point.case.run.name)
