@@ -50,21 +50,26 @@ class Losses:
     energy: float | None
 
 
-def check_budget(groups: Sequence[Group], job: Job) -> None:
+def check_budget(groups: Sequence[Group], job: Job) -> float | None:
     """Refuses a budget that is too small for any choice.
 
+    Returns:
+        The most bits a weight that any choice takes, all weights together; None without a budget.
+
     Raises:
-        JaxqError: it is.
+        JaxqError: it is too small.
     """
     if job.bits_per_weight is None:
-        return
+        return None
     sites = [site for group in groups for site in group.sites]
-    least = sum(min(_nbytes(site, fmt, job.form) for fmt in job.formats_of(site)) for site in sites)
-    if 8 * least > job.bits_per_weight * _size(sites):
+    each = [[_nbytes(site, fmt, job.form) for fmt in job.formats_of(site)] for site in sites]
+    least, most = (8 * sum(map(extreme, each)) / _size(sites) for extreme in (min, max))
+    if least > job.bits_per_weight:
         raise JaxqError(
             f"method.bits_per_weight is {job.bits_per_weight:g}: this model's weights take "
-            f"{8 * least / _size(sites):.3f} bits at least in the form {job.form!r}; give that or more"
+            f"{least:.3f} bits at least in the form {job.form!r}; give that or more"
         )
+    return most
 
 
 def _size(sites: Sequence[Site]) -> int:

@@ -86,7 +86,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     form = check_job(job, bool(batches))
     start = time.perf_counter()
     source = open_source(job, form)
-    check_budget(source.groups, job)
+    most = check_budget(source.groups, job)
     load = time.perf_counter() - start
     nearest = source.groups[:_MOST]
     calibrate, run, moments = _probe_calibration(source, nearest, batches, job)
@@ -101,7 +101,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
     layers, target_bytes = _sizes(source, form, job)
     size, planned = sum(x.size for x in layers), sum(x.nbytes for x in layers)
-    bits = 8 * planned / size if job.bits_per_weight is None else job.bits_per_weight
+    bits = 8 * planned / size if job.bits_per_weight is None or most is None else min(job.bits_per_weight, most)
     target_bytes += int(bits * size / 8) - planned
     seconds = {
         "load": load + source.nbytes / hashing,

@@ -62,12 +62,14 @@ def quantize_model(
     clock = Clock()
     with clock.phase("load"):
         source = open_source(job, form)
-        check_budget(source.groups, job)
+        most = check_budget(source.groups, job)
         model_hash = hash_files(source.files)
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash)
     told: list[str] = []
     hear = told.append if tell is None else _both(told.append, tell)
+    if most is not None and job.bits_per_weight is not None and most < job.bits_per_weight:
+        hear(f"method.bits_per_weight is {job.bits_per_weight:g}: weights take {most:.3f} at most in form {job.form!r}")
     with ExitStack() as own:
         begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
         state = (own if until is None else until).enter_context(begun)

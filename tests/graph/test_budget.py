@@ -70,6 +70,15 @@ def test_a_budget_that_is_too_small_is_refused(tmp_path):
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_a_budget_that_nothing_can_use_is_told_of(tmp_path):
+    source = save(models.swiglu(), tmp_path)
+    all_in_eight = quantize(source, tmp_path / "enough.onnx", bits=32)
+    assert {dtype for dtype, _ in formats(all_in_eight).values()} == {"int8"}
+    most = f"{all_in_eight.bits_per_weight:.3f}"
+    assert all_in_eight.told == (f"method.bits_per_weight is 32: weights take {most} at most in form 'dq'",)
+    assert not quantize(source, tmp_path / "out.onnx", bits=6).told
+
+
 def test_a_rule_stands_and_counts(tmp_path):
     """A weight with a rule has its format, and what it takes is taken from the others."""
     source = save(models.swiglu(), tmp_path)

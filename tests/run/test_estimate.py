@@ -59,6 +59,17 @@ def test_a_budget(jaxq):
     assert "chosen weight by weight" in done.out
 
 
+def test_a_budget_that_nothing_can_use(jaxq):
+    """The estimate is of what weights take at most."""
+    what = ("method=rtn_dq", "method.bits_per_weight=32", *SMALL[:2], "eval.samples=0")
+    done = jaxq(*what, "dry_run=true")
+    assert done.code == 0, done.err
+    found = json.loads(next(done.folder.rglob("estimate.json")).read_text())["estimate"]
+    ran = jaxq(*what)
+    assert "method.bits_per_weight is 32" in ran.out
+    assert found["bits_per_weight"] == pytest.approx(ran.report["size"]["bits_per_weight"])
+
+
 def test_bad_input_is_refused_as_in_a_run(jaxq):
     done = jaxq("dry_run=true", "form=trt", "dtype=nvfp4")
     assert done.code == 2
