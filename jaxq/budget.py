@@ -21,7 +21,7 @@ from jaxq.groups import MomentsOf
 from jaxq.job import Job
 from jaxq.methods import find_method
 from jaxq.sensitivity import sensitivities, typical_energy
-from jaxq.statistics import output_error
+from jaxq.statistics import output_error, shrunk
 
 COLUMNS = 64
 """Evenly spaced columns of a matrix on which formats are compared."""
@@ -117,8 +117,9 @@ def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, L
         own = None if moments is None else moments(int(index))
         h = own.h if own is not None and int(own.tokens) else None
         share = 1.0
-        if h is not None and method.compensates:
-            share = np.float32(compensated_share(h, job.method.damping))
+        if own is not None and h is not None and method.compensates:
+            # As GPTQ sees the moment: of few tokens' coupling it makes up for less than these show.
+            share = np.float32(compensated_share(shrunk(h, own.tokens, job.method.shrinkage), job.method.damping))
         for site, errors in found.items():
             w = jnp.asarray(site.array(int(index)))
             w = sample_columns(w, min(COLUMNS, w.shape[1]))
