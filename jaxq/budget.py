@@ -59,14 +59,14 @@ def check_budget(groups: Sequence[Group], job: Job) -> float | None:
     Raises:
         JaxqError: it is too small.
     """
-    if job.bits_per_weight is None:
+    if job.budget is None:
         return None
     sites = [site for group in groups for site in group.sites]
     each = [[_nbytes(site, fmt, job.form) for fmt in job.formats_of(site)] for site in sites]
     least, most = (8 * sum(map(extreme, each)) / _size(sites) for extreme in (min, max))
-    if least > job.bits_per_weight:
+    if least > job.budget.bits_per_weight:
         raise JaxqError(
-            f"method.bits_per_weight is {job.bits_per_weight:g}: this model's weights take "
+            f"method.bits_per_weight is {job.budget.bits_per_weight:g}: this model's weights take "
             f"{least:.3f} bits at least in the form {job.form!r}; give that or more"
         )
     return most
@@ -84,11 +84,11 @@ def chosen_formats(groups: Sequence[Group], losses: Mapping[Site, Losses], job: 
         losses: What is known of each.
         job: What to do; it has a budget, see `check_budget`.
     """
-    assert job.bits_per_weight is not None
+    assert job.budget is not None
     sites = [site for group in groups for site in group.sites]
     factors = sensitivities(sites, {site: e for site in sites if (e := losses[site].energy) is not None})
     options = [_weighted(losses[site].options, factors[site], _size([site])) for site in sites]
-    chosen = allocate(options, int(job.bits_per_weight * _size(sites) / 8))
+    chosen = allocate(options, int(job.budget.bits_per_weight * _size(sites) / 8))
     return {site: job.formats_of(site)[i] for site, i in zip(sites, chosen, strict=True)}
 
 
@@ -161,9 +161,7 @@ def _rounding_error(w: jax.Array, scales: Scales, fmt: WeightFormat) -> jax.Arra
 
 
 def _nbytes(site: Site, fmt: WeightFormat, form: str) -> int:
-    """Bytes in the file: nodes that read a weight have a copy each."""
+    """Bytes in the file."""
     assert site.weight.dtype is not None
-    filled = fmt.block_size if find_form(form).whole_blocks and fmt.block_size > 0 else 1
-    shape = (site.c_in + -site.c_in % filled, site.columns)
-    planned = StoredWeight.planned(shape, fmt.of_weights(str(site.weight.dtype.numpy())))
-    return planned.nbytes * len(site.nodes)
+    held = fmt.of_weights(str(site.weight.dtype.numpy()))
+    return find_form(form).nbytes(site, StoredWeight.planned((site.c_in, site.columns), held))

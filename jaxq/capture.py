@@ -138,10 +138,20 @@ def _run_window(
     )
 
 
+class ActivationError(JaxqError):
+    """An activation is NaN or infinite; a weight may be to blame."""
+
+
 def checked(name: str, moments: Moments) -> Moments:
-    """The moments, if they are finite."""
+    """The moments, if they are finite.
+
+    Raises:
+        ActivationError: they are not.
+    """
     if not bool(jnp.isfinite(moments.h).all()):
-        raise JaxqError(f"activation {name!r} is NaN or infinite on the calibration data: mend the model or the data")
+        raise ActivationError(
+            f"activation {name!r} is NaN or infinite on the calibration data: mend the model or the data"
+        )
     return moments
 
 

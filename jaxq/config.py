@@ -13,7 +13,7 @@ from jaxq.awq import alpha_grid, ratio_grid
 from jaxq.errors import JaxqError
 from jaxq.formats import FLOAT8, IntegerFormat, make_format
 from jaxq.forms import find_form
-from jaxq.job import Gather, Job, Rule, check_job
+from jaxq.job import Budget, Gather, Job, Rule, check_job
 from jaxq.methods import MethodSpec, find_method
 from jaxq.model_file import PROTOBUF_LIMIT
 
@@ -168,15 +168,11 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     name = knobs.name
     if name == "auto":
         name = "best" if has_data and find_form(config.form.name).scaled else "rtn_dq"
-    searches = find_method(name).needs_data
     alpha_grid(knobs.alpha_step)
     ratio_grid(knobs.min_alpha, knobs.clip_step)
     if knobs.search_columns < 0:
         raise JaxqError(f"search_columns is {knobs.search_columns}: give a number of columns, or 0 for all")
-    full_range = knobs.full_range
-    if full_range is None:
-        full_range = searches and find_form(config.form.name).negative_scales
-    fmt = make_format(config.dtype.name, config.block_size, full_range, _scale_dtype(config))
+    fmt = make_format(config.dtype.name, config.block_size, _full_range(config, name), _scale_dtype(config))
     if config.scale_dtype is not None and not isinstance(fmt, IntegerFormat):
         raise JaxqError(f"scale_dtype is {config.scale_dtype!r}: {fmt.dtype} has scales of its own; leave it out")
     if not 0 <= knobs.damping <= 10:
@@ -200,6 +196,12 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         ridge=knobs.ridge,
         shrinkage=knobs.shrinkage,
     )
+
+
+def _full_range(config: Config, method: str) -> bool:
+    """Whether integers have such scales: what is asked for, or where they are searched and the form takes them."""
+    asked = config.method.full_range
+    return find_method(method).needs_data and find_form(config.form.name).negative_scales if asked is None else asked
 
 
 def _rules(config: Config) -> Iterator[Rule]:
@@ -252,7 +254,7 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
         rules=tuple(_rules(config)),
         gather=None if gather.axis is None else Gather(gather.axis, table),
         accuracy_level=config.form.accuracy_level,
-        bits_per_weight=bits,
+        budget=None if bits is None else Budget(bits, _full_range(config, spec.name), _scale_dtype(config)),
     )
     check_job(job, has_data)
     return job

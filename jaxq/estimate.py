@@ -96,12 +96,12 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     hashing, writing = _speeds(job.source)
     windows = min(job.window_bytes, source.weight_bytes) if batches else 0
     # The second pass is the other model's; sums of drift take the place of moments there, and cost about as much.
-    passes = (2 + (job.bits_per_weight is not None)) if find_method(job.method.name).propagates else 1
+    passes = (2 + (job.budget is not None)) if find_method(job.method.name).propagates else 1
     larger = max(map(_nbytes, source.groups)) - search.largest
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
     layers, target_bytes = _sizes(source, form, job)
     size, planned = sum(x.size for x in layers), sum(x.nbytes for x in layers)
-    bits = 8 * planned / size if job.bits_per_weight is None or most is None else min(job.bits_per_weight, most)
+    bits = 8 * planned / size if job.budget is None or most is None else min(job.budget.bits_per_weight, most)
     target_bytes += int(bits * size / 8) - planned
     seconds = {
         "load": load + source.nbytes / hashing,
@@ -113,7 +113,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     }
     return Estimate(
         layers=layers,
-        budget=job.bits_per_weight,
+        budget=None if job.budget is None else job.budget.bits_per_weight,
         declined=source.declined,
         unmatched=source.unmatched,
         source_bytes=source.nbytes,
@@ -130,7 +130,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
 
 def _choosing(nearest: Sequence[Group], moments: Mapping[str, Moments], job: Job) -> float:
     """Seconds in which the probed groups' formats are compared, where they would be."""
-    if job.bits_per_weight is None:
+    if job.budget is None:
         return 0.0
     first = _timed(lambda: [losses_of(group, _moments(group, moments), job) for group in nearest])
     return min(first, _timed(lambda: [losses_of(group, _moments(group, moments), job) for group in nearest]))

@@ -5,6 +5,7 @@ blocks fixed beforehand; the passes after it are coordinate descent on the same 
 (arXiv:2309.01885).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
+from jaxq.errors import JaxqError
 from jaxq.formats import Grid, Scales, WeightFormat
 from jaxq.integer import check_scales
 from jaxq.statistics import check_moments
@@ -87,6 +89,7 @@ def compensated_share(h: Float[Array, "c_in c_in"], damping: float | Float[Array
         >>> round(float(compensated_share(jnp.array([[4.0, 2.0], [2.0, 4.0]]), 0.0)), 6)
         0.875
     """
+    h = h.astype(jnp.float32)
     order = jnp.argsort(-jnp.diagonal(h), stable=True)
     damped = damp(h[order][:, order], damping)
     r = jnp.linalg.cholesky(damped[::-1, ::-1])
@@ -142,13 +145,14 @@ def gptq_round(
         scales: Scales of the blocks.
         fmt: The format.
         damping: Added to the diagonal of ``h``, in units of its mean; see `feedback`.
-        sweeps: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses.
+        sweeps: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses. A
+            number that is known when functions around this one are traced.
 
     Returns:
         Values that `fmt.encode` gives the codes of.
 
     Raises:
-        JaxqError: the shapes do not fit.
+        JaxqError: the shapes do not fit, or the scales are another format's.
 
     Example:
         >>> from jaxq.formats import IntegerFormat
@@ -162,7 +166,28 @@ def gptq_round(
     """
     check_moments(w, h)
     check_scales(w.shape, scales.s.shape, fmt.block_size, 0)
+    _check_format(w, scales, fmt)
     return gptq_round_factored(w, h, factor(h, damping), scales, fmt, sweeps)
+
+
+def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
+    """Refuses scales that are not of a format's kind: floats of any width, E4M3 over a second scale, or exponents."""
+    want = jax.eval_shape(lambda w: _parts(fmt.find_scales(w)), w)
+    if _kinds(want) != _kinds(_parts(scales)):
+        raise JaxqError(
+            f"scales of {scales.s.dtype} {'with' if scales.zp is not None else 'without'} zero points are not those of "
+            f"{fmt.dtype}: take fmt.find_scales(w) or search_block_scales(w, h, fmt)"
+        )
+
+
+def _parts(scales: Scales) -> list[Array | None]:
+    return [scales.s, scales.zp, scales.s2]
+
+
+def _kinds(parts: Sequence[jax.ShapeDtypeStruct | Array | None]) -> list[str]:
+    """Names of types; "float" for those in which numbers are computed, "" for what is not there."""
+    floats = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
+    return ["" if part is None else "float" if part.dtype in floats else str(part.dtype) for part in parts]
 
 
 def gptq_round_factored(

@@ -52,6 +52,20 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A number of bits, and what the integers among which it chooses have in common.
+
+    Attributes:
+        bits_per_weight: Of all quantized weights on average, scales and zero points included.
+        full_range, scale_dtype: See `IntegerFormat`; more than 4 bits get float16 for float8.
+    """
+
+    bits_per_weight: float
+    full_range: bool = False
+    scale_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
 class Job:
     """What to do to a model.
 
@@ -69,8 +83,8 @@ class Job:
         accuracy_level: What the form ``matmulnbits`` tells onnxruntime; see `jaxq.forms.find_form`.
         providers: Where onnxruntime runs the calibration: "cpu", "cuda:0", "trt"; those that it lacks are passed over.
         kernels: Quantize kernels of Conv; else they are left alone.
-        bits_per_weight: Formats are chosen, weight by weight, so that quantized weights take this many bits on average,
-            scales and zero points included; None: each has the format that method, rules and ``gather`` say.
+        budget: Formats are chosen, weight by weight, so that they keep to it; None: each has the format that method,
+            rules and ``gather`` say.
     """
 
     source: Path
@@ -86,29 +100,32 @@ class Job:
     accuracy_level: int = 4
     providers: tuple[str, ...] = ("cpu",)
     kernels: bool = True
-    bits_per_weight: float | None = None
+    budget: Budget | None = None
 
     def format_of(self, site: Site) -> WeightFormat:
         """How a site's weight is held; float8 scales, which are over one number a weight, are float16 in stacks."""
         rule = self._rule(site)
         fmt = self.method.fmt if rule is None else rule.fmt
-        if site.has_table:
+        if site.has_table and rule is None:
             assert self.gather is not None
             fmt = self.gather.fmt
-        if site.count > 1 and isinstance(fmt, IntegerFormat) and fmt.scale_dtype == FLOAT8:
-            return replace(fmt, scale_dtype="float16")
-        return fmt
+        return replace(fmt, scale_dtype=_scales_of(site, fmt)) if isinstance(fmt, IntegerFormat) else fmt
 
     def formats_of(self, site: Site) -> tuple[WeightFormat, ...]:
         """How a site's weight could be held under a budget of bits: as a rule says, or in any way of its kind."""
         fmt = self.format_of(site)
-        if not site.has_table and self._rule(site) is not None:
+        if self.budget is None or self._rule(site) is not None:
             return (fmt,)
-        return tuple(other for other in alternatives(self.form, fmt) if why_not_held(self.form, other, site) is None)
+        others = alternatives(self.form, fmt, self.budget.full_range, _scales_of(site, self.budget))
+        return tuple(other for other in others if why_not_held(self.form, other, site) is None)
 
     def _rule(self, site: Site) -> Rule | None:
         fitting = (rule for rule in self.rules if any(matches(site.weight, p) for p in rule.patterns))
         return next(fitting, None)
+
+
+def _scales_of(site: Site, wanted: IntegerFormat | Budget) -> str:
+    return "float16" if site.count > 1 and wanted.scale_dtype == FLOAT8 else wanted.scale_dtype
 
 
 def check_job(job: Job, has_data: bool) -> Form:

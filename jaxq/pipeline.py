@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from jaxq.batches import Batch, hash_batches
 from jaxq.budget import Formats, Losses, check_budget, chosen_formats, given_formats, losses_of
-from jaxq.capture import Checkpoint, WindowRun, capture_moments
+from jaxq.capture import ActivationError, Checkpoint, WindowRun, capture_moments
 from jaxq.checkpoint import ResultStore, RunState, run_state
 from jaxq.drift import Drift
 from jaxq.formats import WeightFormat
@@ -59,47 +59,32 @@ def quantize_model(
         JaxqError: the input is bad; nothing is written then.
     """
     form = check_job(job, bool(batches))
-    clock = Clock()
+    clock, told = Clock(), list[str]()
+    hear = told.append if tell is None else _both(told.append, tell)
     with clock.phase("load"):
         source = open_source(job, form)
         most = check_budget(source.groups, job)
         model_hash = hash_files(source.files)
     data_hash = hash_batches(batches)
-    store = MomentStore(job.cache, model_hash, data_hash)
-    told: list[str] = []
-    hear = told.append if tell is None else _both(told.append, tell)
-    if most is not None and job.bits_per_weight is not None and most < job.bits_per_weight:
-        hear(f"method.bits_per_weight is {job.bits_per_weight:g}: weights take {most:.3f} at most in form {job.form!r}")
+    store = MomentStore(job.cache, model_hash, data_hash) if batches else None
+    if most is not None and job.budget is not None and most < job.budget.bits_per_weight:
+        asked = f"method.bits_per_weight is {job.budget.bits_per_weight:g}"
+        hear(f"{asked}: weights take {most:.3f} at most in form {job.form!r}")
     with ExitStack() as own:
         begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
         state = (own if until is None else until).enter_context(begun)
-        propagates = bool(batches) and find_method(job.method.name).propagates
-        found, windows, formats = 0, [], given_formats(source.groups, job)
-        if not propagates or job.bits_per_weight is not None:
-            with clock.phase("calibrate"):
-                found, windows = _calibrate(source, batches, store, state, job, progress)
-        if job.bits_per_weight is not None:
-            with clock.phase("choose formats"):
-                formats = _choose_formats(source.groups, store if batches else None, job, progress)
-        work = _Work(formats, ResultStore(state.folder / "weights", state.key), state.found, job.method)
-        if propagates:
-            with clock.phase("calibrate"):
-                results, more = _propagate(source, batches, work, state, job, clock, progress)
-                windows = [*windows, *more]
-        else:
-            with clock.phase("search"):
-                results = _search(source.groups, store if batches else None, work, progress)
+        done = _Run(source, batches, store, state, job, clock, progress).quantize()
         with clock.phase("write"):
-            layers = write_weights(source.model, results, form)
+            layers = write_weights(source.model, done.results, form)
             save_model(source.model, job.target, job.external_above)
     return Outcome(
         layers=layers,
         declined=source.declined,
         unmatched=source.unmatched,
         told=tuple(told),
-        windows=tuple(windows),
-        moments_found=found,
-        tokens=_tokens(results),
+        windows=tuple(done.windows),
+        moments_found=done.moments_found,
+        tokens=_tokens(done.results),
         model_hash=model_hash,
         data_hash=data_hash,
         source_bytes=source.nbytes,
@@ -121,7 +106,7 @@ def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callab
 
 def _identity(job: Job) -> str:
     """The command; where the file goes does not matter, nor how it is written."""
-    wanted = (job.method, job.form, job.exclude, job.rules, job.gather, job.bits_per_weight)
+    wanted = (job.method, job.form, job.exclude, job.rules, job.gather, job.budget)
     return repr((job.source.resolve(), *wanted))
 
 
@@ -133,48 +118,6 @@ def _content(job: Job, model_hash: str, data_hash: str) -> dict[str, str]:
         "window size": f"{job.window_bytes} {job.providers}",
         "version": f"{__version__} {jax.__version__} {jax.default_backend()} {ir.__version__} {np.__version__}",
     }
-
-
-def _calibrate(
-    source: Source,
-    batches: Sequence[Batch],
-    store: MomentStore,
-    state: RunState,
-    job: Job,
-    progress: Progress,
-) -> tuple[int, list[WindowRun]]:
-    """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
-    if not batches:
-        return 0, []
-    readings = list(dict.fromkeys(reading for group in source.groups for reading in group.readings))
-    found = [reading for reading in readings if _is_stored(reading, store)]
-    begun = state.wanted([reading.shared_key for reading in readings if reading not in found])
-    if len(found) == len(readings):
-        return len(found), []
-    # A run that goes on plans the windows that it began with.
-    wanted = [reading for reading in readings if reading.shared_key in begun or reading not in found]
-    checkpoint = Checkpoint(state.windows, state.key, found)
-    window_bytes, providers = job.window_bytes, job.providers
-    windows = capture_moments(source.model, wanted, batches, store.put, window_bytes, providers, progress, checkpoint)
-    return len(found), windows
-
-
-def _is_stored(reading: Reading, store: MomentStore) -> bool:
-    return reading.shared_key in store or all(key in store for key in reading.keys)
-
-
-def _choose_formats(groups: Sequence[Group], store: MomentStore | None, job: Job, progress: Progress) -> Formats:
-    """A format for each weight, within the job's budget."""
-    advance = progress("choose formats", len(groups))
-
-    def find(group: Group) -> dict[Site, Losses]:
-        losses = losses_of(group, _moments(group, store), job)
-        advance()
-        return losses
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        found = {site: losses for each in pool.map(find, groups) for site, losses in each.items()}
-    return chosen_formats(groups, found, job)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,29 +142,121 @@ class _Work:
         return [self.formats[site] for site in group.sites]
 
 
-def _search(groups: Sequence[Group], store: MomentStore | None, work: _Work, progress: Progress) -> list[GroupResult]:
-    advance = progress("search", len(groups))
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """What a run leaves: a result for each group, and what calibration did."""
 
-    def quantize(group: Group) -> GroupResult:
-        result = work.quantize(group, _moments(group, store))
-        advance()
-        return result
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(quantize, groups))
+    results: Sequence[GroupResult]
+    windows: Sequence[WindowRun]
+    moments_found: int
 
 
-def _propagate(
-    source: Source, batches: Sequence[Batch], work: _Work, state: RunState, job: Job, clock: Clock, progress: Progress
-) -> tuple[list[GroupResult], list[WindowRun]]:
-    """Calibration and search by turns; see `jaxq.propagate`."""
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What the steps of a run share; ``store`` is None without data."""
 
-    def is_kept(group: Group) -> bool:
-        return work.left(group) is not None
+    source: Source
+    batches: Sequence[Batch]
+    store: MomentStore | None
+    state: RunState
+    job: Job
+    clock: Clock
+    progress: Progress
 
-    data = Calibration(batches, state.windows, state.key, job.window_bytes, job.providers)
-    with ThreadPoolExecutor(WORKERS) as pool:
-        return quantize_in_order(source.model, source.groups, data, work.quantize, is_kept, pool, clock, progress)
+    def quantize(self) -> _Done:
+        """All groups' results: calibration, choice of formats, search."""
+        try:
+            return self._quantize()
+        except ActivationError:
+            for site in (site for group in self.source.groups for site in group.sites):
+                for index in range(site.count):
+                    site.array(index)  # a weight that is not finite is told of in the activation's stead
+            raise
+
+    def _quantize(self) -> _Done:
+        propagates = self.store is not None and find_method(self.job.method.name).propagates
+        found, windows, formats = 0, list[WindowRun](), given_formats(self.source.groups, self.job)
+        if not propagates or self.job.budget is not None:
+            with self.clock.phase("calibrate"):
+                found, windows = self._calibrate()
+        if self.job.budget is not None:
+            with self.clock.phase("choose formats"):
+                formats = self._choose_formats()
+        kept = ResultStore(self.state.folder / "weights", self.state.key)
+        work = _Work(formats, kept, self.state.found, self.job.method)
+        if not propagates:
+            with self.clock.phase("search"):
+                return _Done(self._search(work), windows, found)
+        with self.clock.phase("calibrate"):
+            results, more = self._propagate(work)
+        return _Done(results, [*windows, *more], found)
+
+    def _calibrate(self) -> tuple[int, list[WindowRun]]:
+        """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
+        store, state, job = self.store, self.state, self.job
+        if store is None:
+            return 0, []
+        readings = list(dict.fromkeys(reading for group in self.source.groups for reading in group.readings))
+        found = [reading for reading in readings if _is_stored(reading, store)]
+        begun = state.wanted([reading.shared_key for reading in readings if reading not in found])
+        if len(found) == len(readings):
+            return len(found), []
+        # A run that goes on plans the windows that it began with.
+        wanted = [reading for reading in readings if reading.shared_key in begun or reading not in found]
+        checkpoint = Checkpoint(state.windows, state.key, found)
+        windows = capture_moments(
+            self.source.model,
+            wanted,
+            self.batches,
+            store.put,
+            job.window_bytes,
+            job.providers,
+            self.progress,
+            checkpoint,
+        )
+        return len(found), windows
+
+    def _choose_formats(self) -> Formats:
+        """A format for each weight, within the job's budget."""
+        advance = self.progress("choose formats", len(self.source.groups))
+
+        def find(group: Group) -> dict[Site, Losses]:
+            losses = losses_of(group, _moments(group, self.store), self.job)
+            advance()
+            return losses
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            each = pool.map(find, self.source.groups)
+            found = {site: losses for group in each for site, losses in group.items()}
+        return chosen_formats(self.source.groups, found, self.job)
+
+    def _search(self, work: _Work) -> list[GroupResult]:
+        advance = self.progress("search", len(self.source.groups))
+
+        def quantize(group: Group) -> GroupResult:
+            result = work.quantize(group, _moments(group, self.store))
+            advance()
+            return result
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return list(pool.map(quantize, self.source.groups))
+
+    def _propagate(self, work: _Work) -> tuple[list[GroupResult], list[WindowRun]]:
+        """Calibration and search by turns; see `jaxq.propagate`."""
+        job, groups = self.job, self.source.groups
+
+        def is_kept(group: Group) -> bool:
+            return work.left(group) is not None
+
+        data = Calibration(self.batches, self.state.windows, self.state.key, job.window_bytes, job.providers)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return quantize_in_order(
+                self.source.model, groups, data, work.quantize, is_kept, pool, self.clock, self.progress
+            )
+
+
+def _is_stored(reading: Reading, store: MomentStore) -> bool:
+    return reading.shared_key in store or all(key in store for key in reading.keys)
 
 
 def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:

@@ -203,6 +203,10 @@ class _Values:
     def __init__(self, runner: Runner, batch: int) -> None:
         self._found, self._runner, self._batch = runner.run(batch), runner, batch
 
+    def has(self, name: str) -> bool:
+        """Whether the value is computed already, and kept as long as it is read."""
+        return name in self._found or name in self._runner.spool
+
     def get(self, name: str) -> Array:
         """A value of this window, or an earlier one that waits for later windows."""
         found = self._found.get(name)
@@ -227,10 +231,7 @@ class _Drifting:
 
 def _both(quantized: _Values, exact: _Values, name: str) -> tuple[Array, Array] | None:
     """A value in both models; None where it is computed only after what is added to it."""
-    try:
-        return quantized.get(name), exact.get(name)
-    except FileNotFoundError:
-        return None
+    return (quantized.get(name), exact.get(name)) if quantized.has(name) and exact.has(name) else None
 
 
 def _of_input(reading: Reading, batches: Sequence[Batch]) -> Mapping[str, Moments]:

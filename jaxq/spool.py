@@ -27,6 +27,10 @@ class Spool:
         self._hashes: dict[str, dict[int, str]] = {}  # of each value, by batch
         folder.mkdir(parents=True, exist_ok=True)
 
+    def __contains__(self, name: str) -> bool:
+        """Whether it has a value: an input of the model, or one that was kept and not dropped."""
+        return name in self.batches[0].feeds or name in self._hashes
+
     def get(self, batch: int, name: str) -> np.ndarray:
         """A value, memory-mapped where it lies on disk."""
         feeds = self.batches[batch].feeds

@@ -13,6 +13,11 @@ from jaxq.forms.weight import StoredWeight
 from jaxq.graph import Site
 
 
+def copies_nbytes(site: Site, weight: StoredWeight) -> int:
+    """Bytes of a copy of a weight for each node that reads it."""
+    return weight.nbytes * len(site.nodes)
+
+
 @dataclass(frozen=True)
 class Form:
     """What the pipeline must know of a form.
@@ -28,8 +33,8 @@ class Form:
         scaled: It holds the codes, so that they can be of scaled or clipped weights; else the float weight.
         negative_scales: Its runtimes take scales below zero.
         casts: Scales may be narrower than the activations: its runtimes cast them once, when they load the file.
-        whole_blocks: A column's last block is filled up, so that blocks larger than a column cost more.
         runs: onnxruntime runs it on a CPU.
+        nbytes: Bytes of what ``write`` puts into the file.
         domain: The domain of its operators that are not ONNX's own, or "".
     """
 
@@ -42,8 +47,8 @@ class Form:
     scaled: bool = True
     negative_scales: bool = True
     casts: bool = True
-    whole_blocks: bool = False
     runs: bool = True
+    nbytes: Callable[[Site, StoredWeight], int] = copies_nbytes
     domain: str = ""
 
 
@@ -64,7 +69,7 @@ FORMS = {
         opset=13,
         gather_axes=(1,),
         stacks=False,
-        whole_blocks=True,
+        nbytes=matmulnbits.nbytes,
         domain=matmulnbits.DOMAIN,
     ),
     "nvfp4_standard": Form(nvfp4_standard.write, {"nvfp4": (16,)}, opset=23, ir_version=11, runs=False),
@@ -183,12 +188,19 @@ def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
     return None
 
 
-def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
+def alternatives(
+    name: str, fmt: WeightFormat, full_range: bool = False, scale_dtype: str = "float32"
+) -> tuple[WeightFormat, ...]:
     """What a form holds of the kind of a format, integers or floats; the format itself first.
 
     Integers of 4 bits with and without zero points in blocks of 32 to 128, of 16 where scales are float8, and of 8 bits
     without, per channel if that is held; all floats. Other integers take as many bytes as these, larger blocks save
     next to nothing, and smaller ones take more than they gain.
+
+    Args:
+        name: A key of `FORMS`.
+        fmt: The format.
+        full_range, scale_dtype: Of the other integers, see `make_format`.
 
     Example:
         >>> [other.dtype for other in alternatives("portable", make_format("nvfp4"))]
@@ -197,12 +209,11 @@ def alternatives(name: str, fmt: WeightFormat) -> tuple[WeightFormat, ...]:
     form = FORMS[name]
     if not isinstance(fmt, IntegerFormat):
         return tuple(dict.fromkeys([fmt, *(make_format(dtype) for dtype in form.holds if dtype not in _INTEGERS)]))
-    full_range = form.negative_scales if fmt.use_zero_point else fmt.full_range
-    blocks = {16, 32, 64, 128} if fmt.scale_dtype == FLOAT8 else {32, 64, 128}
+    blocks = {16, 32, 64, 128} if scale_dtype == FLOAT8 else {32, 64, 128}
     fours = [(dtype, size) for dtype in ("int4", "uint4") for size in form.holds.get(dtype, ()) if size in blocks]
     sizes = form.holds.get("int8", ())
     eights = [("int8", size) for size in ((-1,) if -1 in sizes else sizes)]
-    others = [make_format(dtype, size, full_range, fmt.scale_dtype) for dtype, size in [*fours, *eights]]
+    others = [make_format(dtype, size, full_range, scale_dtype) for dtype, size in [*fours, *eights]]
     return tuple(dict.fromkeys([fmt, *others]))
 
 

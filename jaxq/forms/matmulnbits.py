@@ -38,6 +38,27 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, accuracy_level: int
     drop_weight(graph, site)
 
 
+def nbytes(site: Site, weight: StoredWeight) -> int:
+    """Bytes of what `write` puts into the file."""
+    if _can_share(site, weight):
+        return _product_nbytes(weight) + _over_nbytes(weight) * (len(site.nodes) - 1)
+    return sum(weight.nbytes if is_table(node) else _product_nbytes(weight) for node in site.nodes)
+
+
+def _product_nbytes(weight: StoredWeight) -> int:
+    """Of a MatMulNBits: a column's last block is filled up, and so is the last byte of its zero points."""
+    assert isinstance(weight.fmt, IntegerFormat)
+    bits, n_blocks = stored_bits(weight.fmt), weight.n_blocks
+    zero_points = 0 if weight.zp is None else -(-n_blocks * bits // 8)
+    column = n_blocks * weight.fmt.block_size * bits // 8 + n_blocks * int(weight.scale_dtype.itemsize) + zero_points
+    return column * weight.shape[1] + _over_nbytes(weight)
+
+
+def _over_nbytes(weight: StoredWeight) -> int:
+    """Of what float8 scales are over; each node casts a copy of its own."""
+    return 0 if weight.s2 is None else 4
+
+
 class _Copies:
     """Initializers of a graph, made anew for each node."""
 

@@ -12,7 +12,7 @@ from jaxq.config import Config, conf_dir, flat_keys, make_job, method_spec, opti
 from jaxq.errors import JaxqError
 from jaxq.formats import DTYPES, FLOAT8, IntegerFormat
 from jaxq.forms import FORMS
-from jaxq.job import Job
+from jaxq.job import Budget, Job
 from jaxq.methods import METHODS
 
 register()
@@ -105,6 +105,23 @@ def test_scales_are_narrow_where_asked_for_and_under_a_budget(overrides, expecte
     (rule,) = made.rules
     assert isinstance(rule.fmt, IntegerFormat)
     assert rule.fmt.scale_dtype == ("float16" if expected == FLOAT8 else expected)  # of 8 bits
+
+
+@pytest.mark.parametrize(
+    ("overrides", "full_range", "scale_dtype"),
+    [
+        ([], True, FLOAT8),
+        (["dtype=uint4"], True, FLOAT8),
+        (["dtype=int8"], True, FLOAT8),
+        (["dtype=uint4", "method.full_range=false", "scale_dtype=float16"], False, "float16"),
+        (["form=trt"], False, "float32"),
+        (["method=rtn_dq", "dtype=uint4"], False, FLOAT8),
+    ],
+)
+def test_a_budget_chooses_among_integers_as_asked_for(overrides, full_range, scale_dtype):
+    """Whatever the format of weights without a choice."""
+    made = job(_compose("method.bits_per_weight=4.5", *overrides), has_data=True)
+    assert made.budget == Budget(4.5, full_range, scale_dtype)
 
 
 @pytest.mark.parametrize(

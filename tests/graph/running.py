@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from jaxq.batches import Batch
 from jaxq.formats import IntegerFormat, WeightFormat
-from jaxq.job import Gather, Job, Rule
+from jaxq.job import Budget, Gather, Job, Rule
 from jaxq.methods import MethodSpec
 from jaxq.pipeline import quantize_model
 from jaxq.results import Outcome
@@ -105,11 +105,12 @@ def quantize(
 ) -> Outcome:
     """`quantize_model`, in blocks of 32, with few candidates, exact products and a cache of its own."""
     fmt = fmt or IntegerFormat(block_size=32)
+    integers = fmt if isinstance(fmt, IntegerFormat) else IntegerFormat(32)
     spec = MethodSpec(method, fmt, alpha_step=0.25, clip_step=0.25, block_scales=block_scales, ridge=ridge)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
         cache = cache or Path(own)
         job = Job(
             source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level,
-            bits_per_weight=bits,
+            budget=None if bits is None else Budget(bits, integers.full_range, integers.scale_dtype),
         )  # fmt: skip
         return quantize_model(job, batches)

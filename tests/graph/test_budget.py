@@ -1,5 +1,7 @@
 """method.bits_per_weight: formats chosen weight by weight, within the budget."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import onnx
@@ -8,13 +10,15 @@ import pytest
 
 from jaxq.allocation import Option
 from jaxq.batches import Batch
-from jaxq.budget import _weighted
+from jaxq.budget import _nbytes, _weighted
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, make_format
-from jaxq.forms import FORMS, alternatives
+from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
+from jaxq.forms import FORMS, alternatives, find_form
 from jaxq.graph import find_sites, prepare
-from jaxq.job import Gather, Rule
+from jaxq.job import Gather, Job, Rule
+from jaxq.methods import MethodSpec
 from jaxq.sensitivity import sensitivities
+from jaxq.source import open_source
 from tests.graph import models
 from tests.graph.conftest import decoder_batches
 from tests.graph.forms.readers import run_form, skip_old
@@ -98,11 +102,63 @@ def test_tables_take_part(tmp_path):
     assert "int8" in {dtype for dtype, _ in formats(outcome).values()}
 
 
+def uneven() -> onnx.ModelProto:
+    """Columns of 84: an odd number of blocks of 32, and of 16 a last one that is not full."""
+    nodes = [node("MatMul", "x a", "h"), node("MatMul", "h b", "y")]
+    return build(nodes, {"a": weight(HIDDEN, 84), "b": weight(84, HIDDEN, seed=1)}, {"y": ("batch", "tokens", HIDDEN)})
+
+
+def stored() -> list:
+    """Every form of codes with each of its formats, and tables where it holds these."""
+    found = []
+    for name, form in FORMS.items():
+        formats = [make_format(d, size) for d, sizes in form.holds.items() for size in sizes if size in (-1, 16, 32)]
+        if form.casts:
+            formats += [f for size in (16, 32) for f in alternatives(name, make_format("int4", size), True, FLOAT8)[1:]]
+        found += [(name, fmt) for fmt in dict.fromkeys(formats) if form.scaled]
+    return [pytest.param(name, fmt, id=f"{name} {fmt.dtype} {fmt.block_size} {fmt.scale_dtype}") for name, fmt in found]
+
+
+@pytest.mark.parametrize(("form", "fmt"), stored())
+@pytest.mark.parametrize("make", [uneven, models.embedding, models.tied])
+def test_a_plan_knows_the_bytes_of_a_file(form, fmt, make, tmp_path):
+    """Filled-up blocks and zero points, copies and shared ones: budgets are kept because these are."""
+    gather = Gather(1, fmt) if 1 in FORMS[form].gather_axes else None
+    source = open_source(a_job(save(make(), tmp_path), tmp_path, form, fmt, gather), find_form(form))
+    planned = {site.name: _nbytes(site, fmt, form) for group in source.groups for site in group.sites}
+    outcome = quantize(tmp_path / "model.onnx", tmp_path / "out.onnx", fmt=fmt, form=form, gather=gather)
+    assert {layer.name: layer.nbytes for layer in outcome.layers} == planned
+
+
+def a_job(source: Path, folder: Path, form: str, fmt: WeightFormat, gather: Gather | None) -> Job:
+    return Job(source, folder / "never.onnx", MethodSpec("rtn_dq", fmt), form, (), folder, gather=gather)
+
+
+@pytest.mark.parametrize("bits", [4.8, 5.0, 5.2])
+def test_filled_up_zero_points_keep_to_the_budget(bits, tmp_path):
+    """A column of 3 blocks has 2 bytes of zero points in a MatMulNBits."""
+    fmt = make_format("uint4", 32, scale_dtype=FLOAT8)
+    outcome = quantize(
+        save(uneven(), tmp_path), tmp_path / "out.onnx", "gptq", [Batch(X)], fmt, "matmulnbits", bits=bits
+    )
+    assert bits - 0.3 < outcome.bits_per_weight <= bits
+
+
+def test_alternatives_have_the_scales_that_are_asked_for():
+    """Whatever the format of weights without a choice: unsigned, or of 8 bits, which has wider scales."""
+    for dtype in ("int4", "uint4", "int8"):
+        for full_range in (False, True):
+            found = alternatives("dq", make_format(dtype, 32, scale_dtype=FLOAT8), full_range, FLOAT8)[1:]
+            signed = {f for f in found if f.dtype == "int4"}
+            wanted = {make_format("int4", size, full_range, FLOAT8) for size in (16, 32, 64, 128)}
+            assert signed == wanted - {make_format(dtype, 32, scale_dtype=FLOAT8)}
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_alternatives_are_held(form):
     for dtype in FORMS[form].holds:
         fmt = make_format(dtype)
-        found = alternatives(form, fmt)
+        found = alternatives(form, fmt, FORMS[form].negative_scales)
         assert found[0] == fmt
         for other in found[1:]:
             assert other.block_size in FORMS[form].holds[other.dtype]

@@ -22,7 +22,7 @@ from jaxq.statistics import Moments
 from tests.graph import models
 from tests.graph.conftest import CONFIG, decoder_batches
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, weight
-from tests.graph.running import initializers, run
+from tests.graph.running import initializers, quantize, run, save
 
 
 def opened(source: Path | onnx.ModelProto) -> tuple[ir.Model, list[Reading]]:
@@ -218,6 +218,17 @@ def test_an_input_that_is_not_finite_is_named(make, shape):
     """And not an activation that was computed from it."""
     with pytest.raises(JaxqError, match="activation 'x' is NaN or infinite"):
         capture(make(), [Batch({"x": np.full(shape, np.nan, np.float32)})])
+
+
+@pytest.mark.parametrize("method", ["gptq", "best"])
+def test_a_weight_that_is_not_finite_is_named(method, tmp_path):
+    """And not the activation that it spoils."""
+    spoilt = weight(HIDDEN, HIDDEN)
+    spoilt[3, 4] = np.inf
+    nodes = [node("MatMul", "x a", "h"), node("MatMul", "h b", "y")]
+    source = save(build(nodes, {"a": spoilt, "b": weight(HIDDEN, HIDDEN)}, {"y": ACTIVATION}), tmp_path)
+    with pytest.raises(JaxqError, match="weight 'a' has 1 values that are NaN or infinite"):
+        quantize(source, tmp_path / "out.onnx", method, x_batches())
 
 
 def picked() -> onnx.ModelProto:

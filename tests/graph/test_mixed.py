@@ -9,7 +9,7 @@ import pytest
 from jaxq.batches import Batch
 from jaxq.formats import IntegerFormat, make_format
 from jaxq.forms import FORMS
-from jaxq.job import Rule
+from jaxq.job import Gather, Rule
 from jaxq.results import Layer
 from tests.graph import models
 from tests.graph.forms.readers import fused, run_form, skip_old
@@ -122,6 +122,19 @@ def test_a_rule_for_an_excluded_weight_is_useless(tmp_path):
     outcome = quantize(save(models.swiglu(), tmp_path), tmp_path / "out.onnx", exclude=("up",), rules=rules)
     assert held(outcome.layers) == {"gate": ("int4", 32), "down": ("int8", 32)}
     assert outcome.unmatched == ("up",)
+
+
+@pytest.mark.parametrize(("form", "block"), [("dq", -1), ("dq", 32), ("matmulnbits", 32)])
+def test_a_rule_names_a_table(form, block, tmp_path):
+    """Its format wins over the other tables'."""
+    skip_old(form, IntegerFormat(32, 8))
+    gather, rules = Gather(1, IntegerFormat(32)), (Rule(("table",), IntegerFormat(block, 8)),)
+    proto, target, ids = models.embedding(), tmp_path / "out.onnx", {"ids": np.arange(8).reshape(1, 8)}
+    outcome = quantize(save(proto, tmp_path), target, form=form, gather=gather, rules=rules)
+    assert held(outcome.layers) == {"table": ("int8", block), "w": ("int4", 32)}
+    assert not outcome.unmatched
+    want = run(with_weights(proto, dequantized(onnx.load(target))), ids)[0]
+    assert relative(run_form(form, target, ids)[0], want) < 2e-6
 
 
 @pytest.mark.skipif(RUNTIME < (1, 25), reason="this onnxruntime fuses no weights of 8 bits")

@@ -68,5 +68,13 @@ def test_relative_errors_are_those_of_the_outputs():
 
 
 def test_a_typical_error_is_a_geometric_mean():
-    assert typical_error([1e-4, 1e-2, 0.0, float("nan")]) == pytest.approx(1e-3)
-    assert typical_error([0.0]) == 0.0
+    assert typical_error([1e-4, 1e-2, float("nan")]) == pytest.approx(1e-3)
+    assert typical_error([0.0, float("nan")]) == 0.0
+    assert typical_error([float("nan")]) == 0.0
+
+
+def test_columns_without_an_error_make_a_format_better():
+    """Nearly all columns exact, as in a model that was dequantized from this very format."""
+    nearly_exact, even = [0.0] * 95 + [0.01], [0.002] * 96
+    assert 0 < typical_error(nearly_exact) < 0.01 * typical_error(even)
+    assert typical_error([0.0, 0.01, 0.01]) < 0.01

@@ -8,7 +8,7 @@ import pytest
 
 from jaxq.block_scales import low_rank, search_block_scales
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Scales, WeightFormat
+from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Scales, WeightFormat, make_format
 from jaxq.gptq import compensated_share, damp, feedback, gptq_round
 from jaxq.statistics import output_error
 
@@ -249,6 +249,36 @@ def test_scales_of_another_shape_are_refused(made_for):
     scales = IntegerFormat(block).find_scales(w[:, :columns])
     with pytest.raises(JaxqError, match=r"needs \[2, 8\]"):
         gptq_round(w, h, scales, IntegerFormat(16))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "other"),
+    [
+        (IntegerFormat(16), make_format("nvfp4", 16)),
+        (IntegerFormat(16, use_zero_point=True), IntegerFormat(16)),
+        (IntegerFormat(16), IntegerFormat(16, use_zero_point=True)),
+        (make_format("nvfp4", 16), IntegerFormat(16)),
+        (make_format("mxfp4", 32), IntegerFormat(32)),
+    ],
+    ids=lambda fmt: fmt.dtype,
+)
+def test_scales_of_another_format_are_refused(fmt, other):
+    w, h = (jnp.asarray(x) for x in data(c_in=32))
+    with pytest.raises(JaxqError, match=f"not those of {fmt.dtype}: take fmt.find_scales"):
+        gptq_round(w, h, other.find_scales(w), fmt)
+
+
+def test_scales_of_a_narrower_float_are_taken():
+    w, h = (jnp.asarray(x) for x in data(c_in=32))
+    scales = IntegerFormat(16, scale_dtype="float16").find_scales(w)
+    assert scales.s.dtype == jnp.float16
+    assert gptq_round(w, h, scales, IntegerFormat(16)).shape == w.shape
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_share_of_narrow_moments(dtype):
+    h = jnp.array([[4.0, 2.0], [2.0, 4.0]], dtype)
+    assert float(compensated_share(h, 0.0)) == pytest.approx(0.875)
 
 
 def test_the_share_that_is_left_is_that_of_many_columns():
