@@ -1,7 +1,9 @@
-"""Accuracy of all methods on SmolLM2-135M, beside ModelOpt's and onnxruntime's, with one command.
+"""Accuracy of all methods on SmolLM2-135M or the embedded model, beside ModelOpt's and onnxruntime's, with one command.
 
     python experiments/bench/accuracy.py --models DIR --peer-python PY --prose FOLDER
         --out experiments/bench/results/accuracy.json
+    python experiments/bench/accuracy.py --model embedded --peer-python PY --prose FOLDER
+        --out experiments/bench/results/accuracy_embedded.json
 
 DIR holds smollm2p/ as `make_smollm2.py` writes it. PY is a Python that has nvidia-modelopt[onnx], with torch, which
 onnxruntime's HQQ needs too; without one their rows fail. onnxruntime's k_quant wants an even number of whole blocks a
@@ -13,6 +15,7 @@ but for those of `best`.
 """
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,13 +66,14 @@ def table(runs: dict[str, Any]) -> Iterator[str]:
             each = [made["quality"][text] for made in good]
             plain = _rounded(runs, name, text)
             closed = [share_closed(q["perplexity"], plain, q["float"]["perplexity"]) for q in each] if plain else []
-            figures = [[q["perplexity"] for q in each], closed, [q["kl"] for q in each], [q["top1"] for q in each]]
+            means = [_spread([q["perplexity"] for q in each]), _spread(closed)]
+            means += [_spread([q["kl"] for q in each], 4), _spread([q["top1"] for q in each])]
             quiet = min(good, key=lambda made: made["others_cpu_seconds"])
             search = quiet.get("phases", {}).get("search")
             times = (quiet["wall_seconds"], quiet["cpu_seconds"], search, quiet["others_cpu_seconds"])
             cells = ["" if t is None else f"{t:.0f}" for t in times]
-            cells += [f"{good[0]['file_mb']:.1f}", text, f"{len(good)}"]
-            yield f"| {name} | {' | '.join(cells + [_spread(values) for values in figures])} |"
+            cells += [f"{good[0]['file_mb']:.2f}", text, f"{len(good)}"]
+            yield f"| {name} | {' | '.join(cells + means)} |"
 
 
 def _rounded(runs: dict[str, Any], name: str, text: str) -> float | None:
@@ -78,11 +82,10 @@ def _rounded(runs: dict[str, Any], name: str, text: str) -> float | None:
     return next((made["quality"][text]["perplexity"] for made in rounded.values() if "quality" in made), None)
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: list[float], digits: int = 3) -> str:
     if not values:
         return ""
     mean = float(np.mean(values))
-    digits = 2 if mean >= 2 else 3
     return f"{mean:.{digits}f}" + (f" ± {max(abs(v - mean) for v in values):.{digits}f}" if len(values) > 1 else "")
 
 
@@ -92,10 +95,13 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(ALL))
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
+    methods = args.methods.split(",")
+    if unknown := [name for name in methods if name not in ALL]:
+        sys.exit(f"--methods has {', '.join(map(repr, unknown))}: choose from {', '.join(ALL)}")
     with tempfile.TemporaryDirectory(prefix="accuracy-") as folder:
         judge = Judge(args, Path(folder))
         for seed in range(args.seeds):
-            for name in args.methods.split(","):
+            for name in methods:
                 if seed == 0 or name not in WITHOUT_DATA:
                     judge.judge(Case(find_run(name), seed, 32))
     order = sorted(judge.result["runs"].items(), key=lambda item: ALL.index(item[0]) if item[0] in ALL else len(ALL))

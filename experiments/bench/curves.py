@@ -1,4 +1,4 @@
-"""Two curves of SmolLM2-135M with `best`: perplexity against calibration tokens, and against the size of the weights.
+"""Two curves with `best`, of SmolLM2-135M or with `--model embedded`: perplexity by calibration tokens and by size.
 
     python experiments/bench/curves.py tokens --models DIR --prose FOLDER --out experiments/bench/results/tokens.json
     python experiments/bench/curves.py bits --models DIR --prose FOLDER --out experiments/bench/results/bits.json

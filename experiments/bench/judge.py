@@ -2,24 +2,21 @@
 
 import argparse
 import json
-import platform
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure import limit_threads
-from runs import Run, Setup
+from runs import REPOSITORY, Run, Setup
 from smollm2p import device, run_once, save, versions, written_files
-from texts import drawn_rows, prose_ids, spread_rows, topic_ids
-from tokenizers import Tokenizer
+from subjects import SUBJECTS, load_subject
+from texts import drawn_rows, prose_ids, spread_rows
 
 HERE = Path(__file__).parent
-EVAL_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,11 @@ class Case:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that `Judge` reads."""
-    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--model", choices=SUBJECTS, default="smollm2p")
+    parser.add_argument("--models", type=Path, help="holds smollm2p/; the embedded model needs none")
     parser.add_argument("--prose", type=Path, required=True)
     parser.add_argument("--peer-python", default="python")
-    parser.add_argument("--eval-rows", type=int, default=16, help="of 512 tokens, of each text")
+    parser.add_argument("--eval-rows", type=int, help="of each text: 16 of 512 tokens, embedded 234 of 256 at most")
     parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=3600)
@@ -64,13 +62,11 @@ class Judge:
 
     def __init__(self, args: argparse.Namespace, work: Path) -> None:
         self.args, self.work = args, work
-        self.model = args.models / "smollm2p" / "model.onnx"
-        self.tokenizer = Tokenizer.from_file(str(self.model.with_name("tokenizer.json")))
-        self.topics = [topic_ids(self.tokenizer, first) for first in (0, 1)]
-        settings = {k: getattr(args, k) for k in ("eval_rows", "block_size", "threads")}
-        packages = {name: version(name) for name in ("jax", "numpy", "onnx", "onnxruntime")}
-        self.result: dict[str, Any] = {"settings": settings, "python": platform.python_version(), "versions": packages}
-        self.result |= {"peer_versions": versions(args.peer_python), "device": device(args.threads), "runs": {}}
+        self.subject = load_subject(args.model, args.models, work)
+        self.eval_rows = args.eval_rows or self.subject.eval_rows
+        settings = {"model": args.model, "eval_rows": self.eval_rows}
+        settings |= {k: getattr(args, k) for k in ("block_size", "threads")}
+        self.result: dict[str, Any] = {"settings": settings, "runs": {}}
         if args.out.exists():
             old = json.loads(args.out.read_text())
             if old["settings"] != settings:
@@ -88,12 +84,13 @@ class Judge:
         return kept[case.key]
 
     def _measured(self, case: Case) -> dict[str, Any]:
-        tokens = self._write_tokens(case)
-        setup = Setup(self.model, tokens, case.rows, self.args.block_size, sys.executable, self.args.peer_python)
+        pythons = (sys.executable, self.args.peer_python)
+        setup = Setup(self.subject.model, self._write_tokens(case), case.rows, self.args.block_size, *pythons)
         setup = replace(setup, cache=self.work / f"cache-{case.key.replace(' ', '-')}")
         folder = self.work / "run"
         made = run_once(case.run, setup, folder, limit_threads(self.args.threads), self.args.timeout)
-        made["commit"] = _commit()
+        del made["peak_mb"]  # a child's starts at this process's own, which holds the texts
+        made |= self._origin(case.run)
         if "error" not in made:
             (path,) = [p for p in written_files(folder) if p.suffix == ".onnx"]
             if (path.parent / "report.json").exists():
@@ -104,18 +101,28 @@ class Judge:
         shutil.rmtree(folder, ignore_errors=True)
         return made
 
+    def _origin(self, run: Run) -> dict[str, Any]:
+        """What a run's figures are of: results keep runs of several commits, packages and machines."""
+        found = {"commit": _commit(), "versions": versions(sys.executable)}
+        if run.python == "peer":
+            found["peer_versions"] = versions(self.args.peer_python)
+        return found | {"device": device(self.args.threads)}
+
     def _write_tokens(self, case: Case) -> Path:
         """Calibration rows, and a row for evaluations that are not asked for."""
         path = self.work / "tokens.npz"
-        rows = drawn_rows(self.topics[0], case.rows, case.seed)
-        np.savez(path, calib=rows, eval=spread_rows(self.topics[1], 1, EVAL_LENGTH))
+        rows = drawn_rows(self.subject.calibration, case.rows, case.seed)
+        np.savez(path, calib=rows, eval=spread_rows(self.subject.like, 1, self.subject.eval_length))
         return path
 
     def _write_held_out(self) -> dict[str, Path]:
-        texts = {"like": self.topics[1], "unlike": prose_ids(self.tokenizer, self.args.prose)}
+        """Rows spread over each text, as many as are asked for or as it holds without overlap."""
+        length = self.subject.eval_length
+        texts = {"like": self.subject.like, "unlike": prose_ids(self.subject.tokenizer, self.args.prose)}
         paths = {name: self.work / f"{name}.npz" for name in texts}
         for name, ids in texts.items():
-            np.savez(paths[name], eval=spread_rows(ids, self.args.eval_rows, EVAL_LENGTH))
+            count = min(self.eval_rows, (len(ids) - 1) // length)
+            np.savez(paths[name], eval=spread_rows(ids, count, length))
         return paths
 
     def _quality(self, path: Path) -> dict[str, Any]:
@@ -124,7 +131,7 @@ class Judge:
         for text, tokens in self.held_out.items():
             out = self.work / "quality.json"
             options = [f"--tokens={tokens}", f"--out={out}", "--levels=1", f"--keep={self.work}"]
-            script = [sys.executable, str(HERE / "evaluate.py"), f"--reference={self.model}"]
+            script = [sys.executable, str(HERE / "evaluate.py"), f"--reference={self.subject.model}"]
             subprocess.run([*script, *options, f"file={path}"], check=True, stdout=subprocess.DEVNULL)
             files = json.loads(out.read_text())["files"]
             found[text] = {"float": files["fp32"]["level1"], **files["file"]["level1"]}
@@ -132,9 +139,12 @@ class Judge:
 
 
 def _commit() -> str:
-    """jaxq's, if this is a clone: what is kept of earlier runs may be of others."""
-    told = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return told.stdout.strip()
+    """The last that changed jaxq, if this is a clone; with a + where jaxq was changed after it."""
+    last, changes = (
+        subprocess.run(["git", "-C", REPOSITORY, *what, "--", "jaxq"], capture_output=True, text=True, check=False)
+        for what in (("log", "-1", "--format=%H"), ("status", "--porcelain"))
+    )
+    return last.stdout.strip() + "+" * bool(changes.stdout)
 
 
 def share_closed(perplexity: float, rounded: float, exact: float) -> float:

@@ -1,7 +1,7 @@
-"""Token files for `accuracy.py`: calibration rows drawn with a seed, and two held-out texts, like and unlike theirs.
+"""Texts of `accuracy.py` and `curves.py`: calibration rows drawn with a seed, held-out text like and unlike theirs.
 
-Calibration and "like" are Python's own documentation (`pydoc_data`), even- and odd-numbered topics; "unlike" is prose
-from a folder of text or HTML files.
+Calibration and "like" are Python's own documentation: for SmolLM2 even- and odd-numbered topics (`pydoc_data`), for the
+embedded model its splits `calib` and `eval`. "Unlike" is prose from a folder of text or HTML files.
 """
 
 import html
@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxq import embedded
+from jaxq.embedded.text import Split
+
 LENGTH = 256
 
 
@@ -20,6 +23,11 @@ def topic_ids(tokenizer: Tokenizer, first: int) -> np.ndarray:
     names = sorted(pydoc_data.topics.topics)[first::2]
     text = "\n\n".join(pydoc_data.topics.topics[name] for name in names)
     return _ids(tokenizer, re.sub(r'[=*\-~"]{4,}', "", text))
+
+
+def split_ids(split: Split) -> np.ndarray:
+    """Token ids of a split of the embedded model's text, a stream of whole documents."""
+    return embedded.encode(embedded.documents(split), embedded.load_tokenizer())
 
 
 def prose_ids(tokenizer: Tokenizer, folder: Path) -> np.ndarray:
