@@ -89,15 +89,14 @@ def plot(what: str, points: list[Point], path: Path) -> None:
         for panel, text in zip(panels, ("like", "unlike"), strict=True):
             values = [point.values(measure, text) for point in points]
             (_plot_tokens if what == "tokens" else _plot_bits)(panel, points, values)
-            panel.set(ylim=(0, None))
             panel.grid(alpha=0.3)
-        panels[0].set(ylabel=label)
+        panels[0].set(ylabel=label, ylim=(0, None))  # of both: this fixes the top
     for panel, text in zip(rows[0], ("like", "unlike"), strict=True):
         panel.set(title=f"text {text} the calibration's")
     for panel in rows[1]:
         panel.set(xlabel="calibration tokens" if what == "tokens" else "bits per weight")
     if what == "bits":
-        rows[0][1].legend(fontsize=8)
+        figure.legend(*rows[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=110)
 
 

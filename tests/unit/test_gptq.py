@@ -87,7 +87,7 @@ def test_gptq_equals_a_float64_reference(fmt):
     want = reference_gptq(w, h, fmt, scales, 0.05)
     # Float32 turns a tie or two the other way, and what follows in that column with it.
     same = np.isclose(got, want, rtol=1e-5, atol=1e-6).all(axis=0)
-    assert same.mean() >= 0.75, same
+    assert same.sum() >= 10, same  # of 12
     np.testing.assert_allclose(loss(got - w, h).sum(), loss(want - w, h).sum(), rtol=0.02)
 
 
