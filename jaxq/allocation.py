@@ -62,7 +62,7 @@ def typical_error(relative: np.ndarray | Sequence[float]) -> float:
         0.02
     """
     known = np.asarray(relative, np.float64)
-    known = known[~np.isnan(known)]
+    known = np.maximum(known[~np.isnan(known)], 0)
     if not known.any():
         return 0.0
     return float(np.exp(np.log(np.maximum(known, _LEAST * known.mean())).mean()))

@@ -6,7 +6,8 @@ moments of one window.
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jaxq.batches import Batch, check_feeds
 from jaxq.collect import Collector
 from jaxq.errors import JaxqError
 from jaxq.forward import Runner, Runtime, forward, plan_hash
+from jaxq.graph import Group
 from jaxq.progress import Progress, silent
 from jaxq.reading import Reading
 from jaxq.runtime import to_jax
@@ -140,6 +142,18 @@ def _run_window(
 
 class ActivationError(JaxqError):
     """An activation is NaN or infinite; a weight may be to blame."""
+
+
+@contextmanager
+def naming_weights(groups: Sequence[Group]) -> Iterator[None]:
+    """Names a weight of the groups that is NaN or infinite in the stead of the activation that it spoils."""
+    try:
+        yield
+    except ActivationError:
+        for site in (site for group in groups for site in group.sites):
+            for index in range(site.count):
+                site.array(index)
+        raise
 
 
 def checked(name: str, moments: Moments) -> Moments:

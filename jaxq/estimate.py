@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from jaxq.batches import Batch
 from jaxq.budget import check_budget, losses_of
-from jaxq.capture import WindowRun, capture_moments
+from jaxq.capture import WindowRun, capture_moments, naming_weights
 from jaxq.drift import Drift
 from jaxq.forms import Form
 from jaxq.forms.weight import StoredWeight
@@ -89,7 +89,8 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     most = check_budget(source.groups, job)
     load = time.perf_counter() - start
     nearest = source.groups[:_MOST]
-    calibrate, run, moments = _probe_calibration(source, nearest, batches, job)
+    with naming_weights(source.groups):
+        calibrate, run, moments = _probe_calibration(source, nearest, batches, job)
     calibrated = peak_mb()
     search = _probe_search(nearest, moments, job)
     rest = sum(map(_work, source.groups)) / sum(map(_work, nearest))

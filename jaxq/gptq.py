@@ -145,8 +145,8 @@ def gptq_round(
         scales: Scales of the blocks.
         fmt: The format.
         damping: Added to the diagonal of ``h``, in units of its mean; see `feedback`.
-        sweeps: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses. A
-            number that is known when functions around this one are traced.
+        sweeps: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses.
+            Static under jit.
 
     Returns:
         Values that `fmt.encode` gives the codes of.
@@ -171,23 +171,30 @@ def gptq_round(
 
 
 def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
-    """Refuses scales that are not of a format's kind: floats of any width, E4M3 over a second scale, or exponents."""
-    want = jax.eval_shape(lambda w: _parts(fmt.find_scales(w)), w)
-    if _kinds(want) != _kinds(_parts(scales)):
+    """Refuses scales that are not of a format's kind."""
+    got, want = _kind(_parts(scales)), _kind(_found.eval_shape(w, fmt))
+    if got != want:
         raise JaxqError(
-            f"scales of {scales.s.dtype} {'with' if scales.zp is not None else 'without'} zero points are not those of "
-            f"{fmt.dtype}: take fmt.find_scales(w) or search_block_scales(w, h, fmt)"
+            f"the scales are {got}, those of {fmt.dtype} are {want}: take fmt.find_scales(w) or "
+            "search_block_scales(w, h, fmt)"
         )
+
+
+@partial(jax.jit, static_argnames="fmt")
+def _found(w: Array, fmt: WeightFormat) -> list[Array | None]:
+    return _parts(fmt.find_scales(w))
 
 
 def _parts(scales: Scales) -> list[Array | None]:
     return [scales.s, scales.zp, scales.s2]
 
 
-def _kinds(parts: Sequence[jax.ShapeDtypeStruct | Array | None]) -> list[str]:
-    """Names of types; "float" for those in which numbers are computed, "" for what is not there."""
-    floats = (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64)
-    return ["" if part is None else "float" if part.dtype in floats else str(part.dtype) for part in parts]
+def _kind(parts: Sequence[jax.ShapeDtypeStruct | Array | None]) -> str:
+    """Numbers of any width, or a type that holds nothing else; and what goes with them."""
+    s, zp, s2 = parts
+    assert s is not None
+    kind = "floats" if s.dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64) else str(s.dtype)
+    return f"{kind}{' over a second scale' * (s2 is not None)}{' with' if zp is not None else ' without'} zero points"
 
 
 def gptq_round_factored(

@@ -106,7 +106,7 @@ class Job:
         """How a site's weight is held; float8 scales, which are over one number a weight, are float16 in stacks."""
         rule = self._rule(site)
         fmt = self.method.fmt if rule is None else rule.fmt
-        if site.has_table and rule is None:
+        if site.has_table:
             assert self.gather is not None
             fmt = self.gather.fmt
         return replace(fmt, scale_dtype=_scales_of(site, fmt)) if isinstance(fmt, IntegerFormat) else fmt
@@ -114,7 +114,7 @@ class Job:
     def formats_of(self, site: Site) -> tuple[WeightFormat, ...]:
         """How a site's weight could be held under a budget of bits: as a rule says, or in any way of its kind."""
         fmt = self.format_of(site)
-        if self.budget is None or self._rule(site) is not None:
+        if self.budget is None or (not site.has_table and self._rule(site) is not None):
             return (fmt,)
         others = alternatives(self.form, fmt, self.budget.full_range, _scales_of(site, self.budget))
         return tuple(other for other in others if why_not_held(self.form, other, site) is None)
@@ -139,6 +139,11 @@ def check_job(job: Job, has_data: bool) -> Form:
     uses = [Use(job.method.fmt), *(Use(rule.fmt, "mixed.block_size") for rule in job.rules)]
     if job.gather is not None:
         uses.append(Use(job.gather.fmt, "gather.block_size", job.gather.positive_axis))
+    if job.budget is not None:
+        budget, bases = job.budget, [use for use in uses if isinstance(use.fmt, IntegerFormat)]
+        for base in bases:
+            others = alternatives(job.form, base.fmt, budget.full_range, budget.scale_dtype)
+            uses += [replace(base, fmt=other) for other in others]
     check_holds(job.form, uses)
     if (method.scales or method.compensates) and not form.scaled:
         does = "scales them" if method.scales else "chooses other codes than the nearest"
@@ -169,5 +174,14 @@ def _why_not_wanted(job: Job, site: Site) -> str | None:
 
 def useless_patterns(job: Job, sites: Sequence[Site]) -> list[str]:
     """Patterns of rules that fit no weight that is quantized: misspelt, perhaps."""
-    patterns = [p for rule in job.rules for p in rule.patterns]
-    return [p for p in patterns if not any(matches(site.weight, p) for site in sites)]
+    return [p for p in _patterns(job) if not any(matches(site.weight, p) for site in sites)]
+
+
+def patterns_of_tables(job: Job, sites: Sequence[Site]) -> list[str]:
+    """Patterns of rules that fit tables alone, which rules say nothing about."""
+    fits = {p: [site.has_table for site in sites if matches(site.weight, p)] for p in _patterns(job)}
+    return [p for p, tables in fits.items() if tables and all(tables)]
+
+
+def _patterns(job: Job) -> list[str]:
+    return [p for rule in job.rules for p in rule.patterns]

@@ -1,6 +1,6 @@
 """From an ONNX file to its quantized copy: sites, moments, method, form, file. No printing, no Hydra."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ import onnx_ir as ir
 
 from jaxq.batches import Batch, hash_batches
 from jaxq.budget import Formats, Losses, check_budget, chosen_formats, given_formats, losses_of
-from jaxq.capture import ActivationError, Checkpoint, WindowRun, capture_moments
+from jaxq.capture import Checkpoint, WindowRun, capture_moments, naming_weights
 from jaxq.checkpoint import ResultStore, RunState, run_state
 from jaxq.drift import Drift
 from jaxq.formats import WeightFormat
 from jaxq.graph import Group, Site
 from jaxq.groups import GroupResult, MomentsOf, quantize_group
-from jaxq.job import Job, check_job
+from jaxq.job import Job, check_job, patterns_of_tables
 from jaxq.methods import MethodSpec, find_method
 from jaxq.model_file import file_bytes, save_model
 from jaxq.progress import Progress, silent
@@ -67,13 +67,13 @@ def quantize_model(
         model_hash = hash_files(source.files)
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash) if batches else None
-    if most is not None and job.budget is not None and most < job.budget.bits_per_weight:
-        asked = f"method.bits_per_weight is {job.budget.bits_per_weight:g}"
-        hear(f"{asked}: weights take {most:.3f} at most in form {job.form!r}")
+    for sentence in _of_no_use(source.groups, most, job):
+        hear(sentence)
     with ExitStack() as own:
         begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
         state = (own if until is None else until).enter_context(begun)
-        done = _Run(source, batches, store, state, job, clock, progress).quantize()
+        with naming_weights(source.groups):
+            done = _Run(source, batches, store, state, job, clock, progress).quantize()
         with clock.phase("write"):
             layers = write_weights(source.model, done.results, form)
             save_model(source.model, job.target, job.external_above)
@@ -94,6 +94,15 @@ def quantize_model(
         bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.size for x in layers),
         phases=tuple(clock.phases),
     )
+
+
+def _of_no_use(groups: Sequence[Group], most: float | None, job: Job) -> Iterator[str]:
+    """What is asked for and changes nothing: bits above the ``most`` that can be used, rules for tables."""
+    if most is not None and job.budget is not None and most < job.budget.bits_per_weight:
+        asked = f"method.bits_per_weight is {job.budget.bits_per_weight:g}"
+        yield f"{asked}: weights take {most:.3f} at most in form {job.form!r}"
+    for pattern in patterns_of_tables(job, [site for group in groups for site in group.sites]):
+        yield f"the pattern {pattern!r} fits a table of Gather alone: gather.dtype says how that is held"
 
 
 def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
@@ -165,15 +174,6 @@ class _Run:
 
     def quantize(self) -> _Done:
         """All groups' results: calibration, choice of formats, search."""
-        try:
-            return self._quantize()
-        except ActivationError:
-            for site in (site for group in self.source.groups for site in group.sites):
-                for index in range(site.count):
-                    site.array(index)  # a weight that is not finite is told of in the activation's stead
-            raise
-
-    def _quantize(self) -> _Done:
         propagates = self.store is not None and find_method(self.job.method.name).propagates
         found, windows, formats = 0, list[WindowRun](), given_formats(self.source.groups, self.job)
         if not propagates or self.job.budget is not None:

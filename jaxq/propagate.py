@@ -120,7 +120,11 @@ def _done(
     first, second = (spool.resume(plan_hash(windows)) for spool in spools)
     captured = {value for window in windows[:first] for value in window.captures}
     before = [g for g in groups if {r.value for r in g.readings} <= captured]
-    return first if first == second and all(map(is_kept, before)) else 0
+    if first == second and all(map(is_kept, before)):
+        return first
+    for spool in spools:
+        spool.forget()
+    return 0
 
 
 class _Work:

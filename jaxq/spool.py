@@ -66,6 +66,10 @@ class Spool:
         self._hashes = values
         return done
 
+    def forget(self) -> None:
+        """Values that `resume` found are not used: the run begins anew."""
+        self._hashes = {}
+
     def _is_whole(self, name: str, hashes: Mapping[int, str]) -> bool:
         """Whether the files of a value, one for each batch, hold what was kept."""
         read = (np.load(self._path(batch, name), mmap_mode="r") for batch in range(len(self.batches)))

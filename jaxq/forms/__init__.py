@@ -18,6 +18,11 @@ def copies_nbytes(site: Site, weight: StoredWeight) -> int:
     return weight.nbytes * len(site.nodes)
 
 
+def notional_nbytes(site: Site, weight: StoredWeight) -> int:
+    """Bytes that a weight would take: the file keeps the float one."""
+    return weight.nbytes
+
+
 @dataclass(frozen=True)
 class Form:
     """What the pipeline must know of a form.
@@ -34,7 +39,7 @@ class Form:
         negative_scales: Its runtimes take scales below zero.
         casts: Scales may be narrower than the activations: its runtimes cast them once, when they load the file.
         runs: onnxruntime runs it on a CPU.
-        nbytes: Bytes of what ``write`` puts into the file.
+        nbytes: Bytes of codes and scales in the file; of float16 models at most 2 too many for each node.
         domain: The domain of its operators that are not ONNX's own, or "".
     """
 
@@ -60,7 +65,11 @@ _MX = {"mxfp8": (32,), "mxfp4": (32,)}
 FORMS = {
     "dq": Form(dq.write, dict.fromkeys(_INTEGERS, _BLOCK_SIZES), gather_axes=(0, 1)),
     "qdq": Form(
-        qdq.write, dict.fromkeys(("int4", "uint4", "int8", "uint8"), _BLOCK_SIZES), gather_axes=(0, 1), scaled=False
+        qdq.write,
+        dict.fromkeys(("int4", "uint4", "int8", "uint8"), _BLOCK_SIZES),
+        gather_axes=(0, 1),
+        scaled=False,
+        nbytes=notional_nbytes,
     ),
     "column_major": Form(column_major.write, dict.fromkeys(_INTEGERS, _BLOCK_SIZES), gather_axes=(0, 1)),
     "matmulnbits": Form(
@@ -91,6 +100,7 @@ FORMS = {
         gather_axes=(0, 1),
         stacks=False,
         scaled=False,
+        nbytes=notional_nbytes,
         negative_scales=False,
         casts=False,
         runs=False,

@@ -1,5 +1,7 @@
 """method.bits_per_weight: formats chosen weight by weight, within the budget."""
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,8 +17,9 @@ from jaxq.errors import JaxqError
 from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
 from jaxq.forms import FORMS, alternatives, find_form
 from jaxq.graph import find_sites, prepare
-from jaxq.job import Gather, Job, Rule
+from jaxq.job import Budget, Gather, Job, Rule, check_job
 from jaxq.methods import MethodSpec
+from jaxq.pipeline import quantize_model
 from jaxq.sensitivity import sensitivities
 from jaxq.source import open_source
 from tests.graph import models
@@ -115,12 +118,12 @@ def stored() -> list:
         formats = [make_format(d, size) for d, sizes in form.holds.items() for size in sizes if size in (-1, 16, 32)]
         if form.casts:
             formats += [f for size in (16, 32) for f in alternatives(name, make_format("int4", size), True, FLOAT8)[1:]]
-        found += [(name, fmt) for fmt in dict.fromkeys(formats) if form.scaled]
+        found += [(name, fmt) for fmt in dict.fromkeys(formats)]
     return [pytest.param(name, fmt, id=f"{name} {fmt.dtype} {fmt.block_size} {fmt.scale_dtype}") for name, fmt in found]
 
 
 @pytest.mark.parametrize(("form", "fmt"), stored())
-@pytest.mark.parametrize("make", [uneven, models.embedding, models.tied])
+@pytest.mark.parametrize("make", [uneven, models.embedding, models.tied, models.shared])
 def test_a_plan_knows_the_bytes_of_a_file(form, fmt, make, tmp_path):
     """Filled-up blocks and zero points, copies and shared ones: budgets are kept because these are."""
     gather = Gather(1, fmt) if 1 in FORMS[form].gather_axes else None
@@ -142,6 +145,31 @@ def test_filled_up_zero_points_keep_to_the_budget(bits, tmp_path):
         save(uneven(), tmp_path), tmp_path / "out.onnx", "gptq", [Batch(X)], fmt, "matmulnbits", bits=bits
     )
     assert bits - 0.3 < outcome.bits_per_weight <= bits
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int5"])
+def test_a_file_says_what_a_budget_may_choose(dtype, tmp_path):
+    """float8 scales need an opset that formats without them do not."""
+    proto = models.swiglu()
+    proto.opset_import[0].version = 17
+    source, target = save(proto, tmp_path), tmp_path / "out.onnx"
+    spec = MethodSpec("rtn_dq", make_format(dtype, 32))
+    budget = Budget(5.0, scale_dtype=FLOAT8)
+    with tempfile.TemporaryDirectory() as cache:
+        outcome = quantize_model(Job(source, target, spec, "matmulnbits", (), Path(cache), budget=budget))
+    assert {layer.scale_dtype for layer in outcome.layers} >= {FLOAT8}
+    onnx.checker.check_model(str(target), full_check=True)
+    assert np.isfinite(run(target, X)[0]).all()
+
+
+def test_scales_that_a_form_does_not_take_are_refused_whatever_the_base(tmp_path):
+    source, spec = save(models.embedding(), tmp_path), MethodSpec("rtn_dq", make_format("mxfp8"))
+    job = Job(source, tmp_path / "out.onnx", spec, "trt", (), tmp_path, gather=Gather(1, IntegerFormat(32)))
+    check_job(job, has_data=False)
+    check_job(replace(job, budget=Budget(9.0)), has_data=False)
+    for budget in (Budget(9.0, full_range=True), Budget(9.0, scale_dtype="float16")):
+        with pytest.raises(JaxqError, match="'trt'"):
+            check_job(replace(job, budget=budget), has_data=False)
 
 
 def test_alternatives_have_the_scales_that_are_asked_for():

@@ -71,6 +71,8 @@ def test_a_typical_error_is_a_geometric_mean():
     assert typical_error([1e-4, 1e-2, float("nan")]) == pytest.approx(1e-3)
     assert typical_error([0.0, float("nan")]) == 0.0
     assert typical_error([float("nan")]) == 0.0
+    assert typical_error([-1e-12, 1e-3]) > 0  # rounding of float32
+    assert typical_error([-1e-12]) == 0.0
 
 
 def test_columns_without_an_error_make_a_format_better():
