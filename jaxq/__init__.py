@@ -4,7 +4,10 @@ The functions here work on arrays; `jaxq.pipeline.quantize_model` works on files
 experiment harness. Importing this package loads neither Hydra nor onnxruntime.
 """
 
-from jaxq.awq import (
+from jaxq.errors import JaxqError
+from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales
+from jaxq.formats.registry import make_format
+from jaxq.methods.awq import (
     alpha_grid,
     awq_scale,
     ratio_grid,
@@ -13,14 +16,12 @@ from jaxq.awq import (
     search_shared_scales,
     weight_magnitude,
 )
-from jaxq.block_scales import search_block_scales
-from jaxq.errors import JaxqError
-from jaxq.float4 import decode_e2m1, encode_e2m1
-from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales, make_format
-from jaxq.gptq import damp, gptq_round
-from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
-from jaxq.packing import pack_int4, unpack_int4
-from jaxq.statistics import Moments, MomentSums, accumulate, finish, output_error, shrunk, zero_sums
+from jaxq.methods.block_scales import search_block_scales
+from jaxq.methods.gptq import damp, gptq_round
+from jaxq.numerics.float4 import decode_e2m1, encode_e2m1
+from jaxq.numerics.integer import dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.numerics.moments import Moments, MomentSums, accumulate, finish, output_error, shrunk, zero_sums
+from jaxq.numerics.packing import pack_int4, unpack_int4
 from jaxq.version import __version__
 
 __all__ = [

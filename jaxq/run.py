@@ -3,7 +3,7 @@
 import os
 import sys
 
-from jaxq.interrupt import EXIT_CODE, INTERRUPTED, lasting_interrupts
+from jaxq.harness.interrupt import EXIT_CODE, INTERRUPTED, lasting_interrupts
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
     """
     try:
         with lasting_interrupts():  # while modules are imported, too
-            from jaxq.command import execute
+            from jaxq.harness.command import execute
 
             execute()
     except KeyboardInterrupt:

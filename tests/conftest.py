@@ -15,8 +15,8 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Has to come before the first import of the modules: their jaxtyping annotations are then checked at every trace.
-MATHS = ("blocks", "integer", "float4", "mx", "formats", "packing", "statistics", "awq", "methods")
-install_import_hook([f"jaxq.{name}" for name in MATHS], "beartype.beartype")
+CHECKED = ("numerics", "formats", "methods.awq", "methods.choose", "methods.measure", "methods.registry")
+install_import_hook([f"jaxq.{name}" for name in CHECKED], "beartype.beartype")
 
 hypothesis.settings.register_profile("jaxq", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.load_profile("jaxq")

@@ -9,10 +9,10 @@ import onnx
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from jaxq.formats import make_format
-from jaxq.job import Gather, Job
-from jaxq.methods import MethodSpec
-from jaxq.pipeline import quantize_model
+from jaxq.formats.registry import make_format
+from jaxq.methods.registry import MethodSpec
+from jaxq.pipeline.job import Gather, Job
+from jaxq.pipeline.quantize import quantize_model
 from tests.graph.forms.readers import every_reader, in_place
 from tests.graph.models import FFN, build, node, tokens, value, weight
 from tests.graph.running import run, save
@@ -27,7 +27,7 @@ class Case:
     """One row of the table; its files differ in ``accuracy_level`` where that is in the file.
 
     Attributes:
-        form, dtype, block_size: As in `jaxq.job.Job`.
+        form, dtype, block_size: As in `jaxq.pipeline.job.Job`.
         half: The model is in float16.
         gather_axis: The model is a table of Gather, blocked along this axis, and a weight.
     """

@@ -1,4 +1,4 @@
-"""Integers of 2 to 8 bits as a weight format; see `jaxq.integer`."""
+"""Integers of 2 to 8 bits as a weight format; see `jaxq.numerics.integer`."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxq.blocks import split
-from jaxq.float4 import E4M3_MAX, round_e4m3, shift_e4m3
-from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
-from jaxq.integer import code_range, divide, dq_tensor, find_full_range_scales, find_scales, rtn
-from jaxq.mx import power_of_two, shared_exponent
+from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.numerics.blocks import split
+from jaxq.numerics.float4 import E4M3_MAX, round_e4m3, shift_e4m3
+from jaxq.numerics.integer import code_range, divide, dq_tensor, find_full_range_scales, find_scales, rtn
+from jaxq.numerics.mx import power_of_two, shared_exponent
 
 FLOAT8 = "float8_e4m3fn"
 """The narrowest type of scales."""

@@ -1,4 +1,4 @@
-"""The MX formats as weight formats; see `jaxq.mx`."""
+"""The MX formats as weight formats; see `jaxq.numerics.mx`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxq.blocks import max_magnitude, split
 from jaxq.errors import JaxqError
-from jaxq.float4 import E2M1_MAX, E4M3_MAX, decode_e2m1, encode_e2m1
-from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
-from jaxq.mx import E8M0_BIAS, MX_BLOCK, power_of_two, scale_down, scale_up, shared_exponent
+from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.numerics.blocks import max_magnitude, split
+from jaxq.numerics.float4 import E2M1_MAX, E4M3_MAX, decode_e2m1, encode_e2m1
+from jaxq.numerics.mx import E8M0_BIAS, MX_BLOCK, power_of_two, scale_down, scale_up, shared_exponent
 
 _LEAST_NORMAL = -126
 

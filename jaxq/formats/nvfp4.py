@@ -1,4 +1,4 @@
-"""NVFP4 as a weight format; see `jaxq.float4`."""
+"""NVFP4 as a weight format; see `jaxq.numerics.float4`."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxq.blocks import spread
-from jaxq.float4 import (
+from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.numerics.blocks import spread
+from jaxq.numerics.float4 import (
     NVFP4_BLOCK,
     block_ratios,
     decode_e2m1,
@@ -19,8 +20,7 @@ from jaxq.float4 import (
     shift_e4m3,
     tensor_scale,
 )
-from jaxq.formats.held import BlockFormat, ClipRatio, Grid, Quantized, Scales
-from jaxq.integer import divide
+from jaxq.numerics.integer import divide
 
 
 @dataclass(frozen=True)

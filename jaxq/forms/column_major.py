@@ -6,9 +6,9 @@ onnxruntime does not fuse it.
 import onnx_ir as ir
 
 from jaxq.forms.nodes import dequantize, drop_weight, place
-from jaxq.forms.weight import StoredWeight
-from jaxq.graph import Site
-from jaxq.readers import is_table
+from jaxq.forms.stored_weight import StoredWeight
+from jaxq.graph.readers import is_table
+from jaxq.graph.sites import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:

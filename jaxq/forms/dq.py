@@ -3,8 +3,8 @@
 import onnx_ir as ir
 
 from jaxq.forms.nodes import dequantize, drop_weight, is_turned, place
-from jaxq.forms.weight import StoredWeight
-from jaxq.graph import Site
+from jaxq.forms.stored_weight import StoredWeight
+from jaxq.graph.sites import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:

@@ -3,12 +3,12 @@
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import graph_of, new_initializer
-from jaxq.formats import IntegerFormat
+from jaxq.formats.integers import IntegerFormat
 from jaxq.forms.nodes import add_node, cast_scale, constant, drop_weight, float_type
-from jaxq.forms.weight import Read, StoredWeight, code_tensor, pack, scale_tensor, tensor, zero_point_tensor
-from jaxq.graph import Site
-from jaxq.readers import is_table
+from jaxq.forms.stored_weight import Read, StoredWeight, code_tensor, pack, scale_tensor, tensor, zero_point_tensor
+from jaxq.graph.edit import graph_of, new_initializer
+from jaxq.graph.readers import is_table
+from jaxq.graph.sites import Site
 
 DOMAIN = "com.microsoft"
 

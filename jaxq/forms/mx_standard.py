@@ -2,10 +2,10 @@
 
 import onnx_ir as ir
 
-from jaxq.edit import graph_of, new_initializer
 from jaxq.forms.nodes import add_node, drop_weight, float_type, place, shape_of
-from jaxq.forms.weight import StoredWeight, code_tensor, exponent_tensor
-from jaxq.graph import Site
+from jaxq.forms.stored_weight import StoredWeight, code_tensor, exponent_tensor
+from jaxq.graph.edit import graph_of, new_initializer
+from jaxq.graph.sites import Site
 
 
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:

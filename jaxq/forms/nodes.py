@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import drop_unused, graph_of, new_initializer
-from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor, second_scale_tensor, zero_point_tensor
-from jaxq.graph import Site, attribute
-from jaxq.readers import drop_views, is_table
-from jaxq.readers import float_type as type_read
+from jaxq.forms.stored_weight import StoredWeight, code_tensor, scale_tensor, second_scale_tensor, zero_point_tensor
+from jaxq.graph.edit import drop_unused, graph_of, new_initializer
+from jaxq.graph.readers import attribute, drop_views, is_table
+from jaxq.graph.readers import float_type as type_read
+from jaxq.graph.sites import Site
 
 _SHARED = "jaxq/"
 

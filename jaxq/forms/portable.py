@@ -7,10 +7,10 @@ weight when it loads the file.
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import graph_of, new_initializer
 from jaxq.forms.nodes import add_node, as_float, constant, drop_weight, float_type, place, shape_of, shared
-from jaxq.forms.weight import StoredWeight, code_tensor, pack, scale_tensor, second_scale_tensor, tensor
-from jaxq.graph import Site
+from jaxq.forms.stored_weight import StoredWeight, code_tensor, pack, scale_tensor, second_scale_tensor, tensor
+from jaxq.graph.edit import graph_of, new_initializer
+from jaxq.graph.sites import Site
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _FLOAT = ir.DataType.FLOAT

@@ -6,7 +6,6 @@ The file stays as large as it was; its results are those of the codes.
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.edit import graph_of, new_initializer
 from jaxq.forms.nodes import (
     add_node,
     add_parameters,
@@ -17,8 +16,10 @@ from jaxq.forms.nodes import (
     layout_of,
     place,
 )
-from jaxq.forms.weight import StoredWeight, tensor
-from jaxq.graph import Site, read_weight
+from jaxq.forms.stored_weight import StoredWeight, tensor
+from jaxq.graph.edit import graph_of, new_initializer
+from jaxq.graph.sites import Site
+from jaxq.graph.tensors import read_weight
 
 
 def write(

@@ -6,12 +6,12 @@ operators, and positive scales only.
 
 import onnx_ir as ir
 
-from jaxq.edit import graph_of, new_initializer
 from jaxq.forms import qdq
 from jaxq.forms.nodes import add_node, dequantize, drop_weight, float_type, is_turned, place, shape_of
-from jaxq.forms.weight import StoredWeight, code_tensor, scale_tensor
-from jaxq.graph import Site
-from jaxq.readers import is_table
+from jaxq.forms.stored_weight import StoredWeight, code_tensor, scale_tensor
+from jaxq.graph.edit import graph_of, new_initializer
+from jaxq.graph.readers import is_table
+from jaxq.graph.sites import Site
 
 DOMAIN = "trt"
 

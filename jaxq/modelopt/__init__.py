@@ -1,1 +1,1 @@
-"""What `jaxq.int4` is made of: helper classes, searches on packs, and quantization of whole models."""
+"""The names of NVIDIA ModelOpt's pages; `jaxq.quant_utils` and `jaxq.int4` are the doors to them."""

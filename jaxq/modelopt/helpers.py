@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxq.awq import alpha_grid, awq_scale, ratio_grid, weight_magnitude
-from jaxq.blocks import resolve_block_size, split
 from jaxq.errors import JaxqError
-from jaxq.quant_utils import AnyArray, as_array, as_given, check_block_size, check_integer
+from jaxq.methods.awq import alpha_grid, awq_scale, ratio_grid, weight_magnitude
+from jaxq.modelopt.arrays import AnyArray, as_array, as_given, check_block_size, check_integer
+from jaxq.numerics.blocks import resolve_block_size, split
 
 OPTIONS = ("awqlite_alpha_step", "awqclip_alpha_step", "awqclip_alpha_min", "awqclip_bsz_col")
 """Options that every helper and search takes, so that one dict of them serves all, as ModelOpt passes them."""
@@ -54,7 +54,7 @@ def check_same_channels(act: tuple[int, ...], weight: tuple[int, ...]) -> None:
 
 
 class AWQLiteHelper:
-    """State of AWQ's scale search on one weight, as ModelOpt's code keeps it; see `jaxq.awq.search_scales`.
+    """State of AWQ's scale search on one weight, as ModelOpt's code keeps it; see `jaxq.methods.awq.search_scales`.
 
     Fill ``loss``, then call `update_best_params`.
 
@@ -67,9 +67,9 @@ class AWQLiteHelper:
     Attributes:
         alpha_step: Step of alpha, in [0.001, 1].
         block_size: Rows a block.
-        weight_scale: `jaxq.awq.weight_magnitude` [c_in], or None without ``w``.
+        weight_scale: `jaxq.methods.awq.weight_magnitude` [c_in], or None without ``w``.
         act_scale: Mean magnitude of each channel [c_in], or None without ``x``.
-        loss: Loss of each candidate alpha, zeros at first; the first one, `jaxq.awq.IDENTITY` (-1), is "no scaling".
+        loss: Loss of each candidate alpha, zeros at first; the first one, `IDENTITY` (-1), is "no scaling".
         best_alpha: None until `update_best_params`.
         best_scale: Scale [c_in] at ``best_alpha``.
 
@@ -114,7 +114,7 @@ class AWQLiteHelper:
 
 
 class AWQClipHelper:
-    """State of AWQ's clip search on one weight, as ModelOpt's code keeps it; see `jaxq.awq.search_clip`.
+    """State of AWQ's clip search on one weight, as ModelOpt's code keeps it; see `jaxq.methods.awq.search_clip`.
 
     Fill ``loss``, then call `update_best_params`.
 
@@ -199,7 +199,7 @@ def _mean_magnitude(x: Array) -> Array:
 
 
 def channel_magnitude(weights: Sequence[AnyArray], block_size: int) -> Float[AnyArray, "c_in"]:
-    """`jaxq.awq.weight_magnitude` of weights side by side."""
+    """`jaxq.methods.awq.weight_magnitude` of weights side by side."""
     block_size = check_block_size(weights[0].shape[0], block_size)
     joined = jnp.concatenate([jnp.asarray(w) for w in weights], axis=1) if len(weights) > 1 else jnp.asarray(weights[0])
     return as_given(weight_magnitude(joined, block_size), *weights)

@@ -14,17 +14,19 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from jaxq.batches import Batch
 from jaxq.errors import JaxqError
-from jaxq.formats import WeightFormat, make_format
-from jaxq.graph import find_sites, prepare, unmatched
-from jaxq.inputs import InputSpec, read_input_spec, to_batch
-from jaxq.job import Gather, Job, Rule, check_job
-from jaxq.methods import MethodSpec, find_method
-from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
+from jaxq.files.model_file import PROTOBUF_LIMIT, load_model, save_model
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites, unmatched
+from jaxq.methods.registry import MethodSpec, find_method
+from jaxq.modelopt.arrays import as_array, check_integer
 from jaxq.modelopt.helpers import OPTIONS, check_options
-from jaxq.pipeline import quantize_model
-from jaxq.quant_utils import Layer, as_array, check_integer, get_num_bits, layer_block_size
+from jaxq.modelopt.precision import Layer, get_num_bits, layer_block_size
+from jaxq.pipeline.job import Gather, Job, Rule, check_job
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.runtime.batches import Batch
+from jaxq.runtime.inputs import InputSpec, read_input_spec, to_batch
 
 _WAYS = {
     "rtn": ("rtn", "qdq"),

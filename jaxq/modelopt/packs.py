@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from onnx import TensorProto, numpy_helper
 
-from jaxq.awq import search_clip, search_shared_scales
-from jaxq.blocks import resolve_block_size
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
+from jaxq.formats.integers import IntegerFormat
+from jaxq.methods.awq import search_clip, search_shared_scales
+from jaxq.modelopt.arrays import AnyArray, as_array, check_integer
 from jaxq.modelopt.helpers import (
     OPTIONS,
     AWQClipHelper,
@@ -28,8 +28,9 @@ from jaxq.modelopt.helpers import (
     clip_candidates,
     mean_magnitude,
 )
-from jaxq.quant_utils import AnyArray, as_array, check_integer, get_num_bits, layer_block_size
-from jaxq.statistics import Moments, accumulate_in_place, finish, zero_sums
+from jaxq.modelopt.precision import get_num_bits, layer_block_size
+from jaxq.numerics.blocks import resolve_block_size
+from jaxq.numerics.moments import Moments, accumulate_in_place, finish, zero_sums
 
 WaPack = tuple[Any, TensorProto, bool, int] | tuple[Any, TensorProto, bool, int, str]
 """Activation, weight, whether the weight is stored as [c_out, c_in], ONNX's number of its type, node."""
@@ -118,7 +119,7 @@ def get_x_w_mean_for_subgraph(
     x: Float[AnyArray, "... c_in"],
     block_size: int,
 ) -> tuple[Float[AnyArray, "c_in"], Float[AnyArray, "c_in"]]:
-    """Mean magnitude of an activation, and `jaxq.awq.weight_magnitude` of the weights that read it, side by side.
+    """Mean magnitude of an activation, and `weight_magnitude` of the weights that read it, side by side.
 
     Args:
         wa_pack: Packs of one model.
@@ -168,7 +169,7 @@ def run_awq_scale_search_per_node(
     clip_alphas: dict[str, np.ndarray],
     **kwargs: Any,
 ) -> tuple[list[Any], dict[str, np.ndarray]]:
-    """AWQ's scale of each weight by itself, and its clip ratios: `search_scales` and `search_clip` of `jaxq.awq`.
+    """AWQ's scale of each weight by itself, and its clip ratios: `search_scales` and `search_clip` of `awq`.
 
     The model runs once an input, whatever the number of weights; of an activation only its second moments are kept,
     ``4 c_in^2`` bytes, those of all activations at a time.
@@ -235,7 +236,7 @@ def run_awq_scale_search_per_subgraph(
     tqdm_msg_append_str: str,
     **kwargs: Any,
 ) -> list[Any]:
-    """One AWQ scale for each activation, searched on all weights that read it: `jaxq.awq.search_shared_scales`.
+    """One AWQ scale for each activation, searched on all weights that read it: `jaxq.methods.awq.search_shared_scales`.
 
     The model runs once an input; see `run_awq_scale_search_per_node`.
 

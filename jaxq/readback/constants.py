@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.graph import read_weight
-from jaxq.readers import attribute
+from jaxq.graph.readers import attribute
+from jaxq.graph.tensors import read_weight
 
 Place = ir.Value | ir.Node
 """Where a weight is: the value that nodes read it from, or the node that holds it (MatMulNBits, ...)."""

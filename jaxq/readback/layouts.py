@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from jaxq.graph.readers import attribute
 from jaxq.readback.constants import (
     DEQUANTIZERS,
     PAIRS,
@@ -23,7 +24,6 @@ from jaxq.readback.constants import (
     tensor_of,
     type_of,
 )
-from jaxq.readers import attribute
 
 
 @dataclass(frozen=True, eq=False)

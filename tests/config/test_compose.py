@@ -8,12 +8,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from jaxq.config import Config, conf_dir, flat_keys, make_job, method_spec, option_names, register
 from jaxq.errors import JaxqError
-from jaxq.formats import DTYPES, FLOAT8, IntegerFormat
-from jaxq.forms import FORMS
-from jaxq.job import Budget, Job
-from jaxq.methods import METHODS
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.formats.registry import DTYPES
+from jaxq.forms.registry import FORMS
+from jaxq.harness.config import Config, conf_dir, flat_keys, option_names, register
+from jaxq.harness.job import make_job, method_spec
+from jaxq.methods.registry import METHODS
+from jaxq.pipeline.job import Budget, Job
 
 register()
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
-from jaxq.readback import float_model, read_weights
+from jaxq.files.model_file import PROTOBUF_LIMIT, load_model, save_model
+from jaxq.readback.float_model import float_model
+from jaxq.readback.weights import read_weights
 from tests.genai.folders import VOCABULARY, batch, generate, logits, random_ids
 
 

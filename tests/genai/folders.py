@@ -12,9 +12,9 @@ from onnx.external_data_helper import ExternalDataInfo
 from onnx.helper import tensor_dtype_to_np_dtype
 
 import jaxq.embedded
-from jaxq.batches import Batch
-from jaxq.inputs import read_input_spec, to_batches
-from jaxq.model_file import load_model
+from jaxq.files.model_file import load_model
+from jaxq.runtime.batches import Batch
+from jaxq.runtime.inputs import read_input_spec, to_batches
 
 GRAPHS = Path(__file__).parent / "graphs"
 NAMES = sorted(p.name for p in GRAPHS.iterdir())

@@ -8,12 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from jaxq.capture import capture_moments
+from jaxq.calibration.capture import capture_moments
 from jaxq.errors import JaxqError
-from jaxq.graph import find_sites, prepare, sibling_groups
-from jaxq.inputs import read_input_spec, to_batches
-from jaxq.model_file import load_model
-from jaxq.opset import raise_opset
+from jaxq.files.model_file import load_model
+from jaxq.graph.opset import raise_opset
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites, sibling_groups
+from jaxq.runtime.inputs import read_input_spec, to_batches
 from tests.genai.checks import check_folder, check_generation, check_run, run_jaxq
 from tests.genai.folders import NAMES, RUNS, batch, logits, make_folder, random_ids
 from tests.graph.running import relative

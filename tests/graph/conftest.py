@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxq.batches import Batch
 from jaxq.embedded import ModelConfig
 from jaxq.embedded import build as embedded
 from jaxq.embedded.weights import save_weights, weight_shapes
+from jaxq.runtime.batches import Batch
 
 CONFIG = ModelConfig(vocabulary=48, hidden=64, layers=3, heads=2, kv_heads=1, head_size=32, ffn=96)
 

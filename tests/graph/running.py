@@ -10,12 +10,13 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from jaxq.batches import Batch
-from jaxq.formats import IntegerFormat, WeightFormat
-from jaxq.job import Budget, Gather, Job, Rule
-from jaxq.methods import MethodSpec
-from jaxq.pipeline import quantize_model
-from jaxq.results import Outcome
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import WeightFormat
+from jaxq.methods.registry import MethodSpec
+from jaxq.pipeline.job import Budget, Gather, Job, Rule
+from jaxq.pipeline.outcome import Outcome
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.runtime.batches import Batch
 
 RUNTIME = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
 OPSET_23 = pytest.mark.skipif(RUNTIME < (1, 23), reason="this onnxruntime cannot load opset 23")

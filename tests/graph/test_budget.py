@@ -10,18 +10,21 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq.allocation import Option
-from jaxq.batches import Batch
-from jaxq.budget import _nbytes, _weighted
 from jaxq.errors import JaxqError
-from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
-from jaxq.forms import FORMS, alternatives, find_form
-from jaxq.graph import find_sites, prepare
-from jaxq.job import Budget, Gather, Job, Rule, check_job
-from jaxq.methods import MethodSpec
-from jaxq.pipeline import quantize_model
-from jaxq.sensitivity import sensitivities
-from jaxq.source import open_source
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.forms.limits import alternatives
+from jaxq.forms.registry import FORMS, find_form
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites
+from jaxq.methods.allocation import Option
+from jaxq.methods.registry import MethodSpec
+from jaxq.pipeline.budget import _nbytes, _weighted
+from jaxq.pipeline.job import Budget, Gather, Job, Rule, check_job
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.pipeline.sensitivity import sensitivities
+from jaxq.pipeline.source import open_source
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.conftest import decoder_batches
 from tests.graph.forms.readers import run_form, skip_old

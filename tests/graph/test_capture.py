@@ -11,14 +11,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq.awq import alpha_grid, awq_scale, search_scales, weight_magnitude
-from jaxq.batches import Batch
-from jaxq.capture import WindowRun, capture_moments
+from jaxq.calibration.capture import WindowRun, capture_moments
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
-from jaxq.graph import find_sites, prepare
-from jaxq.reading import Reading
-from jaxq.statistics import Moments
+from jaxq.formats.integers import IntegerFormat
+from jaxq.graph.activations import Reading
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites
+from jaxq.methods.awq import alpha_grid, awq_scale, search_scales, weight_magnitude
+from jaxq.numerics.moments import Moments
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.conftest import CONFIG, decoder_batches
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, weight

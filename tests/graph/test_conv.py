@@ -9,15 +9,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-import jaxq.graph
-from jaxq.batches import Batch
-from jaxq.capture import capture_moments
-from jaxq.formats import IntegerFormat, MxFormat, make_format
-from jaxq.graph import Site, find_sites, prepare
-from jaxq.model_file import load_model, save_model
-from jaxq.patches import cut_patches
-from jaxq.readback import float_model, read_back
-from jaxq.statistics import Moments
+import jaxq.graph.sites
+from jaxq.calibration.capture import capture_moments
+from jaxq.calibration.patches import cut_patches
+from jaxq.files.model_file import load_model, save_model
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.registry import make_format
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import Site, find_sites
+from jaxq.numerics.moments import Moments
+from jaxq.readback.float_model import float_model
+from jaxq.readback.weights import read_back
+from jaxq.runtime.batches import Batch
 from tests.graph.models import IMAGE, build, convolution, node, tokens, value, weight
 from tests.graph.running import RUNTIME, quantize, relative, run, save, with_weights
 from tests.graph.unpacked import dequantized
@@ -223,7 +227,7 @@ def test_images_do_not_count_as_tokens_beside_text(tmp_path):
 
 
 def test_a_kernel_whose_moments_are_too_large_is_rounded_to_nearest(monkeypatch, tmp_path):
-    monkeypatch.setattr(jaxq.graph, "MOST_PATCH_MOMENTS", 4 * 72**2 - 1)
+    monkeypatch.setattr(jaxq.graph.sites, "MOST_PATCH_MOMENTS", 4 * 72**2 - 1)
     source = save(convolution(), tmp_path)
     outcome = quantize(source, tmp_path / "out.onnx", "awq_clip", [Batch(X)])
     (layer,) = outcome.layers

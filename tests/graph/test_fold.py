@@ -8,11 +8,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from jaxq.batches import Batch
-from jaxq.fold import Fold, divide_vectors, find_fold, insert_division
-from jaxq.formats import IntegerFormat
-from jaxq.graph import Group, Site, find_sites, prepare, sibling_groups
-from jaxq.results import Outcome
+from jaxq.formats.integers import IntegerFormat
+from jaxq.forms.fold import Fold, divide_vectors, find_fold, insert_division
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import Group, Site, find_sites, sibling_groups
+from jaxq.pipeline.outcome import Outcome
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.models import ACTIVATION, FFN, HIDDEN, build, linear_pair, node, tokens, vector, weight
 from tests.graph.running import OPSET_23, initializers, quantize, relative, run, save, with_weights

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.batches import Batch
-from jaxq.formats import FLOAT8, IntegerFormat
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.forms.readers import every_reader, fused, in_place
 from tests.graph.models import HIDDEN, MODELS, build, node, tokens, vector, weight

@@ -7,14 +7,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq import evaluation, forward
-from jaxq.batches import Batch
-from jaxq.forward import Runtime
-from jaxq.graph import prepare
-from jaxq.model_file import load_model
-from jaxq.runtime import session
-from jaxq.spool import Spool
-from jaxq.windows import plan_windows
+from jaxq.calibration import forward
+from jaxq.calibration.forward import Runtime
+from jaxq.calibration.spool import Spool
+from jaxq.calibration.windows import plan_windows
+from jaxq.evaluation import accuracy as evaluation
+from jaxq.files.model_file import load_model
+from jaxq.graph.prepare import prepare
+from jaxq.runtime.batches import Batch
+from jaxq.runtime.session import session
 from tests.graph import models
 from tests.graph.conftest import decoder_batches
 from tests.graph.models import FFN, HIDDEN, tokens

@@ -5,11 +5,12 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.batches import Batch
-from jaxq.formats import IntegerFormat, WeightFormat, make_format
-from jaxq.forms import FORMS
-from jaxq.job import Gather
-from jaxq.results import Outcome
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.forms.registry import FORMS
+from jaxq.pipeline.job import Gather
+from jaxq.pipeline.outcome import Outcome
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.forms.readers import fused, run_form, skip_old
 from tests.graph.models import HIDDEN, build, node, weight

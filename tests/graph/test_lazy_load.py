@@ -10,8 +10,8 @@ import onnx_ir as ir
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.lazy_load import load_lazily
-from jaxq.model_file import data_files, hash_model, load_model
+from jaxq.files.load import load_lazily
+from jaxq.files.model_file import data_files, hash_model, load_model
 from tests.graph import models
 from tests.graph.models import MODELS
 from tests.graph.running import graphs, save

@@ -9,8 +9,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq.lazy_load import load_lazily
-from jaxq.lazy_save import save_lazily
+from jaxq.files.load import load_lazily
+from jaxq.files.save import save_lazily
 from tests.graph import models
 from tests.graph.models import MODELS
 from tests.graph.running import run, save

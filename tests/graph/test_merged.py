@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.inputs import read_input_spec, to_batches
-from jaxq.model_file import load_model
-from jaxq.readback import read_weights
+from jaxq.files.model_file import load_model
+from jaxq.readback.weights import read_weights
+from jaxq.runtime.inputs import read_input_spec, to_batches
 from tests.genai.decoders import LAYERS, VOCABULARY, merged_decoder
 from tests.graph.running import quantize, relative, run, save, with_weights
 

@@ -6,11 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.batches import Batch
-from jaxq.formats import IntegerFormat, make_format
-from jaxq.forms import FORMS
-from jaxq.job import Gather, Rule
-from jaxq.results import Layer
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import make_format
+from jaxq.forms.registry import FORMS
+from jaxq.pipeline.job import Gather, Rule
+from jaxq.runtime.batches import Batch
+from jaxq.search.result import Layer
 from tests.graph import models
 from tests.graph.forms.readers import fused, run_form, skip_old
 from tests.graph.models import HIDDEN, tokens

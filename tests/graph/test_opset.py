@@ -10,8 +10,9 @@ from onnx import helper, numpy_helper
 from onnxscript.version_converter import _version_converter as converter
 
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, Nvfp4Format
-from jaxq.opset import raise_opset
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.graph.opset import raise_opset
 from tests.graph.models import HIDDEN, mlp, node, value, vector, weight
 from tests.graph.plain_models import call, function, ir_version, linear, with_functions
 from tests.graph.running import OPSET_23, quantize, relative, run, save

@@ -9,10 +9,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq import model_file
-from jaxq.batches import Batch
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
+from jaxq.files import model_file
+from jaxq.formats.integers import IntegerFormat
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.models import HIDDEN, MODELS, build, node, tokens, weight
 from tests.graph.running import quantize, relative, run, save

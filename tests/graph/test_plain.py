@@ -10,12 +10,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from jaxq.batches import Batch
-from jaxq.declined import declined_in_functions
 from jaxq.errors import JaxqError
-from jaxq.graph import find_sites, prepare, unmatched
-from jaxq.model_file import load_model
-from jaxq.plain import View, restore_views
+from jaxq.files.model_file import load_model
+from jaxq.graph.normalize.views import View, restore_views
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites, unmatched
+from jaxq.graph.skipped import declined_in_functions
+from jaxq.runtime.batches import Batch
 from tests.graph import plain_models as plain
 from tests.graph.models import ACTIVATION, FFN, HIDDEN, build, node, tokens, value, weight
 from tests.graph.plain_models import PLAIN

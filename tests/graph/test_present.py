@@ -6,8 +6,9 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from jaxq.graph import find_sites, prepare
-from jaxq.present import ALREADY
+from jaxq.graph.already_quantized import ALREADY
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites
 from tests.graph.present import PRESENT, X
 from tests.graph.running import quantize, relative, run, save, with_weights
 from tests.graph.unpacked import dequantized

@@ -10,18 +10,19 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from jaxq.batches import Batch
-from jaxq.block_scales import search_block_scales
-from jaxq.drift import corrected_target
-from jaxq.formats import IntegerFormat
-from jaxq.gptq import damp, gptq_round
-from jaxq.graph import find_sites, prepare
-from jaxq.job import Job
-from jaxq.methods import MethodSpec
-from jaxq.pipeline import quantize_model
-from jaxq.residuals import residual_of
-from jaxq.results import Clock
-from jaxq.windows import plan_windows
+from jaxq.calibration.windows import plan_windows
+from jaxq.formats.integers import IntegerFormat
+from jaxq.graph.prepare import prepare
+from jaxq.graph.residuals import residual_of
+from jaxq.graph.sites import find_sites
+from jaxq.methods.block_scales import search_block_scales
+from jaxq.methods.gptq import damp, gptq_round
+from jaxq.methods.registry import MethodSpec
+from jaxq.methods.targets import corrected_target
+from jaxq.pipeline.clock import Clock
+from jaxq.pipeline.job import Job
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.runtime.batches import Batch
 from tests.graph.conftest import decoder_batches
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, value, weight
 from tests.graph.running import initializers, quantize, relative, run, save

@@ -9,11 +9,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from jaxq.errors import JaxqError
-from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
-from jaxq.forms import FORMS
-from jaxq.job import Gather, Rule
-from jaxq.model_file import load_model, save_model
-from jaxq.readback import FoundWeight, float_model, read_back, read_weights
+from jaxq.files.model_file import load_model, save_model
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.forms.registry import FORMS
+from jaxq.pipeline.job import Gather, Rule
+from jaxq.readback.float_model import float_model
+from jaxq.readback.weights import FoundWeight, read_back, read_weights
 from tests.graph import models
 from tests.graph.forms.readers import GROUPS, NAMES, every_reader, every_weight, in_place, pairings
 from tests.graph.models import FFN, HIDDEN, build, node, tokens, value, weight

@@ -14,15 +14,17 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.batches import Batch
-from jaxq.checkpoint import ResultStore, run_state
-from jaxq.formats import IntegerFormat, make_format
-from jaxq.graph import find_sites, prepare, sibling_groups
-from jaxq.groups import quantize_group
-from jaxq.job import Job
-from jaxq.methods import MethodSpec
-from jaxq.model_file import load_model
-from jaxq.pipeline import quantize_model
+from jaxq.files.model_file import load_model
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import make_format
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites, sibling_groups
+from jaxq.methods.registry import MethodSpec
+from jaxq.pipeline.job import Job
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.pipeline.resume import ResultStore, run_state
+from jaxq.runtime.batches import Batch
+from jaxq.search.group import quantize_group
 from tests.graph import models
 from tests.graph.conftest import decoder_batches
 from tests.graph.models import HIDDEN, build, node, tokens, value, weight
@@ -165,7 +167,7 @@ def test_finished_weights_are_not_searched_again(setup, monkeypatch):
         count += 1
         return quantize_group(*args)
 
-    monkeypatch.setattr("jaxq.pipeline.quantize_group", counted)
+    monkeypatch.setattr("jaxq.pipeline.quantize.quantize_group", counted)
     outcome = setup.go_on()
     assert outcome.windows == ()
     assert 0 < count <= 12 - 4  # four groups a layer, three layers; another one may have been under way
@@ -268,7 +270,7 @@ def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
     remove, told = shutil.rmtree, list[str]()
 
     def remove_slowly(folder: Path, ignore_errors: bool = False) -> None:
-        monkeypatch.setattr("jaxq.checkpoint.shutil.rmtree", remove)
+        monkeypatch.setattr("jaxq.pipeline.resume.shutil.rmtree", remove)
         for path in folder.iterdir():  # files first, as it may happen
             if path.is_file():
                 path.unlink()
@@ -282,7 +284,7 @@ def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
 
     with run_state(tmp_path, "id", {"model": "m"}, told.append) as first:
         (first.folder / "weights").mkdir()
-        monkeypatch.setattr("jaxq.checkpoint.shutil.rmtree", remove_slowly)
+        monkeypatch.setattr("jaxq.pipeline.resume.shutil.rmtree", remove_slowly)
     with run_state(tmp_path, "id", {"model": "m"}, told.append) as third:
         assert third.folder == first.folder
         assert not third.found

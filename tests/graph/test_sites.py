@@ -9,8 +9,10 @@ import pytest
 from onnx import TensorProto
 
 from jaxq.errors import JaxqError
-from jaxq.graph import Declined, Site, find_sites, prepare, sibling_groups, unmatched
-from jaxq.groups import _side_by_side
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import Site, find_sites, sibling_groups, unmatched
+from jaxq.graph.skipped import Declined
+from jaxq.search.group import _side_by_side
 from tests.graph import models
 from tests.graph.models import FFN, HIDDEN, MODELS, build, node, weight
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxq import spool as module
-from jaxq.batches import Batch
-from jaxq.spool import Spool
-from jaxq.store import digest
+from jaxq.calibration import spool as module
+from jaxq.calibration.spool import Spool
+from jaxq.files.hashing import digest
+from jaxq.runtime.batches import Batch
 
 VALUES = {
     "floats": np.arange(600, dtype=np.float32).reshape(2, 300),

@@ -7,11 +7,12 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from jaxq.batches import Batch
-from jaxq.formats import IntegerFormat, make_format
-from jaxq.model_file import load_model
-from jaxq.plain import View
-from jaxq.readback import read_weights
+from jaxq.files.model_file import load_model
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import make_format
+from jaxq.graph.normalize.views import View
+from jaxq.readback.weights import read_weights
+from jaxq.runtime.batches import Batch
 from tests.graph.models import build, node, tokens, value, weight
 from tests.graph.running import quantize, relative, run, save, with_weights
 from tests.graph.test_sites import sites_of

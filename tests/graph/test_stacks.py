@@ -10,19 +10,23 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from jaxq.batches import Batch
-from jaxq.capture import capture_moments
-from jaxq.command import _notes
+from jaxq.calibration.capture import capture_moments
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, MxFormat, WeightFormat, make_format
-from jaxq.graph import find_sites, prepare
-from jaxq.job import Job
-from jaxq.methods import MethodSpec
-from jaxq.model_file import load_model, save_model
-from jaxq.pipeline import quantize_model
-from jaxq.readback import float_model, read_back
-from jaxq.results import Outcome
-from jaxq.statistics import Moments
+from jaxq.files.model_file import load_model, save_model
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites
+from jaxq.harness.command import _notes
+from jaxq.methods.registry import MethodSpec
+from jaxq.numerics.moments import Moments
+from jaxq.pipeline.job import Job
+from jaxq.pipeline.outcome import Outcome
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.readback.float_model import float_model
+from jaxq.readback.weights import read_back
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight
 from tests.graph.running import initializers, quantize, relative, run, save, with_weights

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.batches import Batch
+from jaxq.calibration.moment_store import MomentStore
 from jaxq.errors import JaxqError
-from jaxq.results import Outcome
-from jaxq.statistics import Moments
-from jaxq.store import MomentStore, hash_arrays, hash_files
+from jaxq.files.hashing import hash_arrays, hash_files
+from jaxq.numerics.moments import Moments
+from jaxq.pipeline.outcome import Outcome
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.models import HIDDEN, tokens
 from tests.graph.running import quantize, save, with_weights

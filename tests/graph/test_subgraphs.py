@@ -4,13 +4,14 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.batches import Batch
-from jaxq.formats import IntegerFormat, make_format
-from jaxq.forms import FORMS
-from jaxq.inspect import inspect_model
-from jaxq.job import Gather
-from jaxq.model_file import load_model
-from jaxq.readback import read_weights
+from jaxq.files.model_file import load_model
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import make_format
+from jaxq.forms.registry import FORMS
+from jaxq.pipeline.job import Gather
+from jaxq.readback.inspection import inspect_model
+from jaxq.readback.weights import read_weights
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.forms.readers import in_place, run_form, skip_old
 from tests.graph.models import HIDDEN, looped, merged, tokens

@@ -5,15 +5,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq.batches import Batch
 from jaxq.errors import JaxqError
-from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
-from jaxq.forms import FORMS
-from jaxq.inspect import inspect_model
-from jaxq.job import Gather
-from jaxq.model_file import load_model
-from jaxq.readback import float_model, read_weights
-from jaxq.results import Outcome
+from jaxq.files.model_file import load_model
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.forms.registry import FORMS
+from jaxq.pipeline.job import Gather
+from jaxq.pipeline.outcome import Outcome
+from jaxq.readback.float_model import float_model
+from jaxq.readback.inspection import inspect_model
+from jaxq.readback.weights import read_weights
+from jaxq.runtime.batches import Batch
 from tests.graph import models
 from tests.graph.forms.readers import fused, run_form, skip_old
 from tests.graph.models import HIDDEN, tied

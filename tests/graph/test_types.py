@@ -9,15 +9,16 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from jaxq.batches import Batch
 from jaxq.errors import JaxqError
-from jaxq.evaluation import Evaluation, evaluate
-from jaxq.formats import IntegerFormat, make_format
-from jaxq.forms import FORMS
-from jaxq.job import Gather
-from jaxq.model_file import PROTOBUF_LIMIT, load_model, save_model
-from jaxq.readback import read_weights
-from jaxq.widen import has_bfloat16, widen
+from jaxq.evaluation.accuracy import Evaluation, evaluate
+from jaxq.files.model_file import PROTOBUF_LIMIT, load_model, save_model
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import make_format
+from jaxq.forms.registry import FORMS
+from jaxq.pipeline.job import Gather
+from jaxq.readback.weights import read_weights
+from jaxq.runtime.batches import Batch
+from jaxq.runtime.bfloat16 import has_bfloat16, widen
 from tests.graph import models
 from tests.graph.models import FFN, HIDDEN, node, tokens, value, weight
 from tests.graph.running import initializers, quantize, relative, run, save, with_weights

@@ -8,9 +8,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from jaxq.calibration.windows import Window, plan_windows, window_model
 from jaxq.errors import JaxqError
-from jaxq.graph import find_sites, prepare
-from jaxq.windows import Window, plan_windows, window_model
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites
 from tests.graph import models
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, tokens, weight
 from tests.graph.running import relative, run

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxq import int4, quant_utils
-from jaxq.awq import IDENTITY
 from jaxq.errors import JaxqError
+from jaxq.methods.awq import IDENTITY
 
 
 def weight(*shape: int, seed: int = 0) -> np.ndarray:

@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from jaxq import int4
-from jaxq.awq import IDENTITY
 from jaxq.errors import JaxqError
+from jaxq.methods.awq import IDENTITY
 
 C_IN = 24
 BLOCK = 8

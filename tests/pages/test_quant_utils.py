@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxq import integer, quant_utils
+from jaxq import quant_utils
 from jaxq.errors import JaxqError
-from jaxq.float4 import decode_e2m1, encode_e2m1, round_e4m3
-from jaxq.packing import unpack_int4
+from jaxq.numerics import integer
+from jaxq.numerics.float4 import decode_e2m1, encode_e2m1, round_e4m3
+from jaxq.numerics.packing import unpack_int4
 
 
 def weight(*shape: int, seed: int = 0) -> np.ndarray:

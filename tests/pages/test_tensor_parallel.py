@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 import jaxq
-from jaxq.int4 import TP_AXIS, get_act_scale, get_scale, get_weight_scale
+from jaxq.int4 import get_act_scale, get_scale, get_weight_scale
+from jaxq.modelopt.awq_scales import TP_AXIS
 
 C_IN, C_OUT, SHARDS = 24, 32, 8
 

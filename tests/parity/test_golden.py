@@ -1,4 +1,4 @@
-"""jaxq.integer against NVIDIA ModelOpt: its recorded numbers (golden/integer.npz), and live where it is installed.
+"""jaxq.numerics.integer against NVIDIA ModelOpt: recorded numbers (golden/integer.npz), and live where it is installed.
 
 Integers must be equal, scales at most one rounding apart. Where ModelOpt is wrong, the case says why (`reasons`; their
 meaning is in the file) and the test says what jaxq does instead. experiments/parity/make_golden.py writes the files.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.numerics.integer import dq_tensor, find_scales, quant_tensor, rtn
 
 GOLDEN = Path(__file__).parent / "golden" / "integer.npz"
 WRONG_SCALES = {"scale_floor", "zero_block", "range_without_zero", "alpha_ignored", "overflow"}

@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from jaxq import int4, quant_utils
-from jaxq.awq import IDENTITY
-from jaxq.packing import unpack_int4
+from jaxq.methods.awq import IDENTITY
+from jaxq.numerics.packing import unpack_int4
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.awq import alpha_grid, awq_scale, ratio_grid, search_scales, weight_magnitude
-from jaxq.formats import IntegerFormat
-from jaxq.integer import quant_tensor
-from jaxq.packing import pack_int4
-from jaxq.statistics import Moments, accumulate, finish, zero_sums
+from jaxq.formats.integers import IntegerFormat
+from jaxq.methods.awq import alpha_grid, awq_scale, ratio_grid, search_scales, weight_magnitude
+from jaxq.numerics.integer import quant_tensor
+from jaxq.numerics.moments import Moments, accumulate, finish, zero_sums
+from jaxq.numerics.packing import pack_int4
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxq.blocks import count_blocks, join, resolve_block_size, split
-from jaxq.packing import pack_int4, unpack_int4
+from jaxq.numerics.blocks import count_blocks, join, resolve_block_size, split
+from jaxq.numerics.packing import pack_int4, unpack_int4
 
 
 @settings(max_examples=100)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxq.integer import dq_tensor, find_full_range_scales, quant_tensor, rtn
+from jaxq.numerics.integer import dq_tensor, find_full_range_scales, quant_tensor, rtn
 
 ROWS, COLUMNS, BLOCK, BLOCKS = 24, 3, 8, 3
 EPS = 2.0**-23

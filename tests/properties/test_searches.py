@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxq.awq import ScaleChoice, alpha_grid, ratio_grid, search_clip, search_scales
-from jaxq.formats import IntegerFormat
-from jaxq.statistics import Moments, accumulate, finish, output_error, zero_sums
+from jaxq.formats.integers import IntegerFormat
+from jaxq.methods.awq import ScaleChoice, alpha_grid, ratio_grid, search_clip, search_scales
+from jaxq.numerics.moments import Moments, accumulate, finish, output_error, zero_sums
 
 TOKENS, C_IN, C_OUT = 16, 20, 3
 ALPHAS, RATIOS = np.array(alpha_grid(0.5), np.float32), np.array(ratio_grid(0.5, 0.1), np.float32)

@@ -11,8 +11,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from jaxq.graph import prepare
-from jaxq.plain import View, restore_views
+from jaxq.graph.normalize.views import View, restore_views
+from jaxq.graph.prepare import prepare
 from tests.graph.running import run
 
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}

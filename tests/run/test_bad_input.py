@@ -11,7 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq import command, model_file
+from jaxq.files import model_file
+from jaxq.harness import command
 
 QUICK = ("calib.samples=2", "calib.length=16", "eval.samples=0")
 

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from jaxq.companions import copy_companions, find_companions
-from jaxq.config import Config, DataConfig, EvalConfig, ModelConfig
-from jaxq.data import read_data
 from jaxq.errors import JaxqError
-from jaxq.inputs import InputSpec, ModelInput
+from jaxq.files.companions import copy_companions, find_companions
+from jaxq.harness.config import Config, DataConfig, EvalConfig, ModelConfig
+from jaxq.harness.data import read_data
+from jaxq.runtime.inputs import InputSpec, ModelInput
 from tests.graph.models import mlp
 
 CONFIG = {"model": {"decoder": {"filename": "text.onnx", "head_size": 16}, "type": "llama"}, "search": {"top_p": 1e-05}}

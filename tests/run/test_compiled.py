@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxq.command import _keep_compiled
+from jaxq.harness.command import _keep_compiled
 
 NAMES = ("compilation_cache_dir", "persistent_cache_min_compile_time_secs")
 

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.data import token_file_samples
+from jaxq.data.texts import text_samples
+from jaxq.data.token_files import token_file_samples
 from jaxq.errors import JaxqError
-from jaxq.evaluation import evaluate
-from jaxq.inputs import InputSpec, ModelInput, to_batches
-from jaxq.output_errors import OutputComparison
-from jaxq.texts import text_samples
+from jaxq.evaluation.accuracy import evaluate
+from jaxq.evaluation.outputs import OutputComparison
+from jaxq.runtime.inputs import InputSpec, ModelInput, to_batches
 
 ROOT = Path(__file__).parents[2]
 INT = np.dtype(np.int64)

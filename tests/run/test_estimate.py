@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxq.batches import Batch
-from jaxq.estimate import estimate
-from jaxq.formats import make_format
-from jaxq.groups import quantize_group
-from jaxq.job import Gather, Job
-from jaxq.methods import MethodSpec
-from jaxq.pipeline import quantize_model
+from jaxq.formats.registry import make_format
+from jaxq.methods.registry import MethodSpec
+from jaxq.pipeline.dry_run import estimate
+from jaxq.pipeline.job import Gather, Job
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.runtime.batches import Batch
+from jaxq.search.group import quantize_group
 from tests.graph import models
 from tests.graph.models import HIDDEN, tokens
 from tests.graph.running import save
@@ -154,8 +154,8 @@ def test_compilation_counts_once(tmp_path, monkeypatch):
         time.sleep(next(waits, 0.0))
         return quantize_group(*args)
 
-    monkeypatch.setattr("jaxq.estimate.quantize_group", slow_at_first)
-    monkeypatch.setattr("jaxq.estimate._BUDGET", 0.5)
+    monkeypatch.setattr("jaxq.pipeline.dry_run.quantize_group", slow_at_first)
+    monkeypatch.setattr("jaxq.pipeline.dry_run._BUDGET", 0.5)
     found = estimate(job(save(models.attention(), tmp_path), "rtn_dq", "int4", "dq"))
     assert found.groups > found.probed == 1
     assert 2 <= found.seconds["search"] < 2 * found.groups - 0.5

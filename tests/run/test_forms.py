@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from jaxq.forms import FORMS
+from jaxq.forms.registry import FORMS
 
 SMALL = ("method=rtn_dq", "calib.samples=0", "eval.samples=4", "eval.length=64")
 DTYPES = {"nvfp4_standard": "nvfp4", "mx_standard": "mxfp8", "portable": "nvfp4"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxq import hf
 from jaxq.errors import JaxqError
+from jaxq.huggingface import export as hf
 from tests.run.encoders import encoder
 
 LONG = "Calibration reads text; the model sees it as tokens, and every activation leaves its moments. "
@@ -269,7 +269,7 @@ def test_a_folder_becomes_a_4_bit_model(jaxq, tmp_path, name):
     assert "exported before" in again.report["notes"][0]
 
     if name == "llama":
-        return  # its cache is fed by jaxq.inputs; perplexity above ran it
+        return  # its cache is fed by jaxq.runtime.inputs; perplexity above ran it
     kind = {"gpt2": transformers.GPT2LMHeadModel, "bert": transformers.BertModel}[name]
     torch_model = kind.from_pretrained(tmp_path / name).eval()
     ids = np.random.default_rng(0).integers(0, 384, (3, 17))

@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.formats import IntegerFormat, make_format
-from jaxq.inspect import inspect_model, main
-from jaxq.job import Rule
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import make_format
+from jaxq.inspect import main
+from jaxq.pipeline.job import Rule
+from jaxq.readback.inspection import inspect_model
 from tests.graph import models
 from tests.graph.models import FFN, HIDDEN
 from tests.graph.running import quantize, save

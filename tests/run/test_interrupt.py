@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxq.interrupt import lasting_interrupts
+from jaxq.harness.interrupt import lasting_interrupts
 
 SMALL = ("method=awq_lite", "calib.samples=4", "calib.length=64", "eval.samples=4", "eval.length=64")
 SENTENCE = "error: interrupted: the same command goes on from what is finished"
@@ -156,7 +156,7 @@ def test_a_second_one_ends_the_process_at_once(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import signal, time\n"
-        "from jaxq.interrupt import lasting_interrupts\n"
+        "from jaxq.harness.interrupt import lasting_interrupts\n"
         "with lasting_interrupts():\n"
         "    try:\n"
         "        signal.raise_signal(signal.SIGINT)\n"

@@ -8,12 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from jaxq.caches import empty_cache, is_cache
-from jaxq.capture import capture_moments
+from jaxq.calibration.capture import capture_moments
 from jaxq.errors import JaxqError
-from jaxq.graph import find_sites, prepare, sibling_groups
-from jaxq.inputs import InputSpec, ModelInput, read_input_spec, to_batches
-from jaxq.model_file import load_model
+from jaxq.files.model_file import load_model
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import find_sites, sibling_groups
+from jaxq.runtime.caches import empty_cache, is_cache
+from jaxq.runtime.inputs import InputSpec, ModelInput, read_input_spec, to_batches
 from tests.genai.decoders import HEAD, HEADS, PAST, VOCABULARY, decoder
 from tests.genai.folders import RUNS, make_folder
 from tests.graph.running import relative, run

@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from jaxq.batches import Batch
-from jaxq.evaluation import Evaluation, evaluate, is_language_model
-from jaxq.inputs import read_input_spec, to_batches
-from jaxq.model_file import load_model
-from jaxq.output_errors import OutputComparison, compare_rows, output_rows
-from jaxq.runtime import session
+from jaxq.evaluation.accuracy import Evaluation, evaluate, is_language_model
+from jaxq.evaluation.outputs import OutputComparison, compare_rows, output_rows
+from jaxq.files.model_file import load_model
+from jaxq.runtime.batches import Batch
+from jaxq.runtime.inputs import read_input_spec, to_batches
+from jaxq.runtime.session import session
 from tests.run.encoders import HIDDEN, IDS, encoder, figures, save, with_logits
 
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxq import embedded
+from jaxq.data.text_datasets import TextDataset, dataset_text
+from jaxq.data.texts import TEXT_FILES, load_tokenizer, read_text, special_tokens, text_samples, token_rows
 from jaxq.errors import JaxqError
-from jaxq.text_datasets import TextDataset, dataset_text
-from jaxq.texts import TEXT_FILES, load_tokenizer, read_text, special_tokens, text_samples, token_rows
 from tests.run.encoders import IDS, encoder
 
 WORDS = [f"w{i}" for i in range(IDS - 5)]
@@ -115,7 +115,7 @@ def test_nothing_is_judged_on_calibration_text(jaxq, model):
 
 def test_a_share_of_the_text_is_kept_apart(jaxq, model, monkeypatch):
     seen = {}
-    from jaxq import command as run
+    from jaxq.harness import command as run
 
     real = run.evaluate
     monkeypatch.setattr(run, "quantize_model", _keep(seen, "calib", run.quantize_model, 1))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from jaxq.formats import IntegerFormat
+from jaxq.formats.integers import IntegerFormat
 
 
 def _scales(rows: np.ndarray, fmt: IntegerFormat, factor: np.ndarray) -> np.ndarray:

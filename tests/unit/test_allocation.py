@@ -1,4 +1,4 @@
-"""jaxq.allocation: against all combinations, and against numpy in float64."""
+"""jaxq.methods.allocation: against all combinations, and against numpy in float64."""
 
 from itertools import pairwise, product
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxq.allocation import Option, allocate, lower_hull, relative_errors, typical_error
+from jaxq.methods.allocation import Option, allocate, lower_hull, relative_errors, typical_error
 
 OPTIONS = st.lists(st.builds(Option, st.integers(1, 40), st.floats(0, 10, allow_nan=False)), min_size=1, max_size=5)
 

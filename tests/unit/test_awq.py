@@ -1,10 +1,13 @@
-"""jaxq.awq, scales: candidates and losses against float64 numpy on the activations."""
+"""jaxq.methods.awq, scales: candidates and losses against float64 numpy on the activations."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.awq import (
+from jaxq.errors import JaxqError
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.methods.awq import (
     IDENTITY,
     ScaleChoice,
     _choose_scale,
@@ -14,9 +17,7 @@ from jaxq.awq import (
     search_scales,
     weight_magnitude,
 )
-from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, WeightFormat, make_format
-from jaxq.statistics import Moments
+from jaxq.numerics.moments import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
 FORMATS = [

@@ -6,8 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq import methods
-from jaxq.awq import (
+import jaxq.methods.choose as methods
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.formats.registry import WeightFormat
+from jaxq.methods.awq import (
     IDENTITY,
     ScaleChoice,
     alpha_grid,
@@ -17,9 +21,8 @@ from jaxq.awq import (
     search_shared_scales,
     weight_magnitude,
 )
-from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, WeightFormat
-from jaxq.methods import METHODS, MethodSpec
-from jaxq.statistics import Moments
+from jaxq.methods.registry import METHODS, MethodSpec
+from jaxq.numerics.moments import Moments
 from tests.unit.test_methods import C_IN, TOKENS, data
 
 DAMPING = 0.05

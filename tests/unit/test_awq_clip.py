@@ -1,13 +1,13 @@
-"""jaxq.awq, clip ratios: each block's choice against float64 numpy on the activations."""
+"""jaxq.methods.awq, clip ratios: each block's choice against float64 numpy on the activations."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.awq import ratio_grid, search_clip
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat
-from jaxq.statistics import diagonal_blocks
+from jaxq.formats.integers import IntegerFormat
+from jaxq.methods.awq import ratio_grid, search_clip
+from jaxq.numerics.moments import diagonal_blocks
 
 C_IN, C_OUT, TOKENS, BLOCK = 40, 6, 60, 16
 RATIOS = np.array(ratio_grid(0.5, 0.05), np.float32)

@@ -1,11 +1,20 @@
-"""jaxq.blocks: splitting an axis into blocks of rows, and joining them."""
+"""jaxq.numerics.blocks: splitting an axis into blocks of rows, and joining them."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.blocks import check_axis, count_blocks, join, max_magnitude, per_block, resolve_block_size, split, spread
 from jaxq.errors import JaxqError
+from jaxq.numerics.blocks import (
+    check_axis,
+    count_blocks,
+    join,
+    max_magnitude,
+    per_block,
+    resolve_block_size,
+    split,
+    spread,
+)
 
 LAYOUTS = [
     pytest.param((16, 3), 8, 0, id="exact"),

@@ -1,10 +1,11 @@
-"""jaxq.drift against least squares in float64."""
+"""jaxq.numerics.drift against least squares in float64."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.drift import corrected_target, drift_product
+from jaxq.methods.targets import corrected_target
+from jaxq.numerics.drift import drift_product
 
 C_IN, C_OUT, TOKENS = 20, 6, 90
 

@@ -1,4 +1,4 @@
-"""jaxq.float4 against ml_dtypes' tables and numpy: codes, and NVFP4's two scales."""
+"""jaxq.numerics.float4 against ml_dtypes' tables and numpy: codes, and NVFP4's two scales."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxq.float4 import block_ratios, decode_e2m1, divide_by_scales, encode_e2m1, round_e4m3, tensor_scale
+from jaxq.numerics.float4 import block_ratios, decode_e2m1, divide_by_scales, encode_e2m1, round_e4m3, tensor_scale
 
 VALUES = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 DTYPES = ["float32", "float16", "bfloat16"]

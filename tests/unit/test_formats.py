@@ -1,4 +1,4 @@
-"""jaxq.formats: NVFP4, MXFP8 and MXFP4 against numpy with ml_dtypes, and formats by name."""
+"""jaxq.formats.registry: NVFP4, MXFP8 and MXFP4 against numpy with ml_dtypes, and formats by name."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.formats import DTYPES, IntegerFormat, MxFormat, Nvfp4Format, WeightFormat, make_format
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.formats.registry import DTYPES, WeightFormat, make_format
 
 FLOATS: dict[str, WeightFormat] = {"nvfp4": Nvfp4Format(), "mxfp8": MxFormat("mxfp8"), "mxfp4": MxFormat("mxfp4")}
 EACH = pytest.mark.parametrize("fmt", FLOATS.values(), ids=FLOATS)

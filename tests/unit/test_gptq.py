@@ -1,4 +1,4 @@
-"""jaxq.gptq against a plain float64 reference, and jaxq.block_scales against a search by hand."""
+"""jaxq.methods.gptq against a plain float64 reference, and jaxq.methods.block_scales against a search by hand."""
 
 from itertools import pairwise
 
@@ -6,11 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.block_scales import low_rank, search_block_scales
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Scales, WeightFormat, make_format
-from jaxq.gptq import compensated_share, damp, feedback, gptq_round
-from jaxq.statistics import output_error
+from jaxq.formats.base import Scales
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.methods.block_scales import low_rank, search_block_scales
+from jaxq.methods.gptq import compensated_share, damp, feedback, gptq_round
+from jaxq.numerics.moments import output_error
 
 FORMATS: dict[str, WeightFormat] = {
     "int4": IntegerFormat(16, full_range=True),

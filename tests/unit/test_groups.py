@@ -1,4 +1,4 @@
-"""jaxq.groups: what is done where a search was misled. Groups of a graph are tested with the graph."""
+"""jaxq.numerics.moments: what is done where a search was misled. Groups of a graph are tested with the graph."""
 
 from dataclasses import replace
 
@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.formats import FLOAT8, IntegerFormat, Nvfp4Format
-from jaxq.groups import _decide, _lost, _same_second, _swapped
-from jaxq.methods import METHODS, MethodSpec, choose, measure
-from jaxq.statistics import Moments
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.methods.choose import choose
+from jaxq.methods.keep_better import _lost, _same_second, _swapped, keep_better
+from jaxq.methods.measure import measure
+from jaxq.methods.registry import METHODS, MethodSpec
+from jaxq.numerics.moments import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
 SPEC = MethodSpec("awq_lite", IntegerFormat(16), alpha_step=1.0, search_columns=1)
@@ -46,7 +49,7 @@ def test_plain_rounding_stands_in_for_a_choice_that_is_worse(misled):
         losses.append(float(jnp.sum(errors.output)))
     assert (losses[0] > losses[1]) == misled
 
-    (choice,), (errors,) = _decide(parts, [[C_OUT]], moments, METHODS["awq_lite"], SPEC)
+    (choice,), (errors,) = keep_better(parts, [[C_OUT]], moments, METHODS["awq_lite"], SPEC)
     assert_equal(choice, plain if misled else searched)
     assert_equal(errors, measure(w, choice, moments, SPEC.fmt))
 
@@ -57,13 +60,13 @@ def test_a_choice_without_a_number_for_its_error_is_not_taken():
     fmt = IntegerFormat(16, scale_dtype="float16")
     spread = jnp.ones(C_IN).at[0].set(1e4).at[1].set(1e-4)
     moments = Moments(moments.h * spread[:, None] * spread[None, :], moments.a * spread, moments.tokens)
-    _, (errors,) = _decide([(1e4 * w, fmt)], [[C_OUT]], moments, METHODS["awq_lite"], MethodSpec("awq_lite", fmt))
+    _, (errors,) = keep_better([(1e4 * w, fmt)], [[C_OUT]], moments, METHODS["awq_lite"], MethodSpec("awq_lite", fmt))
     assert errors.output is not None and np.isfinite(np.asarray(errors.output)).all()
 
 
 def test_without_data_the_choice_is_the_methods():
     w, _ = data(misled=False)
-    choices, (errors,) = _decide([(w, SPEC.fmt)], [[C_OUT]], None, METHODS["rtn_dq"], SPEC)
+    choices, (errors,) = keep_better([(w, SPEC.fmt)], [[C_OUT]], None, METHODS["rtn_dq"], SPEC)
     assert_equal(choices, choose(METHODS["rtn"], [(w, SPEC.fmt)], None, SPEC))
     assert errors.output is None
 

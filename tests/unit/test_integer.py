@@ -1,4 +1,4 @@
-"""jaxq.integer against float64 numpy: scales, codes and what they stand for."""
+"""jaxq.numerics.integer against float64 numpy: scales, codes and what they stand for."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.integer import code_range, dq_tensor, find_full_range_scales, find_scales, quant_tensor, rtn
+from jaxq.numerics.integer import code_range, dq_tensor, find_full_range_scales, find_scales, quant_tensor, rtn
 
 EPS = 2.0**-23
 LAYOUTS = {

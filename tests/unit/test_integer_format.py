@@ -1,4 +1,4 @@
-"""jaxq.integer.IntegerFormat: a format and the weights that it holds."""
+"""jaxq.numerics.integer.IntegerFormat: a format and the weights that it holds."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.formats import FLOAT8, IntegerFormat, Quantized
-from jaxq.integer import quant_tensor
+from jaxq.formats.base import Quantized
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.numerics.integer import quant_tensor
 
 ROWS = 196
 FORMATS = [

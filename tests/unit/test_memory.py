@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxq.float4 import block_ratios, decode_e2m1, divide_by_scales, encode_e2m1, round_e4m3, tensor_scale
-from jaxq.formats import MxFormat, Nvfp4Format, Quantized, WeightFormat
-from jaxq.integer import dq_tensor, find_full_range_scales, find_scales, quant_tensor, rtn
-from jaxq.mx import scale_down, scale_up, shared_exponent
-from jaxq.packing import pack_int4, unpack_int4
+from jaxq.formats.base import Quantized
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.formats.registry import WeightFormat
+from jaxq.numerics.float4 import block_ratios, decode_e2m1, divide_by_scales, encode_e2m1, round_e4m3, tensor_scale
+from jaxq.numerics.integer import dq_tensor, find_full_range_scales, find_scales, quant_tensor, rtn
+from jaxq.numerics.mx import scale_down, scale_up, shared_exponent
+from jaxq.numerics.packing import pack_int4, unpack_int4
 
 ROWS, COLUMNS, BLOCK = 1024, 512, 128
 
@@ -28,7 +31,7 @@ def layout(rows: int, axis: int, block: int) -> tuple[jax.ShapeDtypeStruct, tupl
 
 
 def integers(rows: int, axis: int, zero: bool) -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Each function of `jaxq.integer`, with the shapes of its arrays."""
+    """Each function of `jaxq.numerics.integer`, with the shapes of its arrays."""
     w, s_dims = layout(rows, axis, BLOCK)
     s, zp = shape("float32", *s_dims), shape("uint8", *s_dims) if zero else None
     q = shape("uint8" if zero else "int8", *w.shape)
@@ -42,7 +45,7 @@ def integers(rows: int, axis: int, zero: bool) -> dict[str, tuple[Callable[..., 
 
 
 def floats(rows: int, axis: int) -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Each function of `jaxq.float4`, `jaxq.mx` and `jaxq.packing`, with the shapes of its arrays."""
+    """Each function of float4, mx and packing, with the shapes of its arrays."""
     w, dims = layout(rows, axis, 16)
     s, s2 = shape("float32", *dims), shape("float32")
     e = shape("int32", *layout(rows, axis, 32)[1])

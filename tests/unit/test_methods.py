@@ -1,16 +1,21 @@
-"""jaxq.methods: every method's choice, and its errors against float64 numpy."""
+"""jaxq.methods.registry: every method's choice, and its errors against float64 numpy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq import methods
-from jaxq.awq import IDENTITY, alpha_grid, awq_scale, ratio_grid, weight_magnitude
+import jaxq.methods.choose as methods
 from jaxq.errors import JaxqError
-from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, WeightFormat
-from jaxq.methods import METHODS, Choice, MethodSpec, Part, find_method, measure
-from jaxq.statistics import Moments, shrunk
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.formats.registry import WeightFormat
+from jaxq.methods.awq import IDENTITY, alpha_grid, awq_scale, ratio_grid, weight_magnitude
+from jaxq.methods.choose import Choice, Part
+from jaxq.methods.measure import measure
+from jaxq.methods.registry import METHODS, MethodSpec, find_method
+from jaxq.numerics.moments import Moments, shrunk
 
 C_IN, C_OUT, TOKENS = 40, 6, 50
 FORMATS = {

@@ -1,4 +1,4 @@
-"""jaxq.mx against Python's exact arithmetic: shared exponents and powers of two."""
+"""jaxq.numerics.mx against Python's exact arithmetic: shared exponents and powers of two."""
 
 from fractions import Fraction
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.mx import power_of_two, scale_down, scale_up, shared_exponent
+from jaxq.numerics.mx import power_of_two, scale_down, scale_up, shared_exponent
 
 
 def least_exponent(amax: float, element_max: float) -> int:

@@ -1,10 +1,10 @@
-"""jaxq.packing: two 4-bit codes a byte, the first in the low half."""
+"""jaxq.numerics.packing: two 4-bit codes a byte, the first in the low half."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.packing import pack_int4, unpack_int4
+from jaxq.numerics.packing import pack_int4, unpack_int4
 
 SHAPES = [
     pytest.param((8,), id="even"),

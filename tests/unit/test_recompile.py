@@ -8,14 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.awq import alpha_grid, ratio_grid, search_clip, search_scales, weight_magnitude
-from jaxq.block_scales import search_block_scales
-from jaxq.formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales, WeightFormat
-from jaxq.gptq import gptq_round
-from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
-from jaxq.methods import METHODS, ROUND_TO_NEAREST, Choice, MethodSpec, choose, measure
-from jaxq.packing import pack_int4
-from jaxq.statistics import Moments, accumulate, accumulate_in_place, finish, output_error, zero_sums
+from jaxq.formats.base import Quantized, Scales
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.microscaling import MxFormat
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.formats.registry import WeightFormat
+from jaxq.methods.awq import alpha_grid, ratio_grid, search_clip, search_scales, weight_magnitude
+from jaxq.methods.block_scales import search_block_scales
+from jaxq.methods.choose import Choice, choose
+from jaxq.methods.gptq import gptq_round
+from jaxq.methods.measure import measure
+from jaxq.methods.registry import METHODS, ROUND_TO_NEAREST, MethodSpec
+from jaxq.numerics.integer import dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.numerics.moments import Moments, accumulate, accumulate_in_place, finish, output_error, zero_sums
+from jaxq.numerics.packing import pack_int4
 
 C_IN, C_OUT, TOKENS = 40, 6, 32
 

@@ -11,10 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxq
-from jaxq.awq import ratio_grid, search_clip
-from jaxq.formats import IntegerFormat
-from jaxq.integer import quant_tensor
-from jaxq.statistics import accumulate, finish, output_error, zero_sums
+from jaxq.formats.integers import IntegerFormat
+from jaxq.methods.awq import ratio_grid, search_clip
+from jaxq.numerics.integer import quant_tensor
+from jaxq.numerics.moments import accumulate, finish, output_error, zero_sums
 
 C_IN, C_OUT, TOKENS = 40, 16, 64
 

@@ -1,4 +1,4 @@
-"""jaxq.statistics against float64 numpy on the activations themselves."""
+"""jaxq.numerics.moments against float64 numpy on the activations themselves."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.statistics import (
+from jaxq.numerics.moments import (
     Moments,
     accumulate,
     accumulate_in_place,

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from jaxq.blocks import split
-from jaxq.statistics import output_error, zero_sums
+from jaxq.numerics.blocks import split
+from jaxq.numerics.moments import output_error, zero_sums
 
 
 def test_mixed_dtypes_are_refused():

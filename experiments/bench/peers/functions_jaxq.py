@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from functions_serve import Call, serve, weight
 
-from jaxq.float4 import NVFP4_BLOCK
-from jaxq.formats import Nvfp4Format
-from jaxq.integer import dq_tensor, find_scales, quant_tensor, rtn
-from jaxq.packing import pack_int4
+from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.numerics.float4 import NVFP4_BLOCK
+from jaxq.numerics.integer import dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.numerics.packing import pack_int4
 
 
 def quantize_and_pack(w: jax.Array, block_size: int) -> tuple[jax.Array, jax.Array]:

@@ -8,8 +8,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from jaxq.formats import DTYPES, WeightFormat, make_format
-from jaxq.forms import FORMS
+from jaxq.formats.registry import DTYPES, WeightFormat, make_format
+from jaxq.forms.registry import FORMS
 from tests.graph import models
 from tests.graph.models import FFN, build, node, vector, weight
 from tests.graph.reference import evaluate

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.batches import Batch
-from jaxq.formats import make_format
-from jaxq.results import Outcome
+from jaxq.formats.registry import make_format
+from jaxq.pipeline.outcome import Outcome
+from jaxq.runtime.batches import Batch
 from tests.graph.models import ACTIVATION, HIDDEN, build, node, siblings, tokens, vector, weight
 from tests.graph.running import initializers, quantize, relative, run, save, with_weights
 from tests.graph.unpacked import dequantized

@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.formats import FLOAT8, IntegerFormat, WeightFormat, make_format
-from jaxq.forms import FORMS
+from jaxq.formats.integers import FLOAT8, IntegerFormat
+from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.forms.registry import FORMS
 from tests.graph.forms.readers import GROUPS, every_reader, every_weight, in_place, pairings, run_form, skip_old
 from tests.graph.models import FFN, tokens
 from tests.graph.running import quantize, relative, save

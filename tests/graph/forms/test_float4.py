@@ -5,7 +5,7 @@ import numpy as np
 import onnx
 import pytest
 
-from jaxq.formats import make_format
+from jaxq.formats.registry import make_format
 from tests.graph.forms.readers import READS, every_reader
 from tests.graph.models import tokens
 from tests.graph.reference import evaluate

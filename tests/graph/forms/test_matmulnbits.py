@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-from jaxq.formats import IntegerFormat
+from jaxq.formats.integers import IntegerFormat
 from tests.graph import models
 from tests.graph.forms.readers import every_reader, fused, in_place, skip_old
 from tests.graph.models import FFN, HIDDEN, tokens

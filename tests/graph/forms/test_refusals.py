@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from jaxq.batches import Batch
 from jaxq.errors import JaxqError
-from jaxq.formats import DTYPES, IntegerFormat, WeightFormat, make_format
-from jaxq.forms import FORMS
-from jaxq.job import Gather, Rule
+from jaxq.formats.integers import IntegerFormat
+from jaxq.formats.registry import DTYPES, WeightFormat, make_format
+from jaxq.forms.registry import FORMS
+from jaxq.pipeline.job import Gather, Rule
+from jaxq.runtime.batches import Batch
 from tests.graph.running import quantize
 
 INT4, FULL = IntegerFormat(32), IntegerFormat(32, full_range=True)

@@ -1,0 +1,8 @@
+"""What a quantization costs in accuracy: perplexity, KL divergence, agreement, and errors of outputs."""
+
+from jaxq.evaluation.accuracy import Accuracy, Evaluation, evaluate
+from jaxq.evaluation.outputs import OutputComparison, compare_outputs
+
+__all__ = [
+    "Accuracy", "Evaluation", "OutputComparison", "compare_outputs", "evaluate",
+]  # fmt: skip

@@ -1,0 +1,114 @@
+"""The nodes that read a weight: directly, or, of a table, through Transpose and Cast; in subgraphs too."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+STANDARD = ("", "ai.onnx")
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A node that reads a weight.
+
+    Attributes:
+        node, index: The node, and which of its inputs.
+        turned: It reads the weight transposed, by nodes between or by its own ``transB``.
+        dtype: The type that it reads: the weight's, or what a Cast between made of it.
+    """
+
+    node: ir.Node
+    index: int
+    turned: bool
+    dtype: ir.DataType
+
+    @property
+    def table(self) -> bool:
+        """It looks rows up."""
+        return is_table(self.node) and self.index == 0
+
+
+def is_table(node: ir.Node) -> bool:
+    """Whether a node looks its weight up rather than multiplying by it."""
+    return node.op_type == "Gather" and node.domain in STANDARD
+
+
+def find_readers(weight: ir.Value) -> list[Reader]:
+    """The nodes that read an initializer.
+
+    Those behind a Transpose or a Cast are found where Gather reads the weight too: other weights have none of these
+    between, see `jaxq.graph.prepare.prepare`.
+    """
+    assert weight.dtype is not None
+    direct = [Reader(node, index, _transposes(node), weight.dtype) for node, index in weight.uses()]
+    if not any(reader.table for reader in direct):
+        return direct
+    return [reader for each in direct for reader in _behind(each)]
+
+
+def attribute(node: ir.Node, name: str, default: float) -> float:
+    """A number among the node's attributes, or its default."""
+    attr = node.attributes.get(name)
+    return default if attr is None else attr.value
+
+
+def weight_shape(weight: ir.Value) -> tuple[int, ...]:
+    """The shape of an initializer."""
+    assert weight.const_value is not None
+    return tuple(int(d) for d in weight.const_value.shape.numpy())
+
+
+def float_type(weight: ir.Value, node: ir.Node) -> ir.DataType:
+    """The type in which a node reads a weight: that of the last Cast between, or else the weight's own."""
+    found = next(dtype for value in node.inputs if (dtype := _type_below(weight, value)) is not None)
+    assert found is not None
+    return found
+
+
+def _type_below(weight: ir.Value, value: ir.Value | None) -> ir.DataType | None:
+    """The type of a view of the weight; None where the value is none."""
+    if value is weight or value is None:
+        return value and value.dtype
+    node = value.producer()
+    if node is None or node.op_type not in ("Transpose", "Cast"):
+        return None
+    above = _type_below(weight, node.inputs[0])
+    return ir.DataType(node.attributes.get_int("to", int(above))) if above else None
+
+
+def drop_views(weight: ir.Value) -> None:
+    """Removes nodes between a weight and its readers that nothing reads any more."""
+    for node, _ in tuple(weight.uses()):
+        if node.op_type not in ("Transpose", "Cast"):
+            continue
+        out = node.outputs[0]
+        drop_views(out)
+        if not out.uses() and not out.is_graph_output() and node.graph is not None:
+            node.graph.remove(node, safe=True)
+
+
+def _behind(reader: Reader) -> Iterator[Reader]:
+    """The readers behind a view; the reader itself where it is none."""
+    node, turned, dtype = reader.node, reader.turned, reader.dtype
+    if _is_transpose(node):
+        turned = not turned
+    elif node.op_type == "Cast" and node.domain in STANDARD:
+        dtype = ir.DataType(node.attributes.get_int("to", int(dtype)))
+    else:
+        yield reader
+        return
+    if node.outputs[0].is_graph_output() or not dtype.is_floating_point():
+        yield reader
+        return
+    for behind, index in node.outputs[0].uses():
+        yield from _behind(Reader(behind, index, turned != _transposes(behind), dtype))
+
+
+def _is_transpose(node: ir.Node) -> bool:
+    perm: Sequence[int] = node.attributes.get_ints("perm", (1, 0))
+    return node.op_type == "Transpose" and node.domain in STANDARD and tuple(perm) == (1, 0)
+
+
+def _transposes(node: ir.Node) -> bool:
+    return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))

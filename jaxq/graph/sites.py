@@ -1,0 +1,232 @@
+"""What of an ONNX graph can be quantized: weights, their siblings, and why the others are left alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import onnx_ir as ir
+
+from jaxq.errors import JaxqError
+from jaxq.graph.activations import Reading, patches_of
+from jaxq.graph.already_quantized import find_present
+from jaxq.graph.normalize.views import View
+from jaxq.graph.readers import Reader, attribute, find_readers, is_table, weight_shape
+from jaxq.graph.skip_reasons import why_not, why_not_lifted
+from jaxq.graph.skipped import Declined, decline, is_listed
+from jaxq.graph.tensors import read_weight
+
+MOST_PATCH_MOMENTS = 1 << 30
+"""Bytes that the moments of a Conv's patches may take; they grow with the square of the kernel's size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A weight that can be quantized, with the nodes that multiply by it.
+
+    Attributes:
+        weight: The initializer, stored [c_in, c_out], or [c_out, c_in] if ``transposed``; a stack [matrices, c_in,
+            c_out], or [1, matrices, c_in, c_out]; or a kernel [matrices * c_out, channels, ...].
+        nodes: MatMul, Gemm or Conv nodes with the weight as their second input, Gather nodes with it as their table, or
+            both (a tied embedding, whose products may read it through Transpose and Cast).
+        c_in, c_out: Rows of a matrix in ``y = x W``, and its columns. Of a table: the axis that is blocked, and the
+            other one. Of a kernel: the size of a patch, and the outputs of a group.
+        transposed: The products read it transposed, it is a kernel, or the table is blocked along its rows (axis 1).
+        gathered: The weight is a table of Gather, and nothing else.
+        nested: Those of the nodes that lie in subgraphs (If, Loop or Scan).
+        count: Number of matrices: those of a stack, or one for each group of a Conv.
+        kernel: The weight is a kernel of Conv.
+    """
+
+    weight: ir.Value
+    nodes: tuple[ir.Node, ...]
+    c_in: int
+    c_out: int
+    transposed: bool
+    gathered: bool = False
+    nested: frozenset[ir.Node] = frozenset()
+    count: int = 1
+    kernel: bool = False
+
+    @property
+    def name(self) -> str:
+        """The weight's name: unique in a graph, and present where node names are not."""
+        return str(self.weight.name)
+
+    @property
+    def activations(self) -> tuple[ir.Value, ...]:
+        """The values ``x`` that the nodes multiply, each once: one, several of a shared weight, none of a table.
+
+        Those in subgraphs do not count: calibration does not see them.
+        """
+        nodes = [node for node in self.nodes if not is_table(node) and node not in self.nested]
+        return tuple(dict.fromkeys(node.inputs[0] for node in nodes if node.inputs[0] is not None))
+
+    @property
+    def has_table(self) -> bool:
+        """Gather reads the weight, alone or beside products."""
+        return any(map(is_table, self.nodes))
+
+    @property
+    def can_scale(self) -> bool:
+        """All that read the weight multiply one activation by it, which can be divided by what the weight is scaled."""
+        return len(self.activations) == 1 and not (self.has_table or self.nested or self.kernel)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What the nodes multiply, each once; none of a table, and of a kernel too large for moments of its patches."""
+        if not self.kernel:
+            return tuple(Reading(value, self.count) for value in self.activations)
+        if 4 * self.count * self.c_in**2 > MOST_PATCH_MOMENTS:
+            return ()
+        nodes = [node for node in self.nodes if node not in self.nested]
+        pairs = [(node.inputs[0], patches_of(node, self.shape)) for node in nodes]
+        return tuple(dict.fromkeys(Reading(value, self.count, how) for value, how in pairs if value is not None))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The initializer's shape."""
+        return weight_shape(self.weight)
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The dimensions of a stack in front of its matrices'; of all else none."""
+        return () if self.kernel else self.shape[:-2]
+
+    @property
+    def columns(self) -> int:
+        """Columns of all matrices, side by side."""
+        return self.count * self.c_out
+
+    def array(self, index: int = 0) -> np.ndarray:
+        """A copy of one of the matrices as [c_in, c_out]; the file it lies in is not kept in memory.
+
+        Raises:
+            JaxqError: a weight is NaN or infinite.
+        """
+        rows, columns = (self.c_out, self.c_in) if self.transposed else (self.c_in, self.c_out)
+        w = read_weight(self.weight, (self.count, rows, columns), index)
+        if bad := w.size - int(np.isfinite(w).sum()):
+            raise JaxqError(f"weight {self.name!r} has {bad} values that are NaN or infinite: mend or exclude it")
+        return np.ascontiguousarray(w.T) if self.transposed else w
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Sites that read the same activation, in graph order; or one site that reads several (a shared weight) or none."""
+
+    sites: tuple[Site, ...]
+    activations: tuple[ir.Value, ...]
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What the sites multiply."""
+        return self.sites[0].readings
+
+    @property
+    def count(self) -> int:
+        """Number of matrices of each site."""
+        return self.sites[0].count
+
+    @property
+    def name(self) -> str:
+        """The first activation's name; the weight's where there is none."""
+        return str(self.activations[0].name) if self.activations else self.sites[0].name
+
+
+def find_sites(
+    graph: ir.Graph, exclude: Sequence[str] = (), gather_axis: int | None = None
+) -> tuple[list[Site], list[Declined]]:
+    """The weights that can be quantized, in graph order, and all others with the reason.
+
+    Every tensor of floats is one or the other, but for scalars and vectors of one number or none, which are constants.
+
+    Args:
+        graph: Main graph of a model that went through `prepare`.
+        exclude: Patterns as in a shell (``*lm_head*``), compared with weight and node names.
+        gather_axis: The axis, 0 or 1, along which tables of Gather are blocked; None leaves them alone.
+    """
+    order = {node: i for i, node in enumerate(ir.traversal.RecursiveGraphIterator(graph))}
+    sites: list[Site] = []
+    declined: list[Declined] = []
+    for weight in _float_weights(graph):
+        readers = find_readers(weight)
+        reason = why_not(weight, readers, graph, gather_axis) or _excluded(weight, readers, exclude)
+        if reason is None:
+            sites.append(_site(weight, readers, graph, gather_axis))
+        else:
+            declined.append(decline(weight, reason))
+    declined += [decline(value, why_not_lifted(value, graph)) for value in _constants(graph)]
+    declined += [decline(codes, reason) for codes, reason in find_present(_graphs(graph))]
+    return sorted(sites, key=lambda site: order[site.nodes[0]]), declined
+
+
+def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
+    """Patterns of ``exclude`` that match no weight: misspelt, perhaps."""
+    names = [name for weight in _float_weights(graph) for name in _names(weight)]
+    return [p for p in exclude if not any(fnmatchcase(name, p) for name in names)]
+
+
+def sibling_groups(sites: Sequence[Site]) -> list[Group]:
+    """Sites grouped by what they read, in graph order; tables and weights of subgraphs are alone."""
+    groups: dict[tuple[Reading | ir.Value, ...], list[Site]] = {}
+    for site in sites:
+        alone = site.has_table or site.nested or not site.readings
+        groups.setdefault((site.weight,) if alone else site.readings, []).append(site)
+    return [Group(tuple(members), members[0].activations) for members in groups.values()]
+
+
+def _graphs(graph: ir.Graph) -> list[ir.Graph]:
+    return [graph, *(subgraph for subgraph in graph.subgraphs() if subgraph is not graph)]
+
+
+def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
+    for each in _graphs(graph):
+        for value in each.initializers.values():
+            if is_listed(value):
+                yield value
+
+
+def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Floats that `tidy` leaves in Constant nodes: outputs of a graph, and tensors of one number or none."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if node.op_type == "Constant" and is_listed(node.outputs[0]):
+            yield node.outputs[0]
+
+
+def matches(weight: ir.Value, pattern: str) -> bool:
+    """Whether the weight's name or one of its nodes' fits a shell pattern."""
+    return any(fnmatchcase(name, pattern) for name in _names(weight))
+
+
+def _excluded(weight: ir.Value, readers: Sequence[Reader], exclude: Sequence[str]) -> str | None:
+    for pattern in exclude:
+        if matches(weight, pattern):
+            tied = len({reader.table for reader in readers}) > 1
+            more = ", with the table of Gather that it is too: method.exclude=[] quantizes both" if tied else ""
+            return f"excluded by the pattern {pattern!r}{more}"
+    return None
+
+
+def _names(weight: ir.Value) -> list[str]:
+    """What patterns are compared with: the weight's name, that of the initializer it is a view of, and its nodes'.
+
+    A Transpose between counts as one of its nodes.
+    """
+    source = [str(weight.const_value.source.name)] if isinstance(weight.const_value, View) else []
+    nodes = [*(node for node, _ in weight.uses()), *(reader.node for reader in find_readers(weight))]
+    return list(dict.fromkeys([str(weight.name), *source, *(str(node.name) for node in nodes)]))
+
+
+def _site(weight: ir.Value, readers: Sequence[Reader], graph: ir.Graph, gather_axis: int | None) -> Site:
+    nodes, shape = tuple(dict.fromkeys(reader.node for reader in readers)), weight_shape(weight)
+    nested = frozenset(node for node in nodes if node.graph is not graph)
+    if nodes[0].op_type == "Conv":
+        count = int(attribute(nodes[0], "group", 1))
+        c_in, c_out = int(np.prod(shape[1:])), shape[0] // count
+        return Site(weight, nodes, c_in, c_out, True, nested=nested, count=count, kernel=True)
+    gathered = all(reader.table for reader in readers)
+    transposed = gather_axis == 1 if gathered else any(reader.turned for reader in readers)
+    rows, columns = shape[-2:]
+    c_in, c_out = (columns, rows) if transposed else (rows, columns)
+    return Site(weight, nodes, c_in, c_out, transposed, gathered, nested, int(np.prod(shape[:-2])))

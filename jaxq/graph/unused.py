@@ -1,0 +1,56 @@
+"""What no output of a model depends on: the conversion to another opset drops it, and the report says so."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from jaxq.graph.skipped import Declined, decline, declined_in_functions, is_listed
+
+_REMOVED = "no output of the model depends on it: removed"
+
+
+def remove_dead(model: ir.Model) -> list[Declined]:
+    """Removes nodes, initializers and functions that nothing reads, in place.
+
+    Returns:
+        The float weights among what is gone.
+    """
+    held = {value: decline(value, _REMOVED) for value in _floats(model)}
+    functions = declined_in_functions(model)
+    _remove_nodes(model.graph)
+    for graph in model.graphs():
+        for name, value in tuple(graph.initializers.items()):
+            if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+                del graph.initializers[name]
+    passes.RemoveUnusedFunctionsPass()(model)
+    left, left_in_functions = set(_floats(model)), {d.name for d in declined_in_functions(model)}
+    gone = [declined for value, declined in held.items() if value not in left]
+    return gone + [replace(d, reason=_REMOVED) for d in functions if d.name not in left_in_functions]
+
+
+def _floats(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from filter(is_listed, graph.initializers.values())
+        yield from (node.outputs[0] for node in graph if node.op_type == "Constant" and is_listed(node.outputs[0]))
+
+
+def _remove_nodes(graph: ir.Graph) -> None:
+    """Backwards, and into a node's subgraphs on the way: what these read comes before."""
+    for node in reversed(graph):
+        if any(value.uses() or value.is_graph_output() for value in node.outputs):
+            for inner in _subgraphs(node):
+                _remove_nodes(inner)
+            continue
+        for inner in (each for subgraph in _subgraphs(node) for each in subgraph.all_nodes()):
+            for index in range(len(inner.inputs)):  # or they would read values of this graph for ever
+                inner.replace_input_with(index, None)
+        graph.remove(node, safe=True)
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    attributes = [attr for attr in node.attributes.values() if not attr.is_ref()]
+    single = [attr.as_graph() for attr in attributes if attr.type == ir.AttributeType.GRAPH]
+    lists = [graph for attr in attributes if attr.type == ir.AttributeType.GRAPHS for graph in attr.as_graphs()]
+    return single + lists

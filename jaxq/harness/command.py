@@ -1,0 +1,231 @@
+"""What the command line does: composes the configuration, runs, and says what went wrong."""
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import hydra
+import jax
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from jaxq.errors import JaxqError
+from jaxq.evaluation.accuracy import evaluate
+from jaxq.files.companions import copy_companions
+from jaxq.files.model_file import hash_model, load_model
+from jaxq.forms.registry import FORMS
+from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
+from jaxq.harness.hydra_errors import hydra_sentence, suggestion
+from jaxq.harness.records import Report, write_estimate, write_failure, write_report
+from jaxq.harness.report import print_estimate, print_report, progress_bars
+from jaxq.harness.task import open_task, text_hashes
+from jaxq.pipeline.clock import Clock
+from jaxq.pipeline.dry_run import Estimate, estimate
+from jaxq.pipeline.job import Job
+from jaxq.pipeline.outcome import Outcome
+from jaxq.pipeline.quantize import quantize_model
+from jaxq.runtime.batches import hash_batches
+
+_DEFAULT_LEVEL = 4
+_TRACEBACK = "JAXQ_TRACEBACK"
+
+register()
+
+
+def execute() -> None:
+    """Does what ``sys.argv`` says; exits with code 2 and one sentence on bad input."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets its errors through to the handlers below
+    if os.environ.get(_TRACEBACK) == "1":
+        _hydra_main()
+        return
+    try:
+        _hydra_main()
+    except (JaxqError, HydraException, OmegaConfBaseException) as error:
+        sys.exit(_fail(hydra_sentence(error)))
+    except OSError as error:
+        sys.exit(_fail(_what_failed(error)))
+    except Exception as error:  # not bad input that jaxq knows of, perhaps its own fault
+        sys.exit(_fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {_TRACEBACK}=1 shows where"))
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def _hydra_main(raw: DictConfig) -> None:
+    config = cast(Config, raw)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    plain = cast(Mapping[str, object], OmegaConf.to_container(raw, resolve=True))
+    console = Console()
+    try:
+        _refuse_unknown(raw)
+        if config.dry_run:
+            dry_run(config, plain, folder, console)
+            return
+        report = run(config, plain, folder, console)
+    except JaxqError as error:
+        if os.environ.get(_TRACEBACK) == "1":
+            raise
+        code = _record(str(error), plain, folder)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return  # the other runs of the sweep go on; its table ends with this code
+        sys.exit(code)
+    except Exception as error:
+        if os.environ.get(_TRACEBACK) == "1" or HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise
+        _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
+        return
+    print_report(report, folder, console)
+
+
+def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Estimate:
+    """What `run` would do and take; leaves ``estimate.json`` in the folder, and no model.
+
+    Raises:
+        JaxqError: the input is bad.
+    """
+    cache = cache_dir(config)
+    start = time.perf_counter()
+    with progress_bars(console) as progress:
+        task = open_task(config, folder / "model.onnx", cache, progress)
+    data = time.perf_counter() - start
+    found = estimate(task.job, task.data.calib, task.data.held_out)
+    found = replace(found, seconds={"data": data, **found.seconds})
+    write_estimate(found, plain, _overrides(), folder)
+    print_estimate(found, task.job.method.name, task.notes, console)
+    return found
+
+
+def run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Report:
+    """One quantization with its evaluation and files.
+
+    Args:
+        config: What to do.
+        plain: The same as plain dictionaries, for the report.
+        folder: Where model.onnx, report.json and layers.csv go.
+        console: Where progress is shown.
+
+    Raises:
+        JaxqError: the input is bad.
+    """
+    start = time.perf_counter()
+    cache = cache_dir(config)
+    _keep_compiled(cache)
+    with ExitStack() as until:  # what was finished is kept until the report is written
+        clock = Clock()
+        with progress_bars(console) as progress:
+            with clock.phase("data"):
+                task = open_task(config, folder / "model.onnx", cache, progress)
+                job, data = task.job, task.data
+            outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence), until)
+            beside = copy_companions(task.companions, folder)
+            failure = None
+            with clock.phase("evaluate"):
+                try:
+                    evaluation = evaluate(job.source, job.target, data.held_out, progress, job.form)
+                except JaxqError as error:  # the report on what was done is kept all the same
+                    failure, evaluation = error, str(error)
+        hashes = {
+            "model": outcome.model_hash,
+            "calibration_data": outcome.data_hash,
+            "evaluation_data": hash_batches(data.held_out),
+            "output": hash_model(job.target, load_model(job.target)),
+            **text_hashes(config),
+        }
+        phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
+        report = Report(
+            config=plain,
+            method=job.method.name,
+            outcome=outcome,
+            evaluation=evaluation,
+            hashes=hashes,
+            phases=tuple(phases),
+            overrides=_overrides(),
+            total_seconds=time.perf_counter() - start,
+            notes=(*task.notes, *_notes(outcome, job), *beside),
+        )
+        write_report(report, folder)
+        if failure:
+            raise failure
+        return report
+
+
+def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
+    if not FORMS[job.form].runs:
+        yield f"onnxruntime runs no {job.form} on a CPU: accuracy is that of the weights that its bytes stand for"
+    if job.accuracy_level != _DEFAULT_LEVEL and job.form != "matmulnbits":
+        yield f"form.accuracy_level has no effect on form={job.form}: only matmulnbits stores it"
+    if job.gather is not None and not any("table of Gather" in layer.note for layer in outcome.layers):
+        yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
+    if nested := [layer for layer in outcome.layers if "in a subgraph" in layer.note]:
+        yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
+    yield from outcome.told
+    for pattern in outcome.unmatched:
+        yield f"the pattern {pattern!r} fits no weight"
+    for note, names in _layer_notes(outcome).items():
+        yield f"{', '.join(map(repr, names[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {note}"
+    unmasked = sorted({name for window in outcome.windows for name in window.unmasked})
+    if unmasked:
+        yield f"padding counts in {len(unmasked)} activations whose shape shows no tokens: {', '.join(unmasked[:3])}"
+
+
+def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:
+    """What is to be said of weights, and of which; those of subgraphs are told of together."""
+    notes: dict[str, list[str]] = {}
+    for layer in outcome.layers:
+        if layer.note and "in a subgraph" not in layer.note:
+            notes.setdefault(layer.note, []).append(layer.name)
+    return notes
+
+
+def _keep_compiled(cache: Path) -> None:
+    """Lets jax keep compiled functions on disk: the next run of the same shapes starts faster.
+
+    What the user has told jax of that in the environment stands.
+    """
+    for name, value in (("compilation_cache_dir", str(cache / "xla")), ("persistent_cache_min_compile_time_secs", 0.2)):
+        if f"JAX_{name.upper()}" not in os.environ:
+            jax.config.update(f"jax_{name}", value)
+
+
+def _refuse_unknown(raw: DictConfig) -> None:
+    for key in flat_keys(OmegaConf.to_container(raw)):  # +key=value adds keys that nothing reads
+        if key not in option_names():
+            raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(f"{sentence}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _overrides() -> tuple[str, ...]:
+    """What the command line said."""
+    return tuple(HydraConfig.get().overrides.task)
+
+
+def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:
+    """Says what failed, in the run's folder too if there is one that can be written."""
+    with contextlib.suppress(OSError):
+        write_failure(sentence, plain, _overrides(), folder)
+    return _fail(sentence)
+
+
+def _what_failed(error: OSError) -> str:
+    if error.errno == errno.ENOSPC and error.filename is None:
+        places = f"outputs, cache_dir and temporary files ({tempfile.gettempdir()})"
+        return f"{error.strerror}: free some where {places} lie, and the same command goes on from what is finished"
+    return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2

@@ -1,0 +1,149 @@
+"""report.json and layers.csv: what a run did, in files that other programs read."""
+
+import csv
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+from jaxq.evaluation.accuracy import Evaluation
+from jaxq.evaluation.outputs import OutputComparison
+from jaxq.pipeline.clock import Phase
+from jaxq.pipeline.dry_run import Estimate
+from jaxq.pipeline.outcome import Outcome
+from jaxq.runtime.session import runtime
+from jaxq.search.result import Layer
+from jaxq.version import __version__
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "onnx", "onnx-ir", "onnxscript", "hydra-core")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a run.
+
+    Attributes:
+        config: The configuration as Hydra composed it.
+        method: The method that ran; differs from the config's where that says ``auto``.
+        outcome: What was done to the model.
+        evaluation: Accuracy on held-out data, or why there is none.
+        hashes: SHA-256 of model, calibration data, evaluation data and output.
+        phases: Wall time and memory of each phase.
+        total_seconds: From the start of the run, imports left out.
+        overrides: What the command line said.
+        notes: Sentences that a reader should not miss.
+    """
+
+    config: Mapping[str, object]
+    method: str
+    outcome: Outcome
+    evaluation: Evaluation | OutputComparison | str
+    hashes: Mapping[str, str]
+    phases: tuple[Phase, ...]
+    total_seconds: float
+    overrides: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes ``report.json`` and ``layers.csv``."""
+    _write(folder / "report.json", json.dumps(_plain(report_dict(report)), indent=1) + "\n")
+    with (folder / "layers.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Layer)])
+        writer.writeheader()
+        for layer in report.outcome.layers:
+            writer.writerow({**asdict(layer), "nodes": " ".join(layer.nodes)})
+
+
+def write_estimate(estimate: Estimate, config: Mapping[str, object], overrides: Sequence[str], folder: Path) -> None:
+    """Writes ``estimate.json``."""
+    made = {"versions": versions(), "device": device(), "estimate": asdict(estimate)}
+    record = {"config": config, "overrides": overrides, **made}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "estimate.json", json.dumps(_plain(record), indent=1) + "\n")
+
+
+def write_failure(message: str, config: Mapping[str, object], overrides: Sequence[str], folder: Path) -> None:
+    """Writes a ``report.json`` that holds an error instead of results."""
+    record = {"config": config, "overrides": overrides, "error": message}
+    _write(folder / "report.json", json.dumps(_plain(record), indent=1) + "\n")
+
+
+def report_dict(report: Report) -> dict[str, object]:
+    """The report as nested dictionaries."""
+    outcome = asdict(report.outcome)
+    evaluation = report.evaluation
+    return {
+        "config": report.config,
+        "overrides": report.overrides,
+        "method": report.method,
+        "versions": versions(),
+        "device": device(),
+        "hashes": report.hashes,
+        "notes": report.notes,
+        "accuracy": {"none": evaluation} if isinstance(evaluation, str) else asdict(evaluation),
+        "size": {
+            "source_bytes": outcome.pop("source_bytes"),
+            "target_bytes": outcome.pop("target_bytes"),
+            "bits_per_weight": outcome.pop("bits_per_weight"),
+            "quantized_share": report.outcome.quantized_bytes / report.outcome.weight_bytes,
+            "quantized_bytes": outcome.pop("quantized_bytes"),
+            "weight_bytes": outcome.pop("weight_bytes"),
+        },
+        "seconds": {**{phase.name: phase.seconds for phase in report.phases}, "total": report.total_seconds},
+        "peak_mb": {phase.name: phase.peak_mb for phase in report.phases},
+        "calibration": {
+            "tokens": outcome.pop("tokens"),
+            "moments_found": outcome.pop("moments_found"),
+            "windows": outcome.pop("windows"),
+        },
+        "resumed": outcome.pop("told"),
+        "exclude_unmatched": outcome.pop("unmatched"),
+        "declined": outcome.pop("declined"),
+        "layers": outcome.pop("layers"),
+    }
+
+
+def device() -> dict[str, object]:
+    """The machine that the run was on."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "jax": [d.device_kind for d in jax.devices()],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, jaxq and what it stands on."""
+    own = {"python": platform.python_version(), "jaxq": __version__, "onnxruntime": runtime().__version__}
+    return own | {name: version(name) for name in _PACKAGES}
+
+
+def _plain(value: object) -> object:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    beside.replace(path)

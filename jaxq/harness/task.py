@@ -1,0 +1,97 @@
+"""Everything that a configuration names, found and checked: the model, what lies beside it, the data, the job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxq import embedded
+from jaxq.embedded import build_model, documents, text_hash
+from jaxq.embedded.text import Split
+from jaxq.errors import JaxqError
+from jaxq.files.companions import Companions, find_companions
+from jaxq.files.hashing import hash_files
+from jaxq.files.model_file import load_model, save_model
+from jaxq.harness.config import Config, DataConfig
+from jaxq.harness.data import RunData, check_data, has_data, read_data
+from jaxq.harness.job import make_job
+from jaxq.huggingface.export import export_model
+from jaxq.pipeline.job import Job
+from jaxq.progress import Progress
+from jaxq.runtime.bfloat16 import has_bfloat16
+from jaxq.runtime.inputs import read_input_spec
+
+_NARROW = "onnxruntime has no bfloat16 on a CPU: judged in float32"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A run before its work.
+
+    Attributes:
+        job: What to do.
+        data: Batches for calibration and evaluation.
+        companions: Files beside the model that belong to it.
+        notes: Sentences that a reader of the report should not miss.
+    """
+
+    job: Job
+    data: RunData
+    companions: Companions
+    notes: tuple[str, ...]
+
+
+def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> Task:
+    """Finds what a configuration names; exports the model where it has to be.
+
+    Args:
+        config: The configuration.
+        target: Where the quantized model goes.
+        cache: Folder for exported and built models.
+        progress: Told of an export.
+
+    Raises:
+        JaxqError: something is missing, bad or contradictory; what cannot be done is refused before any work.
+    """
+    make_job(config, Path(), Path(), has_data(config))
+    check_data(config)
+    source, origin = _find_source(config, cache, progress)
+    companions = find_companions(source, target.name)
+    model = load_model(source)
+    data = read_data(config, source, read_input_spec(model))
+    job = make_job(config, source, target, bool(data.calib))
+    narrow = [_NARROW] if has_bfloat16(model) else []
+    return Task(job, data, companions, (*origin, *data.notes, *narrow))
+
+
+def text_hashes(config: Config) -> dict[str, str]:
+    """SHA-256 of the documentation that was read for an embedded run: it differs between Python versions."""
+    if config.model.name != "embedded":
+        return {}
+    parts: dict[str, tuple[DataConfig, Split]] = {
+        "calibration_text": (config.calib, "calib"),
+        "evaluation_text": (config.eval, "eval"),
+    }
+    return {
+        name: text_hash(documents(split))
+        for name, (data, split) in parts.items()
+        if data.samples and not data.tokens and not data.text and not data.dataset
+    }
+
+
+def _find_source(config: Config, cache: Path, progress: Progress) -> tuple[Path, list[str]]:
+    """The model's file, and what a reader should know of where it comes from."""
+    if config.model.name == "onnx":
+        if not config.model.path:
+            raise JaxqError("model.path is not given: say which file, as in model=onnx model.path=model.onnx")
+        return Path(config.model.path), []
+    if config.model.name == "hf":
+        if not config.model.id:
+            raise JaxqError("model.id is not given: say which folder or repository, as in model=hf model.id=folder")
+        export = export_model(config.model.id, config.model.dtype, cache, progress)
+        return export.path, [export.sentence]
+    if config.model.name != "embedded":
+        raise JaxqError(f"model.name is {config.model.name!r}: choose embedded, onnx or hf")
+    weights = Path(embedded.__file__).with_name("weights.safetensors")
+    path = cache / f"embedded-{hash_files([weights])[:16]}.onnx"
+    if not path.is_file():
+        save_model(build_model(), path, external_above=1 << 30)
+    return path, []

@@ -1,0 +1,129 @@
+"""Bits, block sizes and scale shapes of single weights, as ModelOpt's ``quant_utils`` page has them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+
+from jaxq.errors import JaxqError
+from jaxq.modelopt.arrays import AnyArray, as_array, check_integer
+from jaxq.numerics import integer
+from jaxq.numerics.blocks import check_axis
+
+Layer = int | Mapping[str, Any]
+"""Bits of a weight; or ModelOpt's record of it, ``{"precision": 8, "block_size": -1, "axis": 0}``."""
+
+
+def get_num_bits(precision_info: Mapping[str, Layer] | None = None, name: str | None = None) -> int:
+    """Bits of the weight of that name: ``precision_info[name]``, else 4.
+
+    Args:
+        precision_info: Bits by weight name; ModelOpt's ``layer_info`` records, ``{"precision": 8, ...}``, do too.
+        name: The weight's name.
+
+    Returns:
+        2 to 8.
+
+    Raises:
+        JaxqError: the entry is no such number.
+
+    Source: NVIDIA ModelOpt's ``quant_utils.get_num_bits``.
+
+    Example:
+        >>> get_num_bits({"w": 8}, "w"), get_num_bits({"w": {"precision": 8}}, "w"), get_num_bits(None, "w")
+        (8, 8, 4)
+    """
+    if precision_info is not None and not isinstance(precision_info, Mapping):
+        raise JaxqError(f"precision_info is {precision_info!r}: give a dictionary from weight names to bits")
+    if name is None or not precision_info or name not in precision_info:
+        return 4
+    entry = precision_info[name]
+    bits = entry.get("precision") if isinstance(entry, Mapping) else entry
+    if isinstance(bits, bool) or not isinstance(bits, int | np.integer):
+        raise JaxqError(f"precision_info[{name!r}] is {entry!r}: give a number of bits")
+    try:
+        integer.code_range(int(bits), unsigned=False)
+    except JaxqError as error:
+        raise JaxqError(f"precision_info[{name!r}] is {entry!r}: {error}") from error
+    return int(bits)
+
+
+def update_block_size(
+    num_bits: int, block_size: int, quantize_axis: int = 0, w: Num[AnyArray, "..."] | None = None
+) -> int:
+    """Rows a block: the whole axis where ``block_size`` is -1 or ``num_bits`` 8 (per channel), else ``block_size``.
+
+    Args:
+        num_bits: Bits of the weight.
+        block_size: Rows a block, or -1.
+        quantize_axis: The axis that is split into blocks.
+        w: The weight; only its shape is looked at, and only for whole axes.
+
+    Returns:
+        A number of rows.
+
+    Raises:
+        JaxqError: the axis is asked for and ``w`` is missing or lacks it.
+
+    Source: the page of NVIDIA ModelOpt's ``quant_utils.update_block_size``.
+
+    Example:
+        >>> update_block_size(4, 128), update_block_size(8, 128, w=np.zeros((300, 2)))
+        (128, 300)
+    """
+    if block_size != -1 and num_bits != 8:
+        return block_size
+    if w is None:
+        raise JaxqError(f"w is missing: blocks of {num_bits} bits and size {block_size} span the weight's axis")
+    shape = as_array(w).shape
+    return shape[check_axis(len(shape), quantize_axis)]
+
+
+def reshape_scales_for_per_channel_nodes(
+    scales_map: Mapping[str, Float[AnyArray, "..."]],
+    block_size: int,
+    precision_info: Mapping[str, Layer] | None = None,
+) -> dict[str, Float[AnyArray, "..."]]:
+    """Scales by weight name, those of per-channel weights flat: ``[1, c_out]`` -> ``[c_out]``.
+
+    Args:
+        scales_map: Scales by weight name; it stays as it is.
+        block_size: Block size of all weights; -1 is per channel.
+        precision_info: Bits by weight name, as `get_num_bits` takes it. 8 bits are per channel, unless a record
+            gives a ``block_size`` of its own.
+
+    Returns:
+        A new dict with the same names.
+
+    Raises:
+        JaxqError: a weight that is per channel has more than one scale a channel.
+
+    Source: NVIDIA ModelOpt's ``quant_utils.reshape_scales_for_per_channel_nodes``.
+
+    Example:
+        >>> maps = reshape_scales_for_per_channel_nodes({"a": np.ones((1, 3)), "b": np.ones((2, 3))}, 16, {"a": 8})
+        >>> maps["a"].shape, maps["b"].shape
+        ((3,), (2, 3))
+    """
+    found = {}
+    for name, given in scales_map.items():
+        s = as_array(given, f"the scales of {name!r}")
+        per_channel = layer_block_size(block_size, precision_info, name) == -1
+        if per_channel and s.size != max(s.shape, default=1):
+            raise JaxqError(f"the scales of {name!r} have shape {list(s.shape)}: per channel there is one a channel")
+        found[name] = s.reshape(-1) if per_channel else s
+    return found
+
+
+def layer_block_size(block_size: int, precision_info: Mapping[str, Layer] | None, name: str) -> int:
+    """Block size of the weight of that name: its record's own, else -1 (per channel) of 8 bits, else ``block_size``.
+
+    Example:
+        >>> [layer_block_size(16, {"a": 8, "b": {"precision": 8, "block_size": 32}}, name) for name in "abc"]
+        [-1, 32, 16]
+    """
+    entry = (precision_info or {}).get(name)
+    if isinstance(entry, Mapping) and entry.get("block_size") is not None:
+        return check_integer(f"block_size of precision_info[{name!r}]", entry["block_size"])
+    return -1 if get_num_bits(precision_info, name) == 8 else block_size

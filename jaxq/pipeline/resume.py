@@ -1,0 +1,219 @@
+"""What a run has finished, kept on disk until its file is written: one that was stopped goes on from there."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxq.errors import JaxqError
+from jaxq.files.atomic import write_whole, written_whole
+from jaxq.files.hashing import digest
+from jaxq.formats.registry import WeightFormat
+from jaxq.forms.stored_weight import Read, StoredWeight
+from jaxq.graph.sites import Group
+from jaxq.search.result import GroupResult, Layer
+
+_DTYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn")}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A folder of its own for what one run has finished.
+
+    Attributes:
+        folder: Holds ``windows/`` of the calibration and ``weights/``, one file for each group of siblings.
+        key: Hash of the command and of all that its work depends on; what lies here under another key is not used.
+        found: It holds work of a run that was stopped.
+    """
+
+    folder: Path
+    key: str
+    found: bool
+
+    @property
+    def windows(self) -> Path:
+        """For `jaxq.calibration.capture.Checkpoint`."""
+        return self.folder / "windows"
+
+    def wanted(self, missing: Sequence[str]) -> list[str]:
+        """Names of what the run began to calibrate on; at its first call of what is missing now."""
+        path = self.folder / "wanted.json"
+        try:
+            begun = json.loads(path.read_text())
+            if isinstance(begun, list) and all(isinstance(name, str) for name in begun):
+                return begun
+        except (OSError, ValueError):
+            pass  # not begun, or damaged: other windows are planned then, and begin anew
+        write_whole(path, json.dumps(list(missing)).encode())
+        return list(missing)
+
+
+@contextlib.contextmanager
+def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Callable[[str], None]) -> Iterator[RunState]:
+    """The state of a run; removed when the block ends without an error.
+
+    Args:
+        root: Folder of all states.
+        identity: What makes two runs the same command: another command's state is not looked at.
+        content: What the work depends on besides, by name: hashes of model and data, versions. A state with other
+            content is stale: told of and removed.
+        tell: Called with a sentence when something was found.
+
+    Raises:
+        JaxqError: the folder cannot be written.
+    """
+    command = hashlib.sha256(identity.encode()).hexdigest()
+    folder = root / f"run-{command[:24]}"
+    content = {**content, "command": command}
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    try:
+        # Outside the folder, and never removed: who opens a lock while it is removed holds one that guards nothing.
+        (root / "locks").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / "locks" / folder.name, timeout=0)
+        lock.acquire()
+        folder.mkdir(exist_ok=True)
+    except Timeout:
+        tell("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
+        with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
+            yield RunState(Path(own), key, found=False)
+        return
+    except OSError as error:
+        raise JaxqError(f"cannot write to the cache {str(root)!r}: {error}; give another cache_dir") from error
+    try:
+        yield RunState(folder, key, _fits(folder, content, tell))
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _fits(folder: Path, content: Mapping[str, str], tell: Callable[[str], None]) -> bool:
+    """Whether the folder holds work that can be used; else it is made ready for a new run."""
+    path = folder / "content.json"
+    left = list(folder.iterdir())
+    try:
+        old = json.loads(path.read_text())
+    except (OSError, ValueError):
+        old = None
+    if old == content:
+        tell("a run of this command was stopped before: it goes on from there")
+        return True
+    if left:
+        other = [name for name in content if not isinstance(old, dict) or old.get(name) != content[name]]
+        what = f"is of another {' and another '.join(other)}" if isinstance(old, dict) else "cannot be read"
+        tell(f"a run of this command was stopped before, but what it left {what}: begun anew")
+        for p in left:
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
+    write_whole(path, json.dumps(dict(content)).encode())
+    return False
+
+
+class ResultStore:
+    """A folder with the quantized weights of each group of siblings. Files appear whole or not at all.
+
+    Args:
+        folder: Where they lie.
+        key: Whose they are: what another key left is not used.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def put(self, result: GroupResult) -> GroupResult:
+        """Stores a result; gives the same one with weights that lie on disk.
+
+        Raises:
+            JaxqError: the folder cannot be written, or the disk is full.
+        """
+        arrays = {"s": np.asarray(result.s)}
+        for i, weight in enumerate(result.weights):
+            reads = {"codes": weight.codes, "s": weight.s, "zp": weight.zp, "s2": weight.s2}
+            arrays |= {f"{i}.{name}": read() for name, read in reads.items() if read is not None}
+        record = {
+            "layers": [asdict(layer) for layer in result.layers],
+            "scaled": result.scaled,
+            "tokens": result.tokens,
+            "formats": [str(weight.fmt) for weight in result.weights],
+            "arrays": {name: [str(a.dtype), a.shape] for name, a in arrays.items()},
+        }
+        plain = {name: np.ascontiguousarray(a).reshape(-1).view(np.uint8) for name, a in arrays.items()}
+        text = json.dumps(record)
+        path = self._path(result.group)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as beside:
+                save_file(plain, beside, {"record": text, "hash": digest(plain, text, self.key)})
+        except (OSError, SafetensorError) as error:
+            raise JaxqError(
+                f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
+            ) from error
+        return self._result(result.group, [w.fmt for w in result.weights], path, record)
+
+    def get(self, group: Group, formats: Sequence[WeightFormat]) -> GroupResult | None:
+        """The result that an earlier run left of a group; None if there is none, or it is not as it was written.
+
+        Neither is it used where formats were chosen otherwise since.
+        """
+        path = self._path(group)
+        try:
+            with safe_open(path, "np") as file:
+                meta = file.metadata()
+                plain = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if digest(plain, meta["record"], self.key) != meta["hash"]:
+                return None
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+        record = json.loads(meta["record"])
+        dtypes = [record["arrays"][f"{i}.s"][0] for i in range(len(formats))]
+        held = [fmt.of_weights(dtype) for fmt, dtype in zip(formats, dtypes, strict=True)]
+        if record.get("formats") != [str(fmt) for fmt in held]:
+            return None
+        return self._result(group, held, path, record)
+
+    def _result(
+        self, group: Group, formats: Sequence[WeightFormat], path: Path, record: Mapping[str, object]
+    ) -> GroupResult:
+        arrays = record["arrays"]
+        assert isinstance(arrays, dict)
+        layers = record["layers"]
+        assert isinstance(layers, list)
+        weights = []
+        for i, (site, fmt) in enumerate(zip(group.sites, formats, strict=True)):
+            codes, s, zp, s2 = (_reader(path, f"{i}.{name}", arrays) for name in ("codes", "s", "zp", "s2"))
+            assert codes is not None and s is not None
+            weights.append(StoredWeight(codes, s, zp, s2, (site.c_in, site.columns), fmt))
+        s = _reader(path, "s", arrays)
+        assert s is not None
+        return GroupResult(
+            group,
+            tuple(weights),
+            tuple(Layer(**{**layer, "nodes": tuple(layer["nodes"])}) for layer in layers),
+            s(),
+            bool(record["scaled"]),
+            int(str(record["tokens"])),
+        )
+
+    def _path(self, group: Group) -> Path:
+        return self.folder / f"{hashlib.sha256(group.sites[0].name.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _reader(path: Path, name: str, arrays: Mapping[str, tuple[str, Sequence[int]]]) -> Read | None:
+    if name not in arrays:
+        return None
+    dtype, shape = arrays[name]
+    return partial(_read, path, name, _DTYPES.get(dtype) or np.dtype(dtype), tuple(shape))
+
+
+def _read(path: Path, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    with safe_open(path, "np") as file:
+        return file.get_tensor(name).view(dtype).reshape(shape)

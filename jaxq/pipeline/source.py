@@ -1,0 +1,91 @@
+"""The model of a job, opened: which weights are quantized, and which are left alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from jaxq.errors import JaxqError
+from jaxq.files.model_file import data_files, data_path, load_model
+from jaxq.forms.registry import Form
+from jaxq.graph.already_quantized import ALREADY, PART
+from jaxq.graph.normalize.functions import inline_functions
+from jaxq.graph.opset import raise_opset
+from jaxq.graph.prepare import prepare
+from jaxq.graph.sites import Group, find_sites, sibling_groups, unmatched
+from jaxq.graph.skipped import Declined, declined_in_functions
+from jaxq.graph.unused import remove_dead
+from jaxq.pipeline.job import Job, split_held, useless_patterns
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model that is to be quantized.
+
+    Attributes:
+        model: In the shape that `jaxq.graph.prepare` gives it, of the form's opset; its weights lie in the file.
+        groups: Weights that are quantized, siblings together.
+        declined: Float weights left alone, with reasons.
+        unmatched: Patterns that fit no weight.
+        files: The model's file, and those of its external data.
+        nbytes: Size of the files.
+        quantized_bytes: Bytes of the weights that are quantized.
+    """
+
+    model: ir.Model
+    groups: tuple[Group, ...]
+    declined: tuple[Declined, ...]
+    unmatched: tuple[str, ...]
+    files: tuple[Path, ...]
+    nbytes: int
+    quantized_bytes: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all float weights."""
+        return self.quantized_bytes + sum(d.nbytes for d in self.declined)
+
+
+def open_source(job: Job, form: Form) -> Source:
+    """Loads a job's model and finds its weights.
+
+    Raises:
+        JaxqError: the file is bad, would be overwritten, or holds nothing that can be quantized.
+    """
+    model = load_model(job.source)
+    files = (job.source, *data_files(job.source, model))
+    _refuse_overwriting(files, job.target)
+    inline_functions(model)  # the converter writes out all of them, and refuses some
+    dead = remove_dead(model) if model.opset_imports.get("", form.opset) < form.opset else []  # the converter does so
+    raise_opset(model, form.opset, form.ir_version)
+    prepare(model)
+    sites, declined = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
+    sites, not_held = split_held(job, sites)
+    declined += [*not_held, *declined_in_functions(model), *dead]
+    useless = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
+    if not sites:
+        raise JaxqError(f"model {str(job.source)!r} {_nothing_left(declined)}")
+    nbytes = sum(path.stat().st_size for path in files)
+    quantized = sum(site.weight.const_value.nbytes for site in sites if site.weight.const_value is not None)
+    return Source(model, tuple(sibling_groups(sites)), tuple(declined), useless, files, nbytes, quantized)
+
+
+def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
+    kept = {path.resolve() for path in sources}
+    for path in (target, data_path(target)):
+        if path.resolve() in kept:
+            raise JaxqError(
+                f"the target {str(path)!r} belongs to the source, which is never changed: give another path"
+            )
+
+
+def _nothing_left(declined: Sequence[Declined]) -> str:
+    """Why a model has no site."""
+    codes = [d for d in declined if d.reason == ALREADY]
+    others = [d for d in declined if d.reason not in (ALREADY, PART)]
+    size = sum(d.nbytes for d in codes)
+    if size > sum(d.nbytes for d in others):
+        return f"is {ALREADY}: {len(codes)} tensors of codes, {size / 1e6:.2f} MB; no float weight can be quantized"
+    reasons = dict.fromkeys(d.reason for d in sorted(others, key=lambda d: -d.nbytes))
+    return f"has no weight that can be quantized: {'; '.join(list(reasons)[:3]) or 'it holds no float weights'}"

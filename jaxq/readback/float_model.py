@@ -1,0 +1,82 @@
+"""A model of floats again: the numbers that a quantized model's own bytes stand for."""
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from jaxq.graph.edit import new_initializer
+from jaxq.graph.readers import attribute
+from jaxq.readback.constants import Place, array_at, optional_input
+from jaxq.readback.weights import read_weights
+
+_DOMAINS = ("trt", "com.microsoft")
+
+
+def float_model(model: ir.Model) -> None:
+    """Puts float weights, in place, where a model has quantized ones: numbers that its own bytes stand for.
+
+    MatMulNBits becomes MatMul and Add, GatherBlockQuantized becomes Gather; what was not understood stays. Weights are
+    worked out when they are read or saved, one at a time; files of external data have to stay in place until then.
+
+    Args:
+        model: From `jaxq.files.model_file.load_model`. Its opset and file format stay.
+    """
+    passes.RemoveInitializersFromInputsPass()(model)
+    for weight in read_weights(model):
+        for place in weight.places:
+            if isinstance(place, ir.Value) and not place.uses():
+                continue  # nodes that read it in another way came first
+            shape = weight.shape[::-1] if weight.turned else weight.shape
+            tensor = ir.LazyTensor(partial(_tensor_at, place), weight.float_dtype, ir.Shape(shape), name=weight.name)
+            w = new_initializer(model.graph, weight.name, tensor)
+            if isinstance(place, ir.Node):
+                _make_plain(place, w)
+            else:
+                ir.convenience.replace_all_uses_with(place, w)
+                _drop_dead(place)
+    for domain in _DOMAINS:
+        if not any(n.domain == domain for n in ir.traversal.RecursiveGraphIterator(model.graph)):
+            model.opset_imports.pop(domain, None)
+    passes.NameFixPass()(model)
+
+
+def _tensor_at(place: Place) -> ir.Tensor:
+    return ir.Tensor(np.ascontiguousarray(array_at(place)))
+
+
+def _make_plain(node: ir.Node, w: ir.Value) -> None:
+    """Puts MatMul and Add, or Gather, in place of a node that holds its weight itself."""
+    assert node.graph is not None
+    if node.op_type == "MatMulNBits":
+        new = [ir.Node("", "MatMul", [node.inputs[0], w], name=f"{node.name}_MatMul")]
+        if (bias := optional_input(node, 5)) is not None:
+            new.append(ir.Node("", "Add", [new[0].outputs[0], bias], name=f"{node.name}_Add"))
+    else:
+        axis = ir.AttrInt64("axis", int(attribute(node, "gather_axis", 0)))
+        new = [ir.Node("", "Gather", [w, node.inputs[1]], [axis], name=f"{node.name}_Gather")]
+    old, out = node.outputs[0], new[-1].outputs[0]
+    out.name, out.type, out.shape = old.name, old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
+    node.graph.insert_before(node, new)
+    node.graph.remove(node)
+    for value in node.inputs:
+        _drop_dead(value)
+
+
+def _drop_dead(value: ir.Value | None) -> None:
+    """Removes a constant that nothing reads any more, with what it was made of.
+
+    Nodes that leave the graph keep their inputs: weights are worked out from these later.
+    """
+    if value is None or value.is_graph_output() or any(n.graph is not None for n, _ in value.uses()):
+        return
+    node = value.producer()
+    if node is None:
+        if value.is_initializer() and value.graph is not None:
+            del value.graph.initializers[str(value.name)]
+    elif node.graph is not None:
+        node.graph.remove(node)
+        for each in node.inputs:
+            _drop_dead(each)

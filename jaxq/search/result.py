@@ -1,0 +1,101 @@
+"""What a search leaves: one record for each weight, one result for each group of siblings."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.formats.base import Quantized
+from jaxq.forms.stored_weight import StoredWeight
+from jaxq.graph.sites import Group
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantized weight.
+
+    Attributes:
+        name, nodes: The weight and the nodes that multiply by it.
+        activation: What they multiply; of a table of Gather its own name.
+        c_in, c_out: Its shape; that of each matrix of a stack, or of each group of a Conv.
+        dtype, block_size, scale_dtype: Its format.
+        nbytes: Bytes in the file, scales included, of all copies; of forms that keep the float weight, those that its
+            codes and scales would take.
+        loss: Mean over calibration tokens of the squared output error, summed over columns and matrices; None without
+            data.
+        loss_rtn: The same for plain round to nearest in the same format.
+        relative_output_error: ``sqrt(loss / output energy)``.
+        sqnr_db: Weight energy over the energy of its error, in dB.
+        alpha: AWQ's alpha, of several matrices the mean of those that are scaled; None without scaling.
+        fold: Where the activation's division went: "vector" (a norm's weight), "weight" (the linear layer before),
+            "Mul" (a new node), or "" without scaling.
+        clip_mean, clip_min: Mean and least clip ratio of its blocks.
+        clip_share: Share of blocks that are clipped.
+        matrices: Number of its matrices: 1, or those of a stack or a Conv's groups.
+        note: What is special about it (a table of Gather, in a subgraph), or what the method could not do to it; else
+            "".
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    activation: str
+    c_in: int
+    c_out: int
+    dtype: str
+    block_size: int
+    scale_dtype: str
+    nbytes: int
+    loss: float | None
+    loss_rtn: float | None
+    relative_output_error: float | None
+    sqnr_db: float | None
+    alpha: float | None
+    fold: str
+    clip_mean: float
+    clip_min: float
+    clip_share: float
+    matrices: int = 1
+    note: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return self.matrices * self.c_in * self.c_out
+
+
+@dataclass(frozen=True, eq=False)
+class GroupResult:
+    """What became of a group.
+
+    Attributes:
+        group: The group.
+        weights, layers: One of each per site, in the group's order.
+        s: Factor of the input channels [c_in], of several matrices [matrices, c_in], float32.
+        scaled: ``s`` is not all ones: the activation has to be divided by it.
+        tokens: Tokens behind the moments; of several matrices, the most that one has.
+    """
+
+    group: Group
+    weights: tuple[StoredWeight, ...]
+    layers: tuple[Layer, ...]
+    s: np.ndarray
+    scaled: bool
+    tokens: int
+
+
+def effective_weight(result: GroupResult, index: int) -> np.ndarray:
+    """What a site's codes stand for, divided by the channels' factors; of its initializer's shape and type.
+
+    Args:
+        result: The site's group.
+        index: The site's place in it.
+    """
+    site, weight = result.group.sites[index], result.weights[index]
+    zp, s2 = (None if read is None else jnp.asarray(read()) for read in (weight.zp, weight.s2))
+    held = Quantized(jnp.asarray(weight.unpacked()), jnp.asarray(weight.s()), zp, s2)
+    values = np.asarray(weight.fmt.dequantize(held)).reshape(site.c_in, site.count, site.c_out)
+    factors = np.broadcast_to(result.s.reshape(-1, site.c_in), (site.count, site.c_in))
+    values = values / factors.T[:, :, None]
+    assert site.weight.dtype is not None
+    stored = values.transpose(1, 2, 0) if site.transposed else values.transpose(1, 0, 2)
+    return np.ascontiguousarray(stored.reshape(site.shape).astype(site.weight.dtype.numpy()))
