@@ -18,6 +18,11 @@ from jaxtyping import install_import_hook
 CHECKED = ("numerics", "formats", "methods.awq", "methods.choose", "methods.measure", "methods.registry")
 install_import_hook([f"jaxq.{name}" for name in CHECKED], "beartype.beartype")
 
+# After the hook: these import jaxq.
+from tests.support.command_line import cache, jaxq  # noqa: E402, F401
+from tests.support.decoder import decoder  # noqa: E402, F401
+from tests.support.round_trip import round_trip  # noqa: E402, F401
+
 hypothesis.settings.register_profile("jaxq", deadline=None, derandomize=True, max_examples=20)
 hypothesis.settings.load_profile("jaxq")
 

@@ -13,11 +13,11 @@ from jaxq.formats.registry import make_format
 from jaxq.methods.registry import MethodSpec
 from jaxq.pipeline.job import Gather, Job
 from jaxq.pipeline.quantize import quantize_model
-from tests.graph.forms.readers import every_reader, in_place
-from tests.graph.models import FFN, build, node, tokens, value, weight
-from tests.graph.running import run, save
-from tests.graph.test_gather import IDS, tables
-from tests.graph.unpacked import dequantized
+from tests.forms.test_gather import IDS, tables
+from tests.support.forms import every_reader, in_place
+from tests.support.models import FFN, build, node, tokens, value, weight
+from tests.support.running import run, save
+from tests.support.unpacked import dequantized
 
 ROWS, COLUMNS = 2048, 8192
 

@@ -157,9 +157,9 @@ def _attention(scope: _Scope, x: ir.Value, shared: _Shared) -> ir.Value:
     )
     q, k = _rotated(scope.inner("q_rotary"), q, shared), _rotated(scope.inner("k_rotary"), k, shared)
     k, v = _repeated(scope.inner("k_repeat"), k), _repeated(scope.inner("v_repeat"), v)
-    turned = scope.op("Transpose", k, attributes={"perm": [0, 1, 3, 2]})
+    rotated_half = scope.op("Transpose", k, attributes={"perm": [0, 1, 3, 2]})
     scale = scope.constant("scale", 1 / math.sqrt(config.head_size), np.float32)
-    scores = scope.op("Mul", scope.op("MatMul", q, turned), scale)
+    scores = scope.op("Mul", scope.op("MatMul", q, rotated_half), scale)
     shares = scope.op("Softmax", scope.op("Add", scores, shared.mask), attributes={"axis": -1})
     mixed = scope.op("MatMul", shares, v, label="MatMul_1")
     mixed = scope.op("Transpose", mixed, label="Transpose_1", attributes={"perm": [0, 2, 1, 3]})
@@ -178,8 +178,8 @@ def _rotated(scope: _Scope, x: ir.Value, shared: _Shared) -> ir.Value:
     axis = scope.constant("axis", [-1])
     first = scope.op("Slice", x, start, middle, axis)
     second = scope.op("Neg", scope.op("Slice", x, middle, end, axis, label="Slice_1"))
-    turned = scope.op("Concat", second, first, attributes={"axis": -1})
-    return scope.op("Add", scope.op("Mul", x, shared.cos), scope.op("Mul", turned, shared.sin, label="Mul_1"))
+    rotated_half = scope.op("Concat", second, first, attributes={"axis": -1})
+    return scope.op("Add", scope.op("Mul", x, shared.cos), scope.op("Mul", rotated_half, shared.sin, label="Mul_1"))
 
 
 def _repeated(scope: _Scope, x: ir.Value) -> ir.Value:

@@ -16,11 +16,11 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.calibration.collect import Collector
-from jaxq.calibration.forward import Runner, Runtime, forward, plan_hash
+from jaxq.calibration.forward import Runner, SessionOptions, forward, plan_hash
 from jaxq.calibration.spool import Spool
 from jaxq.calibration.windows import Window, plan_windows
 from jaxq.errors import JaxqError
-from jaxq.graph.activations import Reading
+from jaxq.graph.activations import Activation
 from jaxq.graph.sites import Group
 from jaxq.numerics.moments import Moments
 from jaxq.progress import Progress, silent
@@ -61,12 +61,12 @@ class Checkpoint:
 
     folder: Path
     key: str
-    found: Collection[Reading]
+    found: Collection[Activation]
 
 
 def capture_moments(
     model: ir.Model,
-    wanted: Sequence[Reading],
+    wanted: Sequence[Activation],
     batches: Sequence[Batch],
     keep_moments: Callable[[str, Moments], None],
     max_bytes: int = 64 << 20,
@@ -80,7 +80,7 @@ def capture_moments(
         model: A model that went through `jaxq.graph.prepare.prepare`.
         wanted: Activations, and what is to be read of them.
         batches: Calibration data, at least one batch.
-        keep_moments: Called once for each reading and matrix, with `Reading.keys` or `Reading.shared_key`, and moments.
+        keep_moments: Called once for each activation and matrix, with its key (`Activation.keys`) and its moments.
         max_bytes: Weight bytes a window.
         providers: Where onnxruntime may run it; see `jaxq.runtime.session.session`.
         progress: Told of each batch of each window.
@@ -91,15 +91,15 @@ def capture_moments(
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
     check_feeds(model, batches)
-    for reading in wanted:
-        if reading.value.is_graph_input():
-            _collect_input(reading, batches, keep_moments)
-    windows = plan_windows(model.graph, list(dict.fromkeys(reading.value for reading in wanted)), max_bytes)
+    for activation in wanted:
+        if activation.value.is_graph_input():
+            _collect_input(activation, batches, keep_moments)
+    windows = plan_windows(model.graph, list(dict.fromkeys(activation.value for activation in wanted)), max_bytes)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         spool = Spool(Path(folder), batches) if checkpoint is None else _spool(checkpoint, batches)
         done = 0 if checkpoint is None else _done(windows, wanted, spool, checkpoint)
         advance = progress("calibrate", len(batches) * (len(windows) - done))
-        how = Runtime(tuple(providers))
+        how = SessionOptions(tuple(providers))
         runners = forward(model, windows, spool, how, done)
         return [_run_window(runner, wanted, keep_moments, advance) for runner in runners]
 
@@ -108,7 +108,7 @@ def _spool(checkpoint: Checkpoint, batches: Sequence[Batch]) -> Spool:
     return Spool(checkpoint.folder, batches, checkpoint.key)
 
 
-def _done(windows: Sequence[Window], wanted: Sequence[Reading], spool: Spool, checkpoint: Checkpoint) -> int:
+def _done(windows: Sequence[Window], wanted: Sequence[Activation], spool: Spool, checkpoint: Checkpoint) -> int:
     """Windows that need not run again: they left their values, and the caller has their moments."""
     done = spool.resume(plan_hash(windows))
     captured = {value for window in windows[:done] for value in window.captures}
@@ -117,18 +117,18 @@ def _done(windows: Sequence[Window], wanted: Sequence[Reading], spool: Spool, ch
 
 def _run_window(
     runner: Runner,
-    wanted: Sequence[Reading],
+    wanted: Sequence[Activation],
     keep_moments: Callable[[str, Moments], None],
     advance: Callable[[], None],
 ) -> WindowRun:
     start = time.perf_counter()
     window, batches = runner.window, runner.spool.batches
-    collectors = [Collector(reading) for reading in wanted if reading.value in window.captures]
+    collectors = [Collector(activation) for activation in wanted if activation.value in window.captures]
     unmasked: set[str] = set()
     for i, batch in enumerate(batches):
         values = runner.run(i)
         for collector in collectors:
-            name = str(collector.reading.value.name)
+            name = str(collector.activation.value.name)
             if not collector.add(to_jax(values[name]), batch.keep):
                 unmasked.add(name)
         advance()
@@ -169,13 +169,15 @@ def checked(name: str, moments: Moments) -> Moments:
     return moments
 
 
-def _collect_input(reading: Reading, batches: Sequence[Batch], keep_moments: Callable[[str, Moments], None]) -> None:
-    collector = Collector(reading)
+def _collect_input(
+    activation: Activation, batches: Sequence[Batch], keep_moments: Callable[[str, Moments], None]
+) -> None:
+    collector = Collector(activation)
     for batch in batches:
-        collector.add(np.asarray(batch.feeds[str(reading.value.name)]), batch.keep)
+        collector.add(np.asarray(batch.feeds[str(activation.value.name)]), batch.keep)
     _hand_over(collector, keep_moments)
 
 
 def _hand_over(collector: Collector, keep_moments: Callable[[str, Moments], None]) -> None:
     for key, moments in collector.finish():
-        keep_moments(key, checked(str(collector.reading.value.name), moments))
+        keep_moments(key, checked(str(collector.activation.value.name), moments))

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxq.calibration.patches import cut_patches
 from jaxq.errors import JaxqError
-from jaxq.graph.activations import Reading
+from jaxq.graph.activations import Activation
 from jaxq.numerics.drift import Drift, drift_product
 from jaxq.numerics.moments import Moments, MomentSums, accumulate_in_place, finish, zero_sums
 
@@ -23,11 +23,11 @@ class Collector:
     """Sums of one reading, for each matrix; one for all as long as these multiply the same rows.
 
     Args:
-        reading: What is collected.
+        activation: What is collected.
     """
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
+    def __init__(self, activation: Activation) -> None:
+        self.activation = activation
         self._sums: list[MomentSums] = []
 
     def add(self, x: jax.Array | np.ndarray, keep: np.ndarray | None) -> bool:
@@ -41,17 +41,19 @@ class Collector:
         Raises:
             JaxqError: a stack multiplies a vector.
         """
-        if self.reading.patches is not None:
-            for piece in cut_patches(np.asarray(x), self.reading.patches):
+        if self.activation.patches is not None:
+            for piece in cut_patches(np.asarray(x), self.activation.patches):
                 self._add_each(piece, np.ones(piece.shape[1:2], np.float32))
             return True
-        count, c_in = self.reading.count, x.shape[-1]
+        count, c_in = self.activation.count, x.shape[-1]
         if count == 1:
             rows, mask, masked = _plain_rows(x, keep)
             self._add(0, c_in, rows, mask)
             return masked
         if x.ndim < 2:
-            raise JaxqError(f"activation {self.reading.value.name!r} is a vector that a stack multiplies: exclude it")
+            raise JaxqError(
+                f"activation {self.activation.value.name!r} is a vector that a stack multiplies: exclude it"
+            )
         x = np.asarray(x)
         stack = np.moveaxis(x, -3, 0) if x.ndim > 2 and x.shape[-3] == count else x.reshape(1, *x.shape)
         mask, masked = token_mask(stack.shape[1:], keep)
@@ -59,8 +61,8 @@ class Collector:
         return masked
 
     def finish(self) -> Iterator[tuple[str, Moments]]:
-        """The moments by the names of `Reading.keys`, or of `Reading.shared_key`; the sums are gone then."""
-        keys = [self.reading.shared_key] if len(self._sums) == 1 else self.reading.keys
+        """The moments by the names of `Activation.keys`, or of `Activation.shared_key`; the sums are gone then."""
+        keys = [self.activation.shared_key] if len(self._sums) == 1 else self.activation.keys
         for key in keys:
             yield key, finish(self._sums.pop(0))
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from jaxq.calibration.spool import Spool
 from jaxq.calibration.windows import Window, window_model
 from jaxq.graph.tensors import in_memory
-from jaxq.runtime.bfloat16 import has_bfloat16, widen
+from jaxq.runtime.bfloat16 import has_bfloat16, widen_bfloat16
 from jaxq.runtime.session import ValueType, output_types, run, session
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _LENT = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType
 
 
 @dataclass(frozen=True)
-class Runtime:
+class SessionOptions:
     """How windows run: onnxruntime's providers and accuracy level, see `jaxq.runtime.session.session`."""
 
     providers: tuple[str, ...] = ("cpu",)
@@ -45,7 +45,7 @@ def plan_hash(windows: Sequence[Window]) -> str:
 
 
 def forward(
-    model: ir.Model, windows: Sequence[Window], spool: Spool, how: Runtime = Runtime(), done: int = 0
+    model: ir.Model, windows: Sequence[Window], spool: Spool, how: SessionOptions = SessionOptions(), done: int = 0
 ) -> Iterator["Runner"]:
     """Each window that is left, ready to run over the batches; the caller runs it on all of them before the next.
 
@@ -78,7 +78,7 @@ def forward_twice(
     model: ir.Model,
     windows: Sequence[Window],
     spools: tuple[Spool, Spool],
-    how: Runtime,
+    how: SessionOptions,
     done: int,
     replaced: Callable[[str], np.ndarray | None],
 ) -> Iterator[tuple["Runner", "Runner"]]:
@@ -160,7 +160,7 @@ def _load(
     model: ir.Model,
     window: Window,
     types: Mapping[str, ValueType],
-    how: Runtime,
+    how: SessionOptions,
     replaced: Mapping[str, np.ndarray] | None = None,
 ) -> _Loaded:
     part = window_model(window, model.ir_version, model.opset_imports, list(model.functions.values()))
@@ -172,7 +172,7 @@ def _load(
         value.type = ir.TensorType(known.dtype)
         value.shape = None if known.rank is None else ir.Shape([None] * known.rank)
     if has_bfloat16(part):
-        widen(part)
+        widen_bfloat16(part)
     weights = {name: array for name, value in part.graph.initializers.items() if (array := _lend(value)) is not None}
     proto = ir.to_proto(part).SerializeToString()
     return _Loaded(session(proto, how.accuracy_level, how.providers, weights), weights)

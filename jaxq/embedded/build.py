@@ -193,8 +193,8 @@ def _rotated(scope: _Scope, x: ir.Value, shared: _Shared, config: ModelConfig) -
     axis = scope.constant("axis", np.array([-1]))
     first = scope.op("Slice", x, start, middle, axis)
     second = scope.op("Neg", scope.op("Slice", x, middle, end, axis, label="Slice_1"))
-    turned = scope.op("Concat", second, first, attributes={"axis": -1})
-    return scope.op("Add", scope.op("Mul", x, shared.cos), scope.op("Mul", turned, shared.sin, label="Mul_1"))
+    rotated_half = scope.op("Concat", second, first, attributes={"axis": -1})
+    return scope.op("Add", scope.op("Mul", x, shared.cos), scope.op("Mul", rotated_half, shared.sin, label="Mul_1"))
 
 
 def _repeated(scope: _Scope, x: ir.Value, config: ModelConfig) -> ir.Value:

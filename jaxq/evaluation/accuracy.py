@@ -18,7 +18,7 @@ from jaxq.forms.registry import FORMS
 from jaxq.progress import Progress, silent
 from jaxq.readback.float_model import float_model
 from jaxq.runtime.batches import Batch
-from jaxq.runtime.bfloat16 import has_bfloat16, widen
+from jaxq.runtime.bfloat16 import has_bfloat16, widen_bfloat16
 from jaxq.runtime.inputs import read_input_spec
 from jaxq.runtime.session import run, session, to_jax
 
@@ -172,7 +172,7 @@ def _runnable(path: Path, copy: Path) -> Path:
     model = load_model(path)
     if not has_bfloat16(model):
         return path
-    widen(model)
+    widen_bfloat16(model)
     save_model(model, copy, PROTOBUF_LIMIT)
     return copy
 

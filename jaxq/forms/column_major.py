@@ -14,6 +14,6 @@ from jaxq.graph.sites import Site
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts ``weight`` in place of the site's float weight; Gemm with transB needs no Transpose."""
     for node in site.nodes:
-        turned = site.transposed or not is_table(node)
-        place(site, node, dequantize(site, node, weight, turned), turned)
+        transposed = site.transposed or not is_table(node)
+        place(site, node, dequantize(site, node, weight, transposed), transposed)
     drop_weight(graph, site)

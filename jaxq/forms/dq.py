@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from jaxq.forms.nodes import dequantize, drop_weight, is_turned, place
+from jaxq.forms.nodes import dequantize, drop_weight, is_transposed, place
 from jaxq.forms.stored_weight import StoredWeight
 from jaxq.graph.sites import Site
 
@@ -10,6 +10,6 @@ from jaxq.graph.sites import Site
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts ``weight`` in place of the site's float weight; a copy for each node: onnxruntime fuses no shared one."""
     for node in site.nodes:
-        turned = is_turned(site, node)
-        place(site, node, dequantize(site, node, weight, turned), turned)
+        transposed = is_transposed(site, node)
+        place(site, node, dequantize(site, node, weight, transposed), transposed)
     drop_weight(graph, site)

@@ -51,13 +51,13 @@ def find_fold(group: Group, quantized: Iterable[Site]) -> Fold | None:
         group: Siblings with one activation. Stacks fold into stacks of as many matrices only.
         quantized: Sites whose scales can be changed.
     """
-    if len(group.activations) != 1:
+    if len(group.activation_values) != 1:
         return None
     readers = {node for site in group.sites for node in site.nodes}
     single: dict[ir.Value | None, Site] = {
         site.weight: site for site in quantized if len(site.nodes) == 1 and site.count == group.count
     }
-    fold = _fold_value(group.activations[0], readers, single, group.sites[0].c_in)
+    fold = _fold_value(group.activation_values[0], readers, single, group.sites[0].c_in)
     if fold is not None and fold.vectors and group.count > 1:
         return None  # a vector has one value for all matrices, and each has scales of its own
     return fold

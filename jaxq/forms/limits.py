@@ -28,7 +28,7 @@ class Use:
         return self.fmt.dtype if self.axis is None else f"tables of {self.fmt.dtype} blocked along axis {self.axis}"
 
 
-def check_holds(name: str, uses: Sequence[Use]) -> None:
+def check_supported(name: str, uses: Sequence[Use]) -> None:
     """Refuses what a form cannot hold.
 
     Args:
@@ -44,13 +44,13 @@ def check_holds(name: str, uses: Sequence[Use]) -> None:
 
 def _check_use(name: str, use: Use, uses: Sequence[Use]) -> None:
     form, fmt = FORMS[name], use.fmt
-    sizes = form.holds.get(fmt.dtype, ())
+    sizes = form.block_sizes.get(fmt.dtype, ())
     if use.axis is not None and use.axis not in form.gather_axes:
         tables = f"tables of Gather blocked along axis {use.axis}"
-        raise JaxqError(f"the form {name!r} cannot hold {tables}; {_who_holds(uses)}")
+        raise JaxqError(f"the form {name!r} cannot hold {tables}; {_who_supports(uses)}")
     if not sizes:
-        what = ", ".join(form.holds)
-        raise JaxqError(f"the form {name!r} cannot hold {fmt.dtype}: it holds {what}; {_who_holds(uses)}")
+        what = ", ".join(form.block_sizes)
+        raise JaxqError(f"the form {name!r} cannot hold {fmt.dtype}: it holds {what}; {_who_supports(uses)}")
     if fmt.block_size not in sizes:
         blocks = ", ".join(str(b) for b in sizes if b > 0)
         choices = [f"in blocks of {blocks}"] * bool(blocks) + ["with -1, one block per channel"] * (-1 in sizes)
@@ -66,13 +66,13 @@ def _check_use(name: str, use: Use, uses: Sequence[Use]) -> None:
         raise JaxqError(f"the form {name!r} has scales in the type of the activations: leave scale_dtype out")
 
 
-def why_not_held(name: str, fmt: WeightFormat, site: Site) -> str | None:
+def why_unsupported(name: str, fmt: WeightFormat, site: Site) -> str | None:
     """Why a form cannot hold a site's weight in a format that it holds; None where it can."""
     if not site.kernel and not site.lead:
         return None
     what = "a kernel of Conv" if site.kernel else "a stack of matrices"
     if not FORMS[name].stacks:
-        able = [n for n, form in FORMS.items() if form.stacks and fmt.block_size in form.holds.get(fmt.dtype, ())]
+        able = [n for n, form in FORMS.items() if form.stacks and fmt.block_size in form.block_sizes.get(fmt.dtype, ())]
         return f"{what}: the form {name!r} holds matrices only" + f"; {', '.join(able)} hold it" * bool(able)
     if fmt.dtype == "nvfp4" and site.count > 1:
         return f"{what}, {site.count} in one: nvfp4 has one scale for the whole weight"
@@ -99,26 +99,28 @@ def alternatives(
     """
     form = FORMS[name]
     if not isinstance(fmt, IntegerFormat):
-        return tuple(dict.fromkeys([fmt, *(make_format(dtype) for dtype in form.holds if dtype not in INTEGER_DTYPES)]))
+        return tuple(
+            dict.fromkeys([fmt, *(make_format(dtype) for dtype in form.block_sizes if dtype not in INTEGER_DTYPES)])
+        )
     blocks = {16, 32, 64, 128} if scale_dtype == FLOAT8 else {32, 64, 128}
-    fours = [(dtype, size) for dtype in ("int4", "uint4") for size in form.holds.get(dtype, ()) if size in blocks]
-    sizes = form.holds.get("int8", ())
+    fours = [(dtype, size) for dtype in ("int4", "uint4") for size in form.block_sizes.get(dtype, ()) if size in blocks]
+    sizes = form.block_sizes.get("int8", ())
     eights = [("int8", size) for size in ((-1,) if -1 in sizes else sizes)]
     others = [make_format(dtype, size, full_range, scale_dtype) for dtype, size in [*fours, *eights]]
     return tuple(dict.fromkeys([fmt, *others]))
 
 
-def _who_holds(uses: Sequence[Use]) -> str:
-    able = [name for name, form in FORMS.items() if all(_holds(form, use, blocks=True) for use in uses)]
-    able = able or [name for name, form in FORMS.items() if all(_holds(form, use, blocks=False) for use in uses)]
+def _who_supports(uses: Sequence[Use]) -> str:
+    able = [name for name, form in FORMS.items() if all(_supports(form, use, blocks=True) for use in uses)]
+    able = able or [name for name, form in FORMS.items() if all(_supports(form, use, blocks=False) for use in uses)]
     everything = " and ".join(dict.fromkeys(map(str, uses)))
     if not able:
         return f"no form holds {everything} in one file"
     return f"{everything} {'go' if len(uses) > 1 else 'goes'} with form={' or '.join(able)}"
 
 
-def _holds(form: Form, use: Use, blocks: bool) -> bool:
-    sizes = form.holds.get(use.fmt.dtype, ())
+def _supports(form: Form, use: Use, blocks: bool) -> bool:
+    sizes = form.block_sizes.get(use.fmt.dtype, ())
     fits = use.fmt.block_size in sizes if blocks else bool(sizes)
     tables = use.axis is None or use.axis in form.gather_axes
     casts = form.casts or not _has_narrow_scales(use.fmt)

@@ -121,7 +121,7 @@ def _bytes(held: _Copies, site: Site, node: ir.Node, weight: StoredWeight) -> li
     shape = (site.c_out, n_blocks, weight.fmt.block_size * bits // 8)
     codes = tensor(lambda: _product_codes(weight, bits), ir.DataType.UINT8, shape)
     values = [held.get(f"{site.name}_quantized", codes)]
-    scale = held.get(f"{site.name}_scale", scale_tensor(weight, turned=True))
+    scale = held.get(f"{site.name}_scale", scale_tensor(weight, transposed=True))
     values.append(cast_scale(site, node, weight, scale))
     if (zp := weight.zp) is not None:
         width = -(-n_blocks * bits // 8)
@@ -151,16 +151,16 @@ def _gather(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
 
     It has no signed codes of 8 bits: they are shifted up by 128, the middle that it takes where no zero points are.
     """
-    codes, numbers = code_tensor(weight, turned=True), {"gather_axis": 0, "quantize_axis": 1}
+    codes, numbers = code_tensor(weight, transposed=True), {"gather_axis": 0, "quantize_axis": 1}
     if weight.fmt.code_bits == 8:
         numbers["bits"] = 8
         if weight.zp is None:
             codes = tensor(lambda: _shifted_up(weight), ir.DataType.UINT8, weight.shape[::-1])
     values = [new_initializer(graph, f"{site.name}_quantized", codes), node.inputs[1]]
-    scale = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned=True))
+    scale = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, transposed=True))
     values.append(cast_scale(site, node, weight, scale))
     if weight.zp is not None:
-        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned=True)))
+        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, transposed=True)))
     numbers["block_size"] = weight.fmt.block_size
     attributes = [ir.AttrInt64(key, value) for key, value in numbers.items()]
     return _named(ir.Node(DOMAIN, "GatherBlockQuantized", values, attributes, name=f"{node.name}_blocked"), node)

@@ -14,9 +14,9 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
         holder, dtype = graph_of(node), float_type(site, node)
         how = {"axis": -1, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
         attributes = [ir.AttrInt64(key, value) for key, value in how.items()]
-        codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, turned=True))
-        scale = new_initializer(holder, f"{site.name}_scale", exponent_tensor(weight, turned=True))
-        name, shape = f"{node.name}_weight", shape_of(site, turned=True)
+        codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, transposed=True))
+        scale = new_initializer(holder, f"{site.name}_scale", exponent_tensor(weight, transposed=True))
+        name, shape = f"{node.name}_weight", shape_of(site, transposed=True)
         w = add_node(node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
-        place(site, node, w, turned=True)
+        place(site, node, w, transposed=True)
     drop_weight(graph, site)

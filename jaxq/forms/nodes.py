@@ -53,7 +53,7 @@ def float_type(site: Site, node: ir.Node) -> ir.DataType:
     return type_read(site.weight, node)
 
 
-def is_turned(site: Site, node: ir.Node) -> bool:
+def is_transposed(site: Site, node: ir.Node) -> bool:
     """Whether a node needs the weight as [c_out, c_in]: rows of a table whose rows are blocked, or a kernel."""
     return site.transposed and (site.kernel or is_table(node))
 
@@ -64,40 +64,40 @@ def drop_weight(graph: ir.Graph, site: Site) -> None:
     drop_unused(graph, site.weight)
 
 
-def blocked_attributes(site: Site, weight: StoredWeight, turned: bool) -> list[ir.Attr]:
+def blocked_attributes(site: Site, weight: StoredWeight, transposed: bool) -> list[ir.Attr]:
     """Axis and block size of the (De)QuantizeLinear nodes of codes that are laid out as `shape_of` says.
 
     One block a column of a stack is a block as long as that: a vector of scales could not tell the matrices apart.
     """
-    block, lead = weight.fmt.block_size, lead_of(site, turned)
+    block, lead = weight.fmt.block_size, lead_of(site, transposed)
     if block == -1 and not lead:
-        return [ir.AttrInt64("axis", 0 if turned else 1)]
-    axis = 1 if turned else len(lead)
+        return [ir.AttrInt64("axis", 0 if transposed else 1)]
+    axis = 1 if transposed else len(lead)
     return [ir.AttrInt64("axis", axis), ir.AttrInt64("block_size", site.c_in if block == -1 else block)]
 
 
-def shape_of(site: Site, turned: bool) -> tuple[int, ...]:
+def shape_of(site: Site, transposed: bool) -> tuple[int, ...]:
     """The weight's shape as it is laid out: [c_in, c_out], of a stack with its dimensions in front, or all columns."""
-    return (site.columns, site.c_in) if turned else (*site.lead, site.c_in, site.c_out)
+    return (site.columns, site.c_in) if transposed else (*site.lead, site.c_in, site.c_out)
 
 
-def layout_of(site: Site, weight: StoredWeight, turned: bool) -> tuple[int, ...]:
+def layout_of(site: Site, weight: StoredWeight, transposed: bool) -> tuple[int, ...]:
     """As `shape_of`, but a kernel with one scale for each output has its own shape: its first axis says it all."""
-    return site.shape if site.kernel and weight.fmt.block_size == -1 else shape_of(site, turned)
+    return site.shape if site.kernel and weight.fmt.block_size == -1 else shape_of(site, transposed)
 
 
-def lead_of(site: Site, turned: bool) -> tuple[int, ...]:
+def lead_of(site: Site, transposed: bool) -> tuple[int, ...]:
     """The dimensions of a stack in front of its matrices', where it is laid out with them."""
-    return () if turned else site.lead
+    return () if transposed else site.lead
 
 
-def add_parameters(node: ir.Node, site: Site, weight: StoredWeight, turned: bool = False) -> list[ir.Value]:
+def add_parameters(node: ir.Node, site: Site, weight: StoredWeight, transposed: bool = False) -> list[ir.Value]:
     """Scales and, where there are some, zero points, in the graph of one of the site's nodes and in front of it."""
-    graph, lead = graph_of(node), lead_of(site, turned)
-    scale = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned, lead))
+    graph, lead = graph_of(node), lead_of(site, transposed)
+    scale = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, transposed, lead))
     values = [cast_scale(site, node, weight, scale)]
     if weight.zp is not None:
-        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, turned, lead)))
+        values.append(new_initializer(graph, f"{site.name}_zero_point", zero_point_tensor(weight, transposed, lead)))
     return values
 
 
@@ -119,7 +119,7 @@ def dequantize(
     site: Site,
     node: ir.Node,
     weight: StoredWeight,
-    turned: bool,
+    transposed: bool,
     op: str = "DequantizeLinear",
     domain: str = "",
     casts: bool = True,
@@ -130,14 +130,16 @@ def dequantize(
     """
     graph, dtype = graph_of(node), float_type(site, node)
     weight = weight.with_float_type(dtype, casts)
-    shape = layout_of(site, weight, turned)
-    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned, lead_of(site, turned), shape))
-    inputs = [codes, *add_parameters(node, site, weight, turned)]
-    how = blocked_attributes(site, weight, turned)
+    shape = layout_of(site, weight, transposed)
+    codes = new_initializer(
+        graph, f"{site.name}_quantized", code_tensor(weight, transposed, lead_of(site, transposed), shape)
+    )
+    inputs = [codes, *add_parameters(node, site, weight, transposed)]
+    how = blocked_attributes(site, weight, transposed)
     return add_node(node, op, inputs, how, name=f"{node.name}_weight", dtype=dtype, shape=shape, domain=domain)
 
 
-def place(site: Site, node: ir.Node, weight: ir.Value, turned: bool) -> None:
+def place(site: Site, node: ir.Node, weight: ir.Value, transposed: bool) -> None:
     """Lets one of the site's nodes read ``weight``, laid out as `layout_of` says.
 
     Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not. Conv and stacks get their
@@ -145,20 +147,20 @@ def place(site: Site, node: ir.Node, weight: ir.Value, turned: bool) -> None:
     """
     crosswise = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
     if is_table(node):
-        assert turned == site.transposed
+        assert transposed == site.transposed
         node.replace_input_with(0, weight)
     elif site.kernel:
-        assert turned
+        assert transposed
         node.replace_input_with(1, _reshaped(node, weight, site.shape))
-    elif site.lead and turned:
+    elif site.lead and transposed:
         w = _reshaped(node, weight, (*site.lead, site.c_out, site.c_in))
-        node.replace_input_with(1, _transposed(site, node, w))
-    elif crosswise and not turned:
+        node.replace_input_with(1, _transpose(site, node, w))
+    elif crosswise and not transposed:
         _gemm_to_matmul(node, weight)
-    elif crosswise or not turned:
+    elif crosswise or not transposed:
         node.replace_input_with(1, weight)
     else:
-        node.replace_input_with(1, _transposed(site, node, weight))
+        node.replace_input_with(1, _transpose(site, node, weight))
 
 
 def _reshaped(node: ir.Node, weight: ir.Value, shape: tuple[int, ...]) -> ir.Value:
@@ -169,7 +171,7 @@ def _reshaped(node: ir.Node, weight: ir.Value, shape: tuple[int, ...]) -> ir.Val
     return add_node(node, "Reshape", [weight, to], name=name, dtype=dtype, shape=shape)
 
 
-def _transposed(site: Site, node: ir.Node, weight: ir.Value) -> ir.Value:
+def _transpose(site: Site, node: ir.Node, weight: ir.Value) -> ir.Value:
     """[..., c_out, c_in] as [..., c_in, c_out]."""
     rank = len(site.lead) + 2
     perm = ir.AttrInt64s("perm", [*range(rank - 2), rank - 1, rank - 2])

@@ -13,8 +13,8 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     blocks = (site.columns, weight.n_blocks)
     for node in site.nodes:
         holder, dtype = graph_of(node), float_type(site, node)
-        codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, turned=True))
-        s = new_initializer(holder, f"{site.name}_scale", scale_tensor(weight, turned=True))
+        codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, transposed=True))
+        s = new_initializer(holder, f"{site.name}_scale", scale_tensor(weight, transposed=True))
         s2 = new_initializer(holder, f"{site.name}_scale_2", second_scale_tensor(weight))
         name = f"{node.name}_weight_scale"
         scale = add_node(node, "DequantizeLinear", [s, s2], name=name, dtype=ir.DataType.FLOAT, shape=blocks)
@@ -22,7 +22,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
         if dtype != ir.DataType.FLOAT:
             how["output_dtype"] = int(dtype)
         attributes = [ir.AttrInt64(key, value) for key, value in how.items()]
-        name, shape = f"{node.name}_weight", shape_of(site, turned=True)
+        name, shape = f"{node.name}_weight", shape_of(site, transposed=True)
         w = add_node(node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
-        place(site, node, w, turned=True)
+        place(site, node, w, transposed=True)
     drop_weight(graph, site)

@@ -19,17 +19,17 @@ _FLOAT = ir.DataType.FLOAT
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts the nodes that make the float weight [c_out, c_in] in front of each of the site's nodes."""
     for node in site.nodes:
-        shape = shape_of(site, turned=True)
+        shape = shape_of(site, transposed=True)
         w = _floats(graph, site, node, weight)
         if (dtype := float_type(site, node)) != _FLOAT:
             w = as_float(node, w, dtype, shape)
-        place(site, node, w, turned=True)
+        place(site, node, w, transposed=True)
     drop_weight(graph, site)
 
 
 def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """Values of the codes times scales. No DequantizeLinear: onnxruntime would compute that at every run."""
-    rows, columns = shape_of(site, turned=True)
+    rows, columns = shape_of(site, transposed=True)
     n_blocks, block = weight.n_blocks, weight.fmt.block_size
     values = (_values if weight.fmt.code_bits == 4 else _e4m3_values)(graph, site, node, weight)
     padded = n_blocks * block
@@ -55,8 +55,8 @@ def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
 
 def _e4m3_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """What the codes [c_out, c_in] stand for."""
-    codes = new_initializer(graph_of(node), f"{site.name}_quantized", code_tensor(weight, turned=True))
-    values = as_float(node, codes, _FLOAT, shape_of(site, turned=True))
+    codes = new_initializer(graph_of(node), f"{site.name}_quantized", code_tensor(weight, transposed=True))
+    values = as_float(node, codes, _FLOAT, shape_of(site, transposed=True))
     values.name = f"{node.name}_weight_values"
     return values
 
@@ -85,7 +85,7 @@ def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
 
 def _nvfp4_scale(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
     """Block scales times the weight's, [c_out, n_blocks, 1]."""
-    s = new_initializer(graph_of(node), f"{site.name}_scale", scale_tensor(weight, turned=True))
+    s = new_initializer(graph_of(node), f"{site.name}_scale", scale_tensor(weight, transposed=True))
     s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight))
     shape = (weight.shape[1], weight.n_blocks)
     floats = as_float(node, s, _FLOAT, shape)

@@ -12,7 +12,7 @@ from jaxq.forms.nodes import (
     blocked_attributes,
     drop_weight,
     float_type,
-    is_turned,
+    is_transposed,
     layout_of,
     place,
 )
@@ -34,26 +34,26 @@ def write(
     held: dict[tuple[ir.Graph, bool, ir.DataType], list[ir.Value]] = {}
     to = [] if weight.zp is not None or domain else [ir.AttrInt64("output_dtype", int(weight.dtype))]
     for node in site.nodes:
-        turned, dtype = is_turned(site, node), float_type(site, node)
-        how, shape = blocked_attributes(site, weight, turned), layout_of(site, weight, turned)
-        if (turned, dtype) not in sources:
-            sources[turned, dtype] = _source(site.weight.graph or graph, site, turned, dtype, shape)
-        key = (graph_of(node), turned, dtype)
+        transposed, dtype = is_transposed(site, node), float_type(site, node)
+        how, shape = blocked_attributes(site, weight, transposed), layout_of(site, weight, transposed)
+        if (transposed, dtype) not in sources:
+            sources[transposed, dtype] = _source(site.weight.graph or graph, site, transposed, dtype, shape)
+        key = (graph_of(node), transposed, dtype)
         if key not in held:
-            held[key] = add_parameters(node, site, weight.with_float_type(dtype, casts), turned)
-        inputs = [sources[turned, dtype], *held[key]]
+            held[key] = add_parameters(node, site, weight.with_float_type(dtype, casts), transposed)
+        inputs = [sources[transposed, dtype], *held[key]]
         name = f"{node.name}_weight_quantized"
         op = f"{prefix}QuantizeLinear"
         codes = add_node(node, op, inputs, [*how, *to], name=name, dtype=weight.dtype, shape=shape, domain=domain)
         name, op = f"{node.name}_weight", f"{prefix}DequantizeLinear"
         back = add_node(node, op, [codes, *inputs[1:]], how, name=name, dtype=dtype, shape=shape, domain=domain)
-        place(site, node, back, turned)
+        place(site, node, back, transposed)
     drop_weight(graph, site)
 
 
-def _source(holder: ir.Graph, site: Site, turned: bool, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+def _source(holder: ir.Graph, site: Site, transposed: bool, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
     """The float weight in a layout and type: itself where it has these, else a copy."""
-    same = site.transposed == turned
+    same = site.transposed == transposed
     if same and dtype == site.weight.dtype and shape == site.shape:
         return site.weight
 
@@ -61,7 +61,7 @@ def _source(holder: ir.Graph, site: Site, turned: bool, dtype: ir.DataType, shap
         if same:
             return read_weight(site.weight).astype(dtype.numpy())
         w = site.array().astype(dtype.numpy())
-        return np.ascontiguousarray(w.T) if turned else w
+        return np.ascontiguousarray(w.T) if transposed else w
 
     name = f"{site.name}_{'matrix' if site.kernel else 'transposed'}"
     return new_initializer(holder, name, tensor(make, dtype, shape))

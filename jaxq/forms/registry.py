@@ -29,7 +29,7 @@ class Form:
 
     Attributes:
         write: Puts a weight into the graph in place of a site's float one.
-        holds: Block sizes that it holds of each dtype; of those that it could say, the ones that runtimes compute
+        block_sizes: Block sizes that it holds of each dtype; of those that it could say, the ones that runtimes compute
             without expanding the weight at every run. -1 is per channel.
         opset: The least opset that can say it; 0 for any.
         ir_version: The least version of the file format.
@@ -44,7 +44,7 @@ class Form:
     """
 
     write: Callable[[ir.Graph, Site, StoredWeight], None]
-    holds: Mapping[str, tuple[int, ...]]
+    block_sizes: Mapping[str, tuple[int, ...]]
     opset: int = 21
     ir_version: int = 10
     gather_axes: tuple[int, ...] = ()

@@ -148,13 +148,13 @@ def _divided(s: Read, divisor: np.ndarray) -> np.ndarray:
 
 
 def code_tensor(
-    weight: StoredWeight, turned: bool = False, lead: tuple[int, ...] = (), shape: tuple[int, ...] | None = None
+    weight: StoredWeight, transposed: bool = False, lead: tuple[int, ...] = (), shape: tuple[int, ...] | None = None
 ) -> ir.TensorProtocol:
     """The codes as an ONNX tensor.
 
     Args:
         weight: The weight.
-        turned: They lie as [c_out, c_in], else as [c_in, c_out].
+        transposed: They lie as [c_out, c_in], else as [c_in, c_out].
         lead: Dimensions of a stack; its codes lie as [*lead, c_in, c_out].
         shape: What the file says of the shape, where that is not the one of these.
     """
@@ -162,28 +162,28 @@ def code_tensor(
         count = int(np.prod(lead))
         shape = shape or (*lead, weight.shape[0], weight.shape[1] // count)
         return tensor(lambda: _packed(_apart(weight.unpacked(), count), weight), weight.dtype, shape)
-    if not turned:
+    if not transposed:
         return tensor(weight.codes, weight.dtype, shape or weight.shape)
 
     return tensor(lambda: _packed(weight.unpacked().T, weight), weight.dtype, shape or weight.shape[::-1])
 
 
-def scale_tensor(weight: StoredWeight, turned: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
+def scale_tensor(weight: StoredWeight, transposed: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
     """The scales as an ONNX tensor: [n_blocks, c_out], turned, or [c_out] of a format with one block a column.
 
     Of a stack [*lead, n_blocks, c_out], whatever the format.
     """
-    shape = parameter_shape(weight, turned, lead)
-    return tensor(lambda: _laid_out(weight.s(), weight, turned, lead), weight.scale_dtype, shape)
+    shape = parameter_shape(weight, transposed, lead)
+    return tensor(lambda: _laid_out(weight.s(), weight, transposed, lead), weight.scale_dtype, shape)
 
 
-def exponent_tensor(weight: StoredWeight, turned: bool = False) -> ir.TensorProtocol:
+def exponent_tensor(weight: StoredWeight, transposed: bool = False) -> ir.TensorProtocol:
     """The scales of an MX format as E8M0."""
 
     def make() -> np.ndarray:
-        return _laid_out(weight.s(), weight, turned).view(ml_dtypes.float8_e8m0fnu)
+        return _laid_out(weight.s(), weight, transposed).view(ml_dtypes.float8_e8m0fnu)
 
-    return tensor(make, ir.DataType.FLOAT8E8M0, parameter_shape(weight, turned))
+    return tensor(make, ir.DataType.FLOAT8E8M0, parameter_shape(weight, transposed))
 
 
 def second_scale_tensor(weight: StoredWeight, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.TensorProtocol:
@@ -193,25 +193,25 @@ def second_scale_tensor(weight: StoredWeight, dtype: ir.DataType = ir.DataType.F
     return tensor(lambda: s2().reshape(1).astype(dtype.numpy()), dtype, (1,))
 
 
-def zero_point_tensor(weight: StoredWeight, turned: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
+def zero_point_tensor(weight: StoredWeight, transposed: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
     """The zero points in the codes' type, shaped as the scales."""
     zp = weight.zp
     assert zp is not None
 
     def make() -> np.ndarray:
-        return _packed(_laid_out(zp(), weight, turned, lead), weight)
+        return _packed(_laid_out(zp(), weight, transposed, lead), weight)
 
-    return tensor(make, weight.dtype, parameter_shape(weight, turned, lead))
+    return tensor(make, weight.dtype, parameter_shape(weight, transposed, lead))
 
 
-def parameter_shape(weight: StoredWeight, turned: bool, lead: tuple[int, ...] = ()) -> tuple[int, ...]:
+def parameter_shape(weight: StoredWeight, transposed: bool, lead: tuple[int, ...] = ()) -> tuple[int, ...]:
     """The shape that scales and zero points have in the file."""
     if lead:
         return (*lead, weight.n_blocks, weight.shape[1] // int(np.prod(lead)))
     if weight.fmt.block_size == -1:
         return (weight.shape[1],)
     shape = (weight.n_blocks, weight.shape[1])
-    return shape[::-1] if turned else shape
+    return shape[::-1] if transposed else shape
 
 
 def _apart(array: np.ndarray, count: int) -> np.ndarray:
@@ -224,12 +224,12 @@ def _packed(codes: np.ndarray, weight: StoredWeight) -> np.ndarray:
     return pack(codes) if weight.fmt.code_bits == 4 else codes
 
 
-def _laid_out(parameters: np.ndarray, weight: StoredWeight, turned: bool, lead: tuple[int, ...] = ()) -> np.ndarray:
+def _laid_out(parameters: np.ndarray, weight: StoredWeight, transposed: bool, lead: tuple[int, ...] = ()) -> np.ndarray:
     if lead:
         return _apart(parameters, int(np.prod(lead)))
     if weight.fmt.block_size == -1:
         return parameters.reshape(-1)
-    return np.ascontiguousarray(parameters.T if turned else parameters)
+    return np.ascontiguousarray(parameters.T if transposed else parameters)
 
 
 def tensor(make: Read, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:

@@ -7,7 +7,7 @@ operators, and positive scales only.
 import onnx_ir as ir
 
 from jaxq.forms import qdq
-from jaxq.forms.nodes import add_node, dequantize, drop_weight, float_type, is_turned, place, shape_of
+from jaxq.forms.nodes import add_node, dequantize, drop_weight, float_type, is_transposed, place, shape_of
 from jaxq.forms.stored_weight import StoredWeight, code_tensor, scale_tensor
 from jaxq.graph.edit import graph_of, new_initializer
 from jaxq.graph.readers import is_table
@@ -20,12 +20,12 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """Puts ``weight`` in place of the site's float weight."""
     for node in site.nodes:
         if weight.fmt.dtype == "mxfp8":
-            turned = site.transposed or not is_table(node)
-            place(site, node, _dequantize_mxfp8(site, node, weight, turned), turned)
+            transposed = site.transposed or not is_table(node)
+            place(site, node, _dequantize_mxfp8(site, node, weight, transposed), transposed)
         else:
-            turned = is_turned(site, node)
+            transposed = is_transposed(site, node)
             op, domain = _operator(weight, "DequantizeLinear")
-            place(site, node, dequantize(site, node, weight, turned, op, domain, casts=False), turned)
+            place(site, node, dequantize(site, node, weight, transposed, op, domain, casts=False), transposed)
     drop_weight(graph, site)
 
 
@@ -39,12 +39,12 @@ def _operator(weight: StoredWeight, op: str) -> tuple[str, str]:
     return (f"TRT_INT4{op}", DOMAIN) if weight.dtype == ir.DataType.INT4 else (op, "")
 
 
-def _dequantize_mxfp8(site: Site, node: ir.Node, weight: StoredWeight, turned: bool) -> ir.Value:
-    """Codes and exponents; ``turned`` is [c_out, c_in], the layout that TensorRT's exporters write."""
+def _dequantize_mxfp8(site: Site, node: ir.Node, weight: StoredWeight, transposed: bool) -> ir.Value:
+    """Codes and exponents; ``transposed`` is [c_out, c_in], the layout that TensorRT's exporters write."""
     graph, dtype = graph_of(node), float_type(site, node)
-    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, turned))
-    exponents = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, turned))
-    how = {"axis": -1 if turned else 0, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
+    codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, transposed))
+    exponents = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, transposed))
+    how = {"axis": -1 if transposed else 0, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
     return add_node(
         node,
         "TRT_MXFP8DequantizeLinear",
@@ -52,6 +52,6 @@ def _dequantize_mxfp8(site: Site, node: ir.Node, weight: StoredWeight, turned: b
         [ir.AttrInt64(key, value) for key, value in how.items()],
         name=f"{node.name}_weight",
         dtype=dtype,
-        shape=shape_of(site, turned),
+        shape=shape_of(site, transposed),
         domain=DOMAIN,
     )

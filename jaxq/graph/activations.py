@@ -25,7 +25,7 @@ class Patches:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Activation:
     """An activation, and the rows that a weight's matrices multiply of it; equal ones have the same moments.
 
     Attributes:

@@ -31,7 +31,7 @@ _CODES = {
 }
 
 
-def find_present(graphs: Iterable[ir.Graph]) -> Iterator[tuple[ir.Value, str]]:
+def find_already_quantized(graphs: Iterable[ir.Graph]) -> Iterator[tuple[ir.Value, str]]:
     """Tensors of codes of 8 bits or fewer, and zero points beside them, each with what to say of it."""
     for graph in graphs:
         for value in graph.initializers.values():

@@ -25,7 +25,7 @@ FLOAT8_OPSET = 19
 def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
     """Converts a model, in place, to at least these versions of the operators and the file format.
 
-    Functions are written out, and what no output depends on goes; see `jaxq.graph.unused.remove_dead`.
+    Functions are written out, and what no output depends on goes; see `jaxq.graph.unused.remove_unused`.
 
     Raises:
         JaxqError: an operator cannot be converted.

@@ -15,13 +15,13 @@ def prepare(model: ir.Model) -> None:
 
     Functions with weights are written out. Constants become initializers, initializers are no longer inputs
     (onnxruntime fuses neither otherwise; a caller could have given such an input another value), nodes and values have
-    names, and nodes stand in topological order. See `jaxq.graph.prepare.make_plain` for the rest.
+    names, and nodes stand in topological order. See `jaxq.graph.prepare.normalize` for the rest.
 
     Raises:
         JaxqError: the graph has a cycle, or names that cannot be told apart.
     """
     tidy(model)
-    make_plain(model)
+    normalize(model)
 
 
 def tidy(model: ir.Model) -> None:
@@ -44,7 +44,7 @@ def tidy(model: ir.Model) -> None:
     rename_doubles(model)
 
 
-def make_plain(model: ir.Model) -> None:
+def normalize(model: ir.Model) -> None:
     """Lets products read their weights as initializers, in place; the model's results stay the same.
 
     What lies between an initializer and a MatMul, Gemm or Conv (Transpose, Reshape, Squeeze, Unsqueeze, Flatten, Cast

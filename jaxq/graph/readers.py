@@ -14,13 +14,13 @@ class Reader:
 
     Attributes:
         node, index: The node, and which of its inputs.
-        turned: It reads the weight transposed, by nodes between or by its own ``transB``.
+        transposed: It reads the weight transposed, by nodes between or by its own ``transB``.
         dtype: The type that it reads: the weight's, or what a Cast between made of it.
     """
 
     node: ir.Node
     index: int
-    turned: bool
+    transposed: bool
     dtype: ir.DataType
 
     @property
@@ -90,9 +90,9 @@ def drop_views(weight: ir.Value) -> None:
 
 def _behind(reader: Reader) -> Iterator[Reader]:
     """The readers behind a view; the reader itself where it is none."""
-    node, turned, dtype = reader.node, reader.turned, reader.dtype
+    node, transposed, dtype = reader.node, reader.transposed, reader.dtype
     if _is_transpose(node):
-        turned = not turned
+        transposed = not transposed
     elif node.op_type == "Cast" and node.domain in STANDARD:
         dtype = ir.DataType(node.attributes.get_int("to", int(dtype)))
     else:
@@ -102,7 +102,7 @@ def _behind(reader: Reader) -> Iterator[Reader]:
         yield reader
         return
     for behind, index in node.outputs[0].uses():
-        yield from _behind(Reader(behind, index, turned != _transposes(behind), dtype))
+        yield from _behind(Reader(behind, index, transposed != _transposes(behind), dtype))
 
 
 def _is_transpose(node: ir.Node) -> bool:

@@ -8,12 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.graph.activations import Reading, patches_of
-from jaxq.graph.already_quantized import find_present
+from jaxq.graph.activations import Activation, patches_of
+from jaxq.graph.already_quantized import find_already_quantized
 from jaxq.graph.normalize.views import View
 from jaxq.graph.readers import Reader, attribute, find_readers, is_table, weight_shape
 from jaxq.graph.skip_reasons import why_not, why_not_lifted
-from jaxq.graph.skipped import Declined, decline, is_listed
+from jaxq.graph.skipped import Skipped, is_listed, skip
 from jaxq.graph.tensors import read_weight
 
 MOST_PATCH_MOMENTS = 1 << 30
@@ -54,7 +54,7 @@ class Site:
         return str(self.weight.name)
 
     @property
-    def activations(self) -> tuple[ir.Value, ...]:
+    def activation_values(self) -> tuple[ir.Value, ...]:
         """The values ``x`` that the nodes multiply, each once: one, several of a shared weight, none of a table.
 
         Those in subgraphs do not count: calibration does not see them.
@@ -70,18 +70,18 @@ class Site:
     @property
     def can_scale(self) -> bool:
         """All that read the weight multiply one activation by it, which can be divided by what the weight is scaled."""
-        return len(self.activations) == 1 and not (self.has_table or self.nested or self.kernel)
+        return len(self.activation_values) == 1 and not (self.has_table or self.nested or self.kernel)
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def activations(self) -> tuple[Activation, ...]:
         """What the nodes multiply, each once; none of a table, and of a kernel too large for moments of its patches."""
         if not self.kernel:
-            return tuple(Reading(value, self.count) for value in self.activations)
+            return tuple(Activation(value, self.count) for value in self.activation_values)
         if 4 * self.count * self.c_in**2 > MOST_PATCH_MOMENTS:
             return ()
         nodes = [node for node in self.nodes if node not in self.nested]
         pairs = [(node.inputs[0], patches_of(node, self.shape)) for node in nodes]
-        return tuple(dict.fromkeys(Reading(value, self.count, how) for value, how in pairs if value is not None))
+        return tuple(dict.fromkeys(Activation(value, self.count, how) for value, how in pairs if value is not None))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,12 +116,12 @@ class Group:
     """Sites that read the same activation, in graph order; or one site that reads several (a shared weight) or none."""
 
     sites: tuple[Site, ...]
-    activations: tuple[ir.Value, ...]
+    activation_values: tuple[ir.Value, ...]
 
     @property
-    def readings(self) -> tuple[Reading, ...]:
+    def activations(self) -> tuple[Activation, ...]:
         """What the sites multiply."""
-        return self.sites[0].readings
+        return self.sites[0].activations
 
     @property
     def count(self) -> int:
@@ -131,12 +131,12 @@ class Group:
     @property
     def name(self) -> str:
         """The first activation's name; the weight's where there is none."""
-        return str(self.activations[0].name) if self.activations else self.sites[0].name
+        return str(self.activation_values[0].name) if self.activation_values else self.sites[0].name
 
 
 def find_sites(
     graph: ir.Graph, exclude: Sequence[str] = (), gather_axis: int | None = None
-) -> tuple[list[Site], list[Declined]]:
+) -> tuple[list[Site], list[Skipped]]:
     """The weights that can be quantized, in graph order, and all others with the reason.
 
     Every tensor of floats is one or the other, but for scalars and vectors of one number or none, which are constants.
@@ -148,17 +148,17 @@ def find_sites(
     """
     order = {node: i for i, node in enumerate(ir.traversal.RecursiveGraphIterator(graph))}
     sites: list[Site] = []
-    declined: list[Declined] = []
+    skipped: list[Skipped] = []
     for weight in _float_weights(graph):
         readers = find_readers(weight)
         reason = why_not(weight, readers, graph, gather_axis) or _excluded(weight, readers, exclude)
         if reason is None:
             sites.append(_site(weight, readers, graph, gather_axis))
         else:
-            declined.append(decline(weight, reason))
-    declined += [decline(value, why_not_lifted(value, graph)) for value in _constants(graph)]
-    declined += [decline(codes, reason) for codes, reason in find_present(_graphs(graph))]
-    return sorted(sites, key=lambda site: order[site.nodes[0]]), declined
+            skipped.append(skip(weight, reason))
+    skipped += [skip(value, why_not_lifted(value, graph)) for value in _constants(graph)]
+    skipped += [skip(codes, reason) for codes, reason in find_already_quantized(_graphs(graph))]
+    return sorted(sites, key=lambda site: order[site.nodes[0]]), skipped
 
 
 def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
@@ -169,11 +169,11 @@ def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
 
 def sibling_groups(sites: Sequence[Site]) -> list[Group]:
     """Sites grouped by what they read, in graph order; tables and weights of subgraphs are alone."""
-    groups: dict[tuple[Reading | ir.Value, ...], list[Site]] = {}
+    groups: dict[tuple[Activation | ir.Value, ...], list[Site]] = {}
     for site in sites:
-        alone = site.has_table or site.nested or not site.readings
-        groups.setdefault((site.weight,) if alone else site.readings, []).append(site)
-    return [Group(tuple(members), members[0].activations) for members in groups.values()]
+        alone = site.has_table or site.nested or not site.activations
+        groups.setdefault((site.weight,) if alone else site.activations, []).append(site)
+    return [Group(tuple(members), members[0].activation_values) for members in groups.values()]
 
 
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:
@@ -226,7 +226,7 @@ def _site(weight: ir.Value, readers: Sequence[Reader], graph: ir.Graph, gather_a
         c_in, c_out = int(np.prod(shape[1:])), shape[0] // count
         return Site(weight, nodes, c_in, c_out, True, nested=nested, count=count, kernel=True)
     gathered = all(reader.table for reader in readers)
-    transposed = gather_axis == 1 if gathered else any(reader.turned for reader in readers)
+    transposed = gather_axis == 1 if gathered else any(reader.transposed for reader in readers)
     rows, columns = shape[-2:]
     c_in, c_out = (columns, rows) if transposed else (rows, columns)
     return Site(weight, nodes, c_in, c_out, transposed, gathered, nested, int(np.prod(shape[:-2])))

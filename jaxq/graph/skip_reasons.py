@@ -124,7 +124,7 @@ def _why_not_table(readers: Sequence[Reader], gather_axis: int | None) -> str | 
     """Tables are blocked along one axis, and products along their input channels."""
     products = [reader for reader in readers if not reader.table]
     tables = len(products) < len(readers)
-    axes = {int(reader.turned) for reader in products}
+    axes = {int(reader.transposed) for reader in products}
     if len(axes) > 1:
         ways = "nodes that read it as it is and transposed" if tables else "Gemm nodes with and without transB"
         return f"shared by {ways}"

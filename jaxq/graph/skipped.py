@@ -12,7 +12,7 @@ FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.
 
 
 @dataclass(frozen=True)
-class Declined:
+class Skipped:
     """A weight that is left alone, and why."""
 
     name: str
@@ -21,7 +21,7 @@ class Declined:
     reason: str
 
 
-def held_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     """The tensor of an initializer, or of a Constant node's output; None of all else."""
     node = value.producer()
     if node is None:
@@ -33,18 +33,18 @@ def held_tensor(value: ir.Value) -> ir.TensorProtocol | None:
 
 def is_listed(value: ir.Value) -> bool:
     """Whether a value holds floats that a report names: all but scalars, and vectors of one number or none."""
-    tensor = held_tensor(value)
+    tensor = constant_tensor(value)
     return tensor is not None and tensor.dtype in FLOAT_TYPES and (tensor.size > 1 or len(tensor.shape) > 1)
 
 
-def decline(weight: ir.Value, reason: str) -> Declined:
+def skip(weight: ir.Value, reason: str) -> Skipped:
     """A weight that is left alone."""
-    tensor = held_tensor(weight)
+    tensor = constant_tensor(weight)
     assert tensor is not None
-    return Declined(str(weight.name), tuple(int(d) for d in tensor.shape.numpy()), tensor.nbytes, reason)
+    return Skipped(str(weight.name), tuple(int(d) for d in tensor.shape.numpy()), tensor.nbytes, reason)
 
 
-def declined_in_functions(model: ir.Model) -> list[Declined]:
+def skipped_in_functions(model: ir.Model) -> list[Skipped]:
     """Floats in functions that `jaxq.graph.prepare.prepare` did not write out, each with the reason."""
     found = left_functions(model)
-    return [Declined(name, tuple(tensor.shape.numpy()), tensor.nbytes, why or VECTOR) for name, tensor, why in found]
+    return [Skipped(name, tuple(tensor.shape.numpy()), tensor.nbytes, why or VECTOR) for name, tensor, why in found]

@@ -6,27 +6,27 @@ from dataclasses import replace
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from jaxq.graph.skipped import Declined, decline, declined_in_functions, is_listed
+from jaxq.graph.skipped import Skipped, is_listed, skip, skipped_in_functions
 
 _REMOVED = "no output of the model depends on it: removed"
 
 
-def remove_dead(model: ir.Model) -> list[Declined]:
+def remove_unused(model: ir.Model) -> list[Skipped]:
     """Removes nodes, initializers and functions that nothing reads, in place.
 
     Returns:
         The float weights among what is gone.
     """
-    held = {value: decline(value, _REMOVED) for value in _floats(model)}
-    functions = declined_in_functions(model)
+    held = {value: skip(value, _REMOVED) for value in _floats(model)}
+    functions = skipped_in_functions(model)
     _remove_nodes(model.graph)
     for graph in model.graphs():
         for name, value in tuple(graph.initializers.items()):
             if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
                 del graph.initializers[name]
     passes.RemoveUnusedFunctionsPass()(model)
-    left, left_in_functions = set(_floats(model)), {d.name for d in declined_in_functions(model)}
-    gone = [declined for value, declined in held.items() if value not in left]
+    left, left_in_functions = set(_floats(model)), {d.name for d in skipped_in_functions(model)}
+    gone = [skipped for value, skipped in held.items() if value not in left]
     return gone + [replace(d, reason=_REMOVED) for d in functions if d.name not in left_in_functions]
 
 

@@ -120,13 +120,15 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     start = time.perf_counter()
     cache = cache_dir(config)
     _keep_compiled(cache)
-    with ExitStack() as until:  # what was finished is kept until the report is written
+    with ExitStack() as until_reported:  # what was finished is kept until the report is written
         clock = Clock()
         with progress_bars(console) as progress:
             with clock.phase("data"):
                 task = open_task(config, folder / "model.onnx", cache, progress)
                 job, data = task.job, task.data
-            outcome = quantize_model(job, data.calib, progress, lambda sentence: _say(console, sentence), until)
+            outcome = quantize_model(
+                job, data.calib, progress, lambda sentence: _say(console, sentence), until_reported
+            )
             beside = copy_companions(task.companions, folder)
             failure = None
             with clock.phase("evaluate"):
@@ -168,7 +170,7 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
     if nested := [layer for layer in outcome.layers if "in a subgraph" in layer.note]:
         yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
-    yield from outcome.told
+    yield from outcome.notices
     for pattern in outcome.unmatched:
         yield f"the pattern {pattern!r} fits no weight"
     for note, names in _layer_notes(outcome).items():

@@ -30,11 +30,11 @@ class MethodConfig:
     full_range: bool | None = None
     alpha_step: float = MISSING
     search_columns: int = MISSING
-    min_alpha: float = MISSING
+    min_clip_ratio: float = MISSING
     clip_step: float = MISSING
     block_scales: bool = MISSING
     damping: float = MISSING
-    sweeps: int = MISSING
+    descent_passes: int = MISSING
     ridge: float = MISSING
     shrinkage: float = MISSING
     bits_per_weight: float | None = None

@@ -27,7 +27,7 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
     if name == "auto":
         name = "best" if has_data and find_form(config.form.name).scaled else "rtn_dq"
     alpha_grid(knobs.alpha_step)
-    ratio_grid(knobs.min_alpha, knobs.clip_step)
+    ratio_grid(knobs.min_clip_ratio, knobs.clip_step)
     if knobs.search_columns < 0:
         raise JaxqError(f"search_columns is {knobs.search_columns}: give a number of columns, or 0 for all")
     fmt = make_format(config.dtype.name, config.block_size, _full_range(config, name), _scale_dtype(config))
@@ -35,8 +35,8 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         raise JaxqError(f"scale_dtype is {config.scale_dtype!r}: {fmt.dtype} has scales of its own; leave it out")
     if not 0 <= knobs.damping <= 10:
         raise JaxqError(f"method.damping is {knobs.damping}: give a number from 0 to 10, such as 0.05")
-    if not 0 <= knobs.sweeps <= 100:
-        raise JaxqError(f"method.sweeps is {knobs.sweeps}: give a number of passes from 0 to 100")
+    if not 0 <= knobs.descent_passes <= 100:
+        raise JaxqError(f"method.descent_passes is {knobs.descent_passes}: give a number of passes from 0 to 100")
     if not 1e-3 <= knobs.ridge <= 1e9:
         raise JaxqError(f"method.ridge is {knobs.ridge}: give a number of tokens from 0.001 to 1e9, such as 4096")
     if not 0 <= knobs.shrinkage <= 1e9:
@@ -45,12 +45,12 @@ def method_spec(config: Config, has_data: bool) -> MethodSpec:
         name,
         fmt,
         knobs.alpha_step,
-        knobs.min_alpha,
+        knobs.min_clip_ratio,
         knobs.clip_step,
         knobs.search_columns,
         block_scales=knobs.block_scales,
         damping=knobs.damping,
-        sweeps=knobs.sweeps,
+        descent_passes=knobs.descent_passes,
         ridge=knobs.ridge,
         shrinkage=knobs.shrinkage,
     )
@@ -65,7 +65,7 @@ def _full_range(config: Config, method: str) -> bool:
 def _rules(config: Config) -> Iterator[Rule]:
     block_size = config.mixed.block_size
     if block_size is None:
-        per_channel = -1 in find_form(config.form.name).holds.get("int8", ())
+        per_channel = -1 in find_form(config.form.name).block_sizes.get("int8", ())
         block_size = -1 if per_channel else config.block_size
     if config.mixed.int8:
         yield Rule(tuple(config.mixed.int8), make_format("int8", block_size, scale_dtype=_scale_dtype(config)))

@@ -103,9 +103,9 @@ def report_dict(report: Report) -> dict[str, object]:
             "moments_found": outcome.pop("moments_found"),
             "windows": outcome.pop("windows"),
         },
-        "resumed": outcome.pop("told"),
+        "notices": outcome.pop("notices"),
         "exclude_unmatched": outcome.pop("unmatched"),
-        "declined": outcome.pop("declined"),
+        "skipped": outcome.pop("skipped"),
         "layers": outcome.pop("layers"),
     }
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from jaxq.evaluation.accuracy import Evaluation
 from jaxq.evaluation.outputs import OutputComparison
-from jaxq.graph.skipped import Declined
+from jaxq.graph.skipped import Skipped
 from jaxq.harness.records import Report
 from jaxq.pipeline.dry_run import Estimate
 from jaxq.pipeline.outcome import Outcome
@@ -63,7 +63,7 @@ def _planned(estimate: Estimate, method: str) -> Iterator[str]:
     share = f"{estimate.quantized_bytes / estimate.weight_bytes:.1%}"
     bits = f"{estimate.bits_per_weight:.3f} bits each"
     yield f"would be quantized: {len(estimate.layers)} weights, {share} of weight bytes, {bits}"
-    yield from _left_alone(estimate.declined)
+    yield from _left_alone(estimate.skipped)
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in estimate.seconds.items() if s >= 0.05)
     probe = f"judged from {estimate.probed} of {estimate.groups} groups of siblings"
     yield f"seconds: about {sum(estimate.seconds.values()):.0f} in all ({seconds}), {probe}"
@@ -141,7 +141,7 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     outcome = report.outcome
     if (error := _median_error(outcome)) is not None:
         yield f"relative output error of the weights, median: {error:.4f}"
-    yield from _left_alone(outcome.declined)
+    yield from _left_alone(outcome.skipped)
     seconds = {phase.name: phase.seconds for phase in report.phases}
     shown = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items() if s >= 0.05)
     peak = max(phase.peak_mb for phase in outcome.phases)
@@ -151,12 +151,12 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     yield f"{folder}/{{model.onnx, report.json, layers.csv}}"
 
 
-def _left_alone(declined_weights: Sequence[Declined]) -> Iterator[str]:
+def _left_alone(skipped_weights: Sequence[Skipped]) -> Iterator[str]:
     left = Counter[str]()
-    for declined in declined_weights:
-        left[declined.reason] += declined.nbytes
+    for skipped in skipped_weights:
+        left[skipped.reason] += skipped.nbytes
     for reason, nbytes in left.most_common():
-        names = [d.name for d in declined_weights if d.reason == reason]
+        names = [d.name for d in skipped_weights if d.reason == reason]
         yield f"left alone: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
 
 

@@ -58,21 +58,21 @@ def alpha_grid(alpha_step: float) -> tuple[float, ...]:
     return (IDENTITY, *(round(float(a), 6) for a in np.arange(0, 1 + alpha_step / 2, alpha_step) if a <= 1 + 1e-9))
 
 
-def ratio_grid(min_alpha: float, clip_step: float) -> tuple[float, ...]:
-    """Candidates for the clip ratio: 1 first, so that it wins ties, then 1 - step, ... down to ``min_alpha``.
+def ratio_grid(min_clip_ratio: float, clip_step: float) -> tuple[float, ...]:
+    """Candidates for the clip ratio: 1 first, so that it wins ties, then 1 - step, ... down to ``min_clip_ratio``.
 
     Raises:
-        JaxqError: ``min_alpha`` is not in (0, 1], or ``clip_step`` not in [0.001, 1].
+        JaxqError: ``min_clip_ratio`` is not in (0, 1], or ``clip_step`` not in [0.001, 1].
 
     Example:
         >>> ratio_grid(0.8, 0.1)
         (1.0, 0.9, 0.8)
     """
-    if not 0 < min_alpha <= 1:
-        raise JaxqError(f"min_alpha is {min_alpha}: give the least clip ratio, in (0, 1]")
+    if not 0 < min_clip_ratio <= 1:
+        raise JaxqError(f"min_clip_ratio is {min_clip_ratio}: give the least clip ratio, in (0, 1]")
     if not _LEAST_STEP <= clip_step <= 1:
         raise JaxqError(f"clip_step is {clip_step}: give a step from {_LEAST_STEP} to 1")
-    count = int((1 - min_alpha) / clip_step + 1e-9)
+    count = int((1 - min_clip_ratio) / clip_step + 1e-9)
     return tuple(round(1.0 - i * clip_step, 6) for i in range(count + 1))
 
 

@@ -69,7 +69,7 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
             h = shrunk(h, moments.tokens, spec.shrinkage)
         damped = damp(h, spec.damping)
         factored = factor(h, spec.damping) if method.compensates else None
-        return [_compensated(w, s, alpha, h, damped, factored, fmt, spec.sweeps) for w, fmt in parts]
+        return [_compensated(w, s, alpha, h, damped, factored, fmt, spec.descent_passes) for w, fmt in parts]
     h = h if method.clips else None
     return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]
 
@@ -79,7 +79,7 @@ def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightF
     scaled = w.astype(jnp.float32) * s[:, None]
     ratio = jnp.float32(1)
     if clip_h is not None:
-        ratio = search_clip(scaled, clip_h, jnp.array(ratio_grid(spec.min_alpha, spec.clip_step)), fmt)
+        ratio = search_clip(scaled, clip_h, jnp.array(ratio_grid(spec.min_clip_ratio, spec.clip_step)), fmt)
     quantized = fmt.quantize(scaled, ratio)
     return Choice(quantized, s, alpha, jnp.broadcast_to(ratio, quantized.s.shape))
 
@@ -92,7 +92,7 @@ def _compensated(
     damped: Array,
     factored: Factored | None,
     fmt: WeightFormat,
-    sweeps: int,
+    descent_passes: int,
 ) -> Choice:
     """Searched block scales, and the nearest codes, or GPTQ's where the moment was factored for it.
 
@@ -100,7 +100,7 @@ def _compensated(
     """
     scaled = _scaled(w, s)
     scales = search_block_scales(scaled, damped, fmt)
-    values = scaled if factored is None else gptq_round_factored(scaled, h, factored, scales, fmt, sweeps)
+    values = scaled if factored is None else gptq_round_factored(scaled, h, factored, scales, fmt, descent_passes)
     quantized, ratio = _coded(scaled, values, scales, fmt)
     return Choice(quantized, s, alpha, ratio)
 

@@ -133,7 +133,7 @@ def gptq_round(
     scales: Scales,
     fmt: WeightFormat,
     damping: float | Float[Array, ""] = 0.05,
-    sweeps: int = 0,
+    descent_passes: int = 0,
 ) -> Float[Array, "c_in c_out"]:
     """Values of the format near ``w`` with a small output error ``tr(D' H D)``, ``D`` the difference.
 
@@ -146,7 +146,7 @@ def gptq_round(
         scales: Scales of the blocks.
         fmt: The format.
         damping: Added to the diagonal of ``h``, in units of its mean; see `feedback`.
-        sweeps: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses.
+        descent_passes: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses.
             Static under jit.
 
     Returns:
@@ -168,7 +168,7 @@ def gptq_round(
     check_moments(w, h)
     check_scales(w.shape, scales.s.shape, fmt.block_size, 0)
     _check_format(w, scales, fmt)
-    return gptq_round_factored(w, h, factor(h, damping), scales, fmt, sweeps)
+    return gptq_round_factored(w, h, factor(h, damping), scales, fmt, descent_passes)
 
 
 def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
@@ -204,11 +204,11 @@ def gptq_round_factored(
     factored: Factored,
     scales: Scales,
     fmt: WeightFormat,
-    sweeps: int = 0,
+    descent_passes: int = 0,
 ) -> Float[Array, "c_in c_out"]:
     """`gptq_round` for one of several weights that share a moment, factored before (`factor`)."""
     values = _compensate(w, factored, scales, fmt)
-    return _refine(w, values, h, factored, scales, fmt, sweeps) if sweeps else values
+    return _refine(w, values, h, factored, scales, fmt, descent_passes) if descent_passes else values
 
 
 @partial(jax.jit, static_argnames="fmt")
@@ -220,12 +220,18 @@ def _compensate(w: Array, factored: Factored, scales: Scales, fmt: WeightFormat)
 
 @partial(jax.jit, static_argnames="fmt")
 def _refine(
-    w: Array, values: Array, h: Array, factored: Factored, scales: Scales, fmt: WeightFormat, sweeps: int | Array
+    w: Array,
+    values: Array,
+    h: Array,
+    factored: Factored,
+    scales: Scales,
+    fmt: WeightFormat,
+    descent_passes: int | Array,
 ) -> Array:
     w, order = w.astype(jnp.float32), factored.order
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
     damped = damp(h.astype(jnp.float32)[order][:, order], factored.damping)
-    return _descend(w[order], values[order], damped, grid, fmt, sweeps)[jnp.argsort(order)]
+    return _descend(w[order], values[order], damped, grid, fmt, descent_passes)[jnp.argsort(order)]
 
 
 def _round_rows(w: Array, u: Array, grid: Grid, fmt: WeightFormat) -> Array:
@@ -253,7 +259,7 @@ def _round_rows(w: Array, u: Array, grid: Grid, fmt: WeightFormat) -> Array:
     return fmt.round_to(w - errors, grid)[:count]
 
 
-def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, sweeps: int | Array) -> Array:
+def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, descent_passes: int | Array) -> Array:
     """Coordinate descent: row after row takes the value that is best given the others."""
     (w, values, grid), h, count = _fill((w, values, grid), h)
     slope = jnp.matmul(h, values - w, precision=Precision.HIGHEST)
@@ -274,7 +280,7 @@ def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, s
         slope = slope + jnp.matmul(across.T, moved, precision=Precision.HIGHEST)
         return jax.lax.dynamic_update_slice_in_dim(values, own + moved, start, axis=0), slope
 
-    values, _ = jax.lax.fori_loop(0, sweeps * (w.shape[0] // _PANEL), panel, (values, slope))
+    values, _ = jax.lax.fori_loop(0, descent_passes * (w.shape[0] // _PANEL), panel, (values, slope))
     return values[:count]
 
 

@@ -14,13 +14,13 @@ class MethodSpec:
         name: A key of `METHODS`.
         fmt: How weights are held, where no rule says otherwise.
         alpha_step: Step of AWQ's grid over alpha, in (0, 1].
-        min_alpha: Least clip ratio, in (0, 1].
+        min_clip_ratio: Least clip ratio, in (0, 1].
         clip_step: Step of the grid over clip ratios, in (0, 1].
         search_columns: Columns on which AWQ's scales are compared, evenly spaced; 0 for all.
         batch_size: Candidates of the scale search that are evaluated at a time; more needs more memory.
         block_scales: Search the scales of blocks in every method that searches at all.
         damping: What is added to the diagonal of H for block scales and GPTQ, in units of its mean.
-        sweeps: Passes of coordinate descent after GPTQ.
+        descent_passes: Passes of coordinate descent after GPTQ.
         ridge: How much weights are held back from making up for drift: as if so many tokens had shown none. Over the
             number of tokens it is the ridge of `jaxq.methods.targets.corrected_target`.
         shrinkage: Tokens for which block scales and GPTQ hold the coupling of channels back; see
@@ -30,13 +30,13 @@ class MethodSpec:
     name: str
     fmt: WeightFormat
     alpha_step: float = 0.1
-    min_alpha: float = 0.5
+    min_clip_ratio: float = 0.5
     clip_step: float = 0.05
     search_columns: int = 0
     batch_size: int = 1
     block_scales: bool = False
     damping: float = 0.05
-    sweeps: int = 0
+    descent_passes: int = 0
     ridge: float = 4096.0
     shrinkage: float = 900.0
 

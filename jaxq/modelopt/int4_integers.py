@@ -1,4 +1,4 @@
-"""The integer functions of ModelOpt's ``int4`` page: those of `jaxq.quant_utils`, also with the page's shorter calls."""
+"""The integer functions of ModelOpt's ``int4`` page: those of `jaxq.quant_utils`, with the page's shorter calls."""
 
 from typing import Any, TypeGuard
 

@@ -225,7 +225,7 @@ def _spec(method: str, fmt: WeightFormat, knobs: _Knobs) -> MethodSpec:
         method,
         fmt,
         alpha_step=float(knobs.awqlite_alpha_step),
-        min_alpha=float(knobs.awqclip_alpha_min),
+        min_clip_ratio=float(knobs.awqclip_alpha_min),
         clip_step=float(knobs.awqclip_alpha_step),
     )
 

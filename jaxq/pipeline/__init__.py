@@ -1,4 +1,4 @@
-"""From an ONNX file to its quantized copy; start reading at `jaxq.pipeline.quantize_model`."""
+"""From an ONNX file to its quantized copy; start reading at `jaxq.pipeline.quantize.quantize_model`."""
 
 from jaxq.methods.registry import MethodSpec
 from jaxq.pipeline.dry_run import Estimate, estimate

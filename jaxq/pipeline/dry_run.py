@@ -16,7 +16,7 @@ from jaxq.calibration.capture import WindowRun, capture_moments, naming_weights
 from jaxq.forms.registry import Form
 from jaxq.forms.stored_weight import StoredWeight
 from jaxq.graph.sites import Group, Site
-from jaxq.graph.skipped import Declined
+from jaxq.graph.skipped import Skipped
 from jaxq.methods.registry import MethodSpec, find_method
 from jaxq.numerics.drift import Drift
 from jaxq.numerics.moments import Moments, MomentsOf
@@ -48,7 +48,7 @@ class Estimate:
         layers: The weights that would be quantized: sizes and formats, without losses; under a budget of bits, which
             chooses others, those without it.
         budget: Bits of a weight, where formats would be chosen.
-        declined: Float weights that would be left alone, with reasons.
+        skipped: Float weights that would be left alone, with reasons.
         unmatched: Patterns that fit no weight.
         source_bytes: Size of the model's files.
         target_bytes: About the size of the quantized file: what scaling adds, a vector for some groups, is left out.
@@ -61,7 +61,7 @@ class Estimate:
 
     layers: tuple[Layer, ...]
     budget: float | None
-    declined: tuple[Declined, ...]
+    skipped: tuple[Skipped, ...]
     unmatched: tuple[str, ...]
     source_bytes: int
     target_bytes: int
@@ -88,7 +88,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     form = check_job(job, bool(batches))
     start = time.perf_counter()
     source = open_source(job, form)
-    most = check_budget(source.groups, job)
+    max_bits = check_budget(source.groups, job)
     load = time.perf_counter() - start
     nearest = source.groups[:_MOST]
     with naming_weights(source.groups):
@@ -104,7 +104,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
     layers, target_bytes = _sizes(source, form, job)
     size, planned = sum(x.size for x in layers), sum(x.nbytes for x in layers)
-    bits = 8 * planned / size if job.budget is None or most is None else min(job.budget.bits_per_weight, most)
+    bits = 8 * planned / size if job.budget is None or max_bits is None else min(job.budget.bits_per_weight, max_bits)
     target_bytes += int(bits * size / 8) - planned
     seconds = {
         "load": load + source.nbytes / hashing,
@@ -117,7 +117,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     return Estimate(
         layers=layers,
         budget=None if job.budget is None else job.budget.bits_per_weight,
-        declined=source.declined,
+        skipped=source.skipped,
         unmatched=source.unmatched,
         source_bytes=source.nbytes,
         target_bytes=target_bytes,
@@ -165,8 +165,8 @@ def _cost(group: Group, moments: bool) -> float:
 def _forward_share(groups: Sequence[Group]) -> float:
     """The share of the forward pass in a calibration, which sums moments too (five eighths of c_in^2 a token)."""
     forward = sum(map(_work, groups))
-    readings = {reading: group.sites[0].c_in for group in groups for reading in group.readings}
-    return forward / (forward + sum(0.625 * c_in * c_in for c_in in readings.values()))
+    activations = {activation: group.sites[0].c_in for group in groups for activation in group.activations}
+    return forward / (forward + sum(0.625 * c_in * c_in for c_in in activations.values()))
 
 
 def _nbytes(group: Group) -> int:
@@ -178,7 +178,7 @@ def _probe_calibration(
 ) -> tuple[_Seconds, float, dict[str, Moments]]:
     """Seconds of the probed groups' calibration without batches, those of each batch, and the groups' moments."""
     moments: dict[str, Moments] = {}
-    wanted = list(dict.fromkeys(reading for group in probe for reading in group.readings))
+    wanted = list(dict.fromkeys(activation for group in probe for activation in group.activations))
     if not batches or not wanted:
         return _Seconds(0.0, 0.0), 0.0, moments
 
@@ -241,10 +241,10 @@ def _search_times(group: Group, found: MomentsOf | None, spec: MethodSpec, job: 
 
 def _moments(group: Group, found: Mapping[str, Moments]) -> MomentsOf | None:
     """Those of what a group's weights multiply, where that is one activation."""
-    if len(group.readings) != 1:
+    if len(group.activations) != 1:
         return None
-    (reading,) = group.readings
-    keys = [reading.shared_key] * reading.count if reading.shared_key in found else reading.keys
+    (activation,) = group.activations
+    keys = [activation.shared_key] * activation.count if activation.shared_key in found else activation.keys
     return (lambda index: found[keys[index]]) if all(key in found for key in keys) else None
 
 
@@ -302,7 +302,7 @@ def _planned_layer(site: Site, weight: StoredWeight) -> Layer:
     return Layer(
         name=site.name,
         nodes=tuple(str(node.name) for node in site.nodes),
-        activation=str(site.activations[0].name) if site.activations else site.name,
+        activation=str(site.activation_values[0].name) if site.activation_values else site.name,
         c_in=site.c_in,
         c_out=site.c_out,
         dtype=weight.fmt.dtype,

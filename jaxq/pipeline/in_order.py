@@ -17,10 +17,10 @@ import onnx_ir as ir
 
 from jaxq.calibration.capture import WindowRun, checked
 from jaxq.calibration.collect import Array, Collector, DriftCollector
-from jaxq.calibration.forward import Runner, Runtime, forward_twice, plan_hash
+from jaxq.calibration.forward import Runner, SessionOptions, forward_twice, plan_hash
 from jaxq.calibration.spool import Spool
 from jaxq.calibration.windows import Window, plan_windows
-from jaxq.graph.activations import Reading
+from jaxq.graph.activations import Activation
 from jaxq.graph.readers import is_table
 from jaxq.graph.residuals import residual_of
 from jaxq.graph.sites import Group
@@ -90,11 +90,13 @@ def quantize_in_order(
         root = Path(folder) if data.folder is None else data.folder
         spools = (Spool(root / "float", data.batches, data.key), Spool(root / "quantized", data.batches, data.key))
         done = _done(windows, groups, spools, is_kept)
-        work.know({r: _of_input(r, data.batches) for g in groups for r in g.readings if r.value.is_graph_input()}, {})
+        work.know(
+            {r: _of_input(r, data.batches) for g in groups for r in g.activations if r.value.is_graph_input()}, {}
+        )
         captured = {value for window in windows[:done] for value in window.captures}
-        work.finish([g for g in work.left() if {r.value for r in g.readings} <= captured])
+        work.finish([g for g in work.left() if {r.value for r in g.activations} <= captured])
         advance = progress("calibrate and search", len(data.batches) * (len(windows) - done))
-        how = Runtime(tuple(data.providers))
+        how = SessionOptions(tuple(data.providers))
         pairs = forward_twice(model, windows, spools, how, done, work.replaced)
         runs = [_run_window(pair, work, advance) for pair in pairs]
     return [work.results[group] for group in groups], runs
@@ -104,7 +106,7 @@ def _plan(model: ir.Model, groups: Sequence[Group], window_bytes: int) -> list[W
     """Windows up to each activation, and to the sums behind products, so that what these add to is kept so long."""
     sites = [site for group in groups for site in group.sites]
     sums = [found.sum for site in sites if (found := residual_of(site)) is not None]
-    wanted = dict.fromkeys([*(r.value for group in groups for r in group.readings), *sums])
+    wanted = dict.fromkeys([*(r.value for group in groups for r in group.activations), *sums])
     steps = {node for site in sites for node in site.nodes if node.graph is model.graph and not is_table(node)}
     return plan_windows(model.graph, list(wanted), window_bytes, steps)
 
@@ -118,7 +120,7 @@ def _done(
     """Windows that need not run again: both models left their values, and all groups before have their results."""
     first, second = (spool.resume(plan_hash(windows)) for spool in spools)
     captured = {value for window in windows[:first] for value in window.captures}
-    before = [g for g in groups if {r.value for r in g.readings} <= captured]
+    before = [g for g in groups if {r.value for r in g.activations} <= captured]
     if first == second and all(map(is_kept, before)):
         return first
     for spool in spools:
@@ -132,20 +134,20 @@ class _Work:
     def __init__(self, groups: Sequence[Group], quantize: Quantize, pool: Executor, clock: Clock) -> None:
         self.results: dict[Group, GroupResult] = {}
         self._groups, self._quantize, self._pool, self._clock = groups, quantize, pool, clock
-        self._moments: dict[Reading, Mapping[str, Moments]] = {}
+        self._moments: dict[Activation, Mapping[str, Moments]] = {}
         self._places: dict[str, tuple[Group, int]] = {}
-        self.finish([group for group in groups if not group.readings])
+        self.finish([group for group in groups if not group.activations])
 
     def left(self) -> list[Group]:
         """Groups without a result."""
         return [group for group in self._groups if group not in self.results]
 
-    def know(self, moments: Mapping[Reading, Mapping[str, Moments]], drifts: Mapping[Group, Drift | None]) -> None:
+    def know(self, moments: Mapping[Activation, Mapping[str, Moments]], drifts: Mapping[Group, Drift | None]) -> None:
         """Quantizes the groups all of whose moments are known now."""
         self._moments |= moments
-        self.finish([group for group in self.left() if set(group.readings) <= set(self._moments)], drifts)
-        still = {reading for group in self.left() for reading in group.readings}
-        self._moments = {reading: found for reading, found in self._moments.items() if reading in still}
+        self.finish([group for group in self.left() if set(group.activations) <= set(self._moments)], drifts)
+        still = {activation for group in self.left() for activation in group.activations}
+        self._moments = {activation: found for activation, found in self._moments.items() if activation in still}
 
     def finish(self, groups: Sequence[Group], drifts: Mapping[Group, Drift | None] | None = None) -> None:
         """Quantizes groups with the moments that are known."""
@@ -164,29 +166,29 @@ class _Work:
         return effective_weight(self.results[group], index)
 
     def _moments_of(self, group: Group) -> MomentsOf | None:
-        if not group.readings or any(reading not in self._moments for reading in group.readings):
+        if not group.activations or any(activation not in self._moments for activation in group.activations):
             return None
-        found = {reading: self._moments[reading] for reading in group.readings}
+        found = {activation: self._moments[activation] for activation in group.activations}
         return lambda index: mean_moments([m.get(r.shared_key) or m[r.keys[index]] for r, m in found.items()])
 
 
 def _run_window(pair: tuple[Runner, Runner], work: _Work, advance: Callable[[], None]) -> WindowRun:
     start = time.perf_counter()
     window, batches = pair[0].window, pair[0].spool.batches
-    readings = dict.fromkeys(r for g in work.left() for r in g.readings if r.value in window.captures)
-    collectors = [Collector(reading) for reading in readings]
-    drifting = {g: _Drifting(g) for g in work.left() if _can_drift(g) and g.readings[0] in readings}
+    activations = dict.fromkeys(r for g in work.left() for r in g.activations if r.value in window.captures)
+    collectors = [Collector(activation) for activation in activations]
+    drifting = {g: _Drifting(g) for g in work.left() if _can_drift(g) and g.activations[0] in activations}
     unmasked: set[str] = set()
     for i, batch in enumerate(batches):
         values = [_Values(runner, i) for runner in pair]
         for collector in collectors:
-            name = str(collector.reading.value.name)
+            name = str(collector.activation.value.name)
             if not collector.add(values[1].get(name), batch.keep):
                 unmasked.add(name)
         for drift in drifting.values():
             drift.add(values[1], values[0], batch)
         advance()
-    moments = {c.reading: {key: checked(c.reading.name, m) for key, m in c.finish()} for c in collectors}
+    moments = {c.activation: {key: checked(c.activation.name, m) for key, m in c.finish()} for c in collectors}
     drifts = {group: jax.block_until_ready(drift.collector.finish()) for group, drift in drifting.items()}
     seconds = time.perf_counter() - start
     work.know(moments, drifts)
@@ -197,7 +199,7 @@ def _run_window(pair: tuple[Runner, Runner], work: _Work, advance: Callable[[], 
 
 def _can_drift(group: Group) -> bool:
     """The group's weights multiply one activation as it is."""
-    return len(group.readings) == 1 and group.count == 1 and group.readings[0].patches is None
+    return len(group.activations) == 1 and group.count == 1 and group.activations[0].patches is None
 
 
 class _Values:
@@ -220,7 +222,7 @@ class _Drifting:
     """Collects how far a group's activation has drifted, and what its products are added to."""
 
     def __init__(self, group: Group) -> None:
-        self._activation = str(group.readings[0].value.name)
+        self._activation = str(group.activations[0].value.name)
         found = [residual_of(site) for site in group.sites]
         self._residuals = [None if r is None else str(r.other.name) for r in found]
         self.collector = DriftCollector([site.c_out for site in group.sites])
@@ -237,9 +239,9 @@ def _both(quantized: _Values, exact: _Values, name: str) -> tuple[Array, Array] 
     return (quantized.get(name), exact.get(name)) if quantized.has(name) and exact.has(name) else None
 
 
-def _of_input(reading: Reading, batches: Sequence[Batch]) -> Mapping[str, Moments]:
+def _of_input(activation: Activation, batches: Sequence[Batch]) -> Mapping[str, Moments]:
     """The moments of an input of the model: quantized weights change nothing about it."""
-    collector = Collector(reading)
+    collector = Collector(activation)
     for batch in batches:
-        collector.add(np.asarray(batch.feeds[str(reading.value.name)]), batch.keep)
-    return {key: checked(reading.name, moments) for key, moments in collector.finish()}
+        collector.add(np.asarray(batch.feeds[str(activation.value.name)]), batch.keep)
+    return {key: checked(activation.name, moments) for key, moments in collector.finish()}

@@ -7,11 +7,11 @@ from pathlib import Path
 from jaxq.errors import JaxqError
 from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.registry import WeightFormat
-from jaxq.forms.limits import Use, alternatives, check_holds, why_not_held
+from jaxq.forms.limits import Use, alternatives, check_supported, why_unsupported
 from jaxq.forms.registry import FORMS, Form, find_form
 from jaxq.graph.opset import FLOAT8_OPSET
 from jaxq.graph.sites import Site, matches
-from jaxq.graph.skipped import Declined, decline
+from jaxq.graph.skipped import Skipped, skip
 from jaxq.methods.registry import MethodSpec, find_method
 
 
@@ -120,7 +120,7 @@ class Job:
         if self.budget is None or (not site.has_table and self._rule(site) is not None):
             return (fmt,)
         others = alternatives(self.form, fmt, self.budget.full_range, _scales_of(site, self.budget))
-        return tuple(other for other in others if why_not_held(self.form, other, site) is None)
+        return tuple(other for other in others if why_unsupported(self.form, other, site) is None)
 
     def _rule(self, site: Site) -> Rule | None:
         fitting = (rule for rule in self.rules if any(matches(site.weight, p) for p in rule.patterns))
@@ -147,10 +147,10 @@ def check_job(job: Job, has_data: bool) -> Form:
         for base in bases:
             others = alternatives(job.form, base.fmt, budget.full_range, budget.scale_dtype)
             uses += [replace(base, fmt=other) for other in others]
-    check_holds(job.form, uses)
+    check_supported(job.form, uses)
     if (method.scales or method.compensates) and not form.scaled:
         does = "scales them" if method.scales else "chooses other codes than the nearest"
-        codes = [name for name, other in FORMS.items() if other.scaled and job.method.fmt.dtype in other.holds]
+        codes = [name for name, other in FORMS.items() if other.scaled and job.method.fmt.dtype in other.block_sizes]
         raise JaxqError(
             f"form {job.form} keeps the float weights, but {job.method.name} {does}: take form={' or '.join(codes)}"
         )
@@ -164,11 +164,13 @@ def check_job(job: Job, has_data: bool) -> Form:
     return form
 
 
-def split_held(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Declined]]:
+def split_supported(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Skipped]]:
     """The sites that the job wants and whose weights its form holds, and the others with the reason."""
-    reasons = {site: _why_not_wanted(job, site) or why_not_held(job.form, job.format_of(site), site) for site in sites}
+    reasons = {
+        site: _why_not_wanted(job, site) or why_unsupported(job.form, job.format_of(site), site) for site in sites
+    }
     held = [site for site, reason in reasons.items() if reason is None]
-    return held, [decline(site.weight, reason) for site, reason in reasons.items() if reason is not None]
+    return held, [skip(site.weight, reason) for site, reason in reasons.items() if reason is not None]
 
 
 def _why_not_wanted(job: Job, site: Site) -> str | None:

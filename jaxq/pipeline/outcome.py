@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jaxq.calibration.capture import WindowRun
-from jaxq.graph.skipped import Declined
+from jaxq.graph.skipped import Skipped
 from jaxq.pipeline.clock import Phase
 from jaxq.search.result import Layer
 
@@ -14,9 +14,9 @@ class Outcome:
 
     Attributes:
         layers: Quantized weights, in graph order.
-        declined: Weights left alone, with reasons; those that were quantized already among them.
+        skipped: Weights left alone, with reasons; those that were quantized already among them.
         unmatched: Exclude patterns that excluded nothing.
-        told: Sentences about work of an earlier run that was used, or was not.
+        notices: Sentences about work of an earlier run that was used, or was not.
         windows: Runs of the calibration; empty if there was none or all moments were on disk.
         moments_found: Number of activations whose moments were on disk already.
         tokens: Real tokens of calibration.
@@ -29,9 +29,9 @@ class Outcome:
     """
 
     layers: tuple[Layer, ...]
-    declined: tuple[Declined, ...]
+    skipped: tuple[Skipped, ...]
     unmatched: tuple[str, ...]
-    told: tuple[str, ...]
+    notices: tuple[str, ...]
     windows: tuple[WindowRun, ...]
     moments_found: int
     tokens: int

@@ -15,7 +15,7 @@ from jaxq.calibration.moment_store import MomentStore
 from jaxq.files.hashing import hash_files
 from jaxq.files.model_file import file_bytes, save_model
 from jaxq.formats.registry import WeightFormat
-from jaxq.graph.activations import Reading
+from jaxq.graph.activations import Activation
 from jaxq.graph.sites import Group, Site
 from jaxq.methods.registry import MethodSpec, find_method
 from jaxq.numerics.drift import Drift
@@ -42,8 +42,8 @@ def quantize_model(
     job: Job,
     batches: Sequence[Batch] = (),
     progress: Progress = silent,
-    tell: Callable[[str], None] | None = None,
-    until: ExitStack | None = None,
+    notify: Callable[[str], None] | None = None,
+    keep_state_until: ExitStack | None = None,
 ) -> Outcome:
     """Writes the quantized copy of a model.
 
@@ -51,9 +51,9 @@ def quantize_model(
         job: What to do.
         batches: Calibration data; may be empty for methods that need none.
         progress: Told of each step.
-        tell: Called with sentences that matter while it runs: that work of a run that was stopped is used, or is not.
-        until: What was finished is kept on disk until this is closed without an error, for callers that have more to
-            do; else until the file is written.
+        notify: Called with sentences that matter during the run: whether it resumes a stopped one, for example.
+        keep_state_until: Finished work stays on disk until this stack closes without an error, for callers that have
+            more to do. Without a stack it stays until the file is written.
 
     Returns:
         What was done to every weight, and what it took.
@@ -62,19 +62,19 @@ def quantize_model(
         JaxqError: the input is bad; nothing is written then.
     """
     form = check_job(job, bool(batches))
-    clock, told = Clock(), list[str]()
-    hear = told.append if tell is None else _both(told.append, tell)
+    clock, notices = Clock(), list[str]()
+    add_notice = notices.append if notify is None else _both(notices.append, notify)
     with clock.phase("load"):
         source = open_source(job, form)
-        most = check_budget(source.groups, job)
+        max_bits = check_budget(source.groups, job)
         model_hash = hash_files(source.files)
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash) if batches else None
-    for sentence in _of_no_use(source.groups, most, job):
-        hear(sentence)
-    with ExitStack() as own:
-        begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), hear)
-        state = (own if until is None else until).enter_context(begun)
+    for sentence in _useless_options(source.groups, max_bits, job):
+        add_notice(sentence)
+    with ExitStack() as until_written:
+        begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), add_notice)
+        state = (until_written if keep_state_until is None else keep_state_until).enter_context(begun)
         with naming_weights(source.groups):
             done = _Run(source, batches, store, state, job, clock, progress).quantize()
         with clock.phase("write"):
@@ -82,9 +82,9 @@ def quantize_model(
             save_model(source.model, job.target, job.external_above)
     return Outcome(
         layers=layers,
-        declined=source.declined,
+        skipped=source.skipped,
         unmatched=source.unmatched,
-        told=tuple(told),
+        notices=tuple(notices),
         windows=tuple(done.windows),
         moments_found=done.moments_found,
         tokens=_tokens(done.results),
@@ -99,21 +99,21 @@ def quantize_model(
     )
 
 
-def _of_no_use(groups: Sequence[Group], most: float | None, job: Job) -> Iterator[str]:
-    """What is asked for and changes nothing: bits above the ``most`` that can be used, rules for tables."""
-    if most is not None and job.budget is not None and most < job.budget.bits_per_weight:
+def _useless_options(groups: Sequence[Group], max_bits: float | None, job: Job) -> Iterator[str]:
+    """Sentences on options that change nothing: more bits than ``max_bits``, rules that match tables alone."""
+    if max_bits is not None and job.budget is not None and max_bits < job.budget.bits_per_weight:
         asked = f"method.bits_per_weight is {job.budget.bits_per_weight:g}"
-        yield f"{asked}: weights take {most:.3f} at most in form {job.form!r}"
+        yield f"{asked}: weights take {max_bits:.3f} at most in form {job.form!r}"
     for pattern in patterns_of_tables(job, [site for group in groups for site in group.sites]):
         yield f"the pattern {pattern!r} fits a table of Gather alone: gather.dtype says how that is held"
 
 
 def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
-    def tell(sentence: str) -> None:
+    def notify(sentence: str) -> None:
         first(sentence)
         second(sentence)
 
-    return tell
+    return notify
 
 
 def _identity(job: Job) -> str:
@@ -199,13 +199,15 @@ class _Run:
         store, state, job = self.store, self.state, self.job
         if store is None:
             return 0, []
-        readings = list(dict.fromkeys(reading for group in self.source.groups for reading in group.readings))
-        found = [reading for reading in readings if _is_stored(reading, store)]
-        begun = state.wanted([reading.shared_key for reading in readings if reading not in found])
-        if len(found) == len(readings):
+        activations = list(
+            dict.fromkeys(activation for group in self.source.groups for activation in group.activations)
+        )
+        found = [activation for activation in activations if _is_stored(activation, store)]
+        begun = state.wanted([activation.shared_key for activation in activations if activation not in found])
+        if len(found) == len(activations):
             return len(found), []
         # A run that goes on plans the windows that it began with.
-        wanted = [reading for reading in readings if reading.shared_key in begun or reading not in found]
+        wanted = [activation for activation in activations if activation.shared_key in begun or activation not in found]
         checkpoint = Checkpoint(state.windows, state.key, found)
         windows = capture_moments(
             self.source.model,
@@ -258,16 +260,16 @@ class _Run:
             )
 
 
-def _is_stored(reading: Reading, store: MomentStore) -> bool:
-    return reading.shared_key in store or all(key in store for key in reading.keys)
+def _is_stored(activation: Activation, store: MomentStore) -> bool:
+    return activation.shared_key in store or all(key in store for key in activation.keys)
 
 
 def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:
-    if store is None or not group.readings:
+    if store is None or not group.activations:
         return None
 
     def read(index: int) -> Moments:
-        keys = [r.shared_key if r.shared_key in store else r.keys[index] for r in group.readings]
+        keys = [r.shared_key if r.shared_key in store else r.keys[index] for r in group.activations]
         return mean_moments([store.get(key) for key in keys])
 
     return read

@@ -60,7 +60,9 @@ class RunState:
 
 
 @contextlib.contextmanager
-def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Callable[[str], None]) -> Iterator[RunState]:
+def run_state(
+    root: Path, identity: str, content: Mapping[str, str], notify: Callable[[str], None]
+) -> Iterator[RunState]:
     """The state of a run; removed when the block ends without an error.
 
     Args:
@@ -68,7 +70,7 @@ def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Calla
         identity: What makes two runs the same command: another command's state is not looked at.
         content: What the work depends on besides, by name: hashes of model and data, versions. A state with other
             content is stale: told of and removed.
-        tell: Called with a sentence when something was found.
+        notify: Called with a sentence when something was found.
 
     Raises:
         JaxqError: the folder cannot be written.
@@ -84,20 +86,20 @@ def run_state(root: Path, identity: str, content: Mapping[str, str], tell: Calla
         lock.acquire()
         folder.mkdir(exist_ok=True)
     except Timeout:
-        tell("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
+        notify("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
         with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
             yield RunState(Path(own), key, found=False)
         return
     except OSError as error:
         raise JaxqError(f"cannot write to the cache {str(root)!r}: {error}; give another cache_dir") from error
     try:
-        yield RunState(folder, key, _fits(folder, content, tell))
+        yield RunState(folder, key, _fits(folder, content, notify))
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
 
 
-def _fits(folder: Path, content: Mapping[str, str], tell: Callable[[str], None]) -> bool:
+def _fits(folder: Path, content: Mapping[str, str], notify: Callable[[str], None]) -> bool:
     """Whether the folder holds work that can be used; else it is made ready for a new run."""
     path = folder / "content.json"
     left = list(folder.iterdir())
@@ -106,12 +108,12 @@ def _fits(folder: Path, content: Mapping[str, str], tell: Callable[[str], None])
     except (OSError, ValueError):
         old = None
     if old == content:
-        tell("a run of this command was stopped before: it goes on from there")
+        notify("a run of this command was stopped before: it goes on from there")
         return True
     if left:
         other = [name for name in content if not isinstance(old, dict) or old.get(name) != content[name]]
         what = f"is of another {' and another '.join(other)}" if isinstance(old, dict) else "cannot be read"
-        tell(f"a run of this command was stopped before, but what it left {what}: begun anew")
+        notify(f"a run of this command was stopped before, but what it left {what}: begun anew")
         for p in left:
             shutil.rmtree(p) if p.is_dir() else p.unlink()
     write_whole(path, json.dumps(dict(content)).encode())

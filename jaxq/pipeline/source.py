@@ -14,9 +14,9 @@ from jaxq.graph.normalize.functions import inline_functions
 from jaxq.graph.opset import raise_opset
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import Group, find_sites, sibling_groups, unmatched
-from jaxq.graph.skipped import Declined, declined_in_functions
-from jaxq.graph.unused import remove_dead
-from jaxq.pipeline.job import Job, split_held, useless_patterns
+from jaxq.graph.skipped import Skipped, skipped_in_functions
+from jaxq.graph.unused import remove_unused
+from jaxq.pipeline.job import Job, split_supported, useless_patterns
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Source:
     Attributes:
         model: In the shape that `jaxq.graph.prepare` gives it, of the form's opset; its weights lie in the file.
         groups: Weights that are quantized, siblings together.
-        declined: Float weights left alone, with reasons.
+        skipped: Float weights left alone, with reasons.
         unmatched: Patterns that fit no weight.
         files: The model's file, and those of its external data.
         nbytes: Size of the files.
@@ -35,7 +35,7 @@ class Source:
 
     model: ir.Model
     groups: tuple[Group, ...]
-    declined: tuple[Declined, ...]
+    skipped: tuple[Skipped, ...]
     unmatched: tuple[str, ...]
     files: tuple[Path, ...]
     nbytes: int
@@ -44,7 +44,7 @@ class Source:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all float weights."""
-        return self.quantized_bytes + sum(d.nbytes for d in self.declined)
+        return self.quantized_bytes + sum(d.nbytes for d in self.skipped)
 
 
 def open_source(job: Job, form: Form) -> Source:
@@ -57,18 +57,18 @@ def open_source(job: Job, form: Form) -> Source:
     files = (job.source, *data_files(job.source, model))
     _refuse_overwriting(files, job.target)
     inline_functions(model)  # the converter writes out all of them, and refuses some
-    dead = remove_dead(model) if model.opset_imports.get("", form.opset) < form.opset else []  # the converter does so
+    dead = remove_unused(model) if model.opset_imports.get("", form.opset) < form.opset else []  # the converter does so
     raise_opset(model, form.opset, form.ir_version)
     prepare(model)
-    sites, declined = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
-    sites, not_held = split_held(job, sites)
-    declined += [*not_held, *declined_in_functions(model), *dead]
+    sites, skipped = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
+    sites, not_held = split_supported(job, sites)
+    skipped += [*not_held, *skipped_in_functions(model), *dead]
     useless = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
     if not sites:
-        raise JaxqError(f"model {str(job.source)!r} {_nothing_left(declined)}")
+        raise JaxqError(f"model {str(job.source)!r} {_nothing_left(skipped)}")
     nbytes = sum(path.stat().st_size for path in files)
     quantized = sum(site.weight.const_value.nbytes for site in sites if site.weight.const_value is not None)
-    return Source(model, tuple(sibling_groups(sites)), tuple(declined), useless, files, nbytes, quantized)
+    return Source(model, tuple(sibling_groups(sites)), tuple(skipped), useless, files, nbytes, quantized)
 
 
 def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
@@ -80,12 +80,12 @@ def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
             )
 
 
-def _nothing_left(declined: Sequence[Declined]) -> str:
+def _nothing_left(skipped: Sequence[Skipped]) -> str:
     """Why a model has no site."""
-    codes = [d for d in declined if d.reason == ALREADY]
-    others = [d for d in declined if d.reason not in (ALREADY, PART)]
+    codes = [d for d in skipped if d.reason == ALREADY]
+    others = [d for d in skipped if d.reason not in (ALREADY, PART)]
     size = sum(d.nbytes for d in codes)
     if size > sum(d.nbytes for d in others):
         return f"is {ALREADY}: {len(codes)} tensors of codes, {size / 1e6:.2f} MB; no float weight can be quantized"
     reasons = dict.fromkeys(d.reason for d in sorted(others, key=lambda d: -d.nbytes))
-    return f"has no weight that can be quantized: {'; '.join(list(reasons)[:3]) or 'it holds no float weights'}"
+    return f"has no weight that can be quantized: {'; '.join(list(reasons)[:3]) or 'it block_sizes no float weights'}"

@@ -28,11 +28,11 @@ def float_model(model: ir.Model) -> None:
         for place in weight.places:
             if isinstance(place, ir.Value) and not place.uses():
                 continue  # nodes that read it in another way came first
-            shape = weight.shape[::-1] if weight.turned else weight.shape
+            shape = weight.shape[::-1] if weight.nodes_transpose else weight.shape
             tensor = ir.LazyTensor(partial(_tensor_at, place), weight.float_dtype, ir.Shape(shape), name=weight.name)
             w = new_initializer(model.graph, weight.name, tensor)
             if isinstance(place, ir.Node):
-                _make_plain(place, w)
+                _replace_by_float_node(place, w)
             else:
                 ir.convenience.replace_all_uses_with(place, w)
                 _drop_dead(place)
@@ -46,7 +46,7 @@ def _tensor_at(place: Place) -> ir.Tensor:
     return ir.Tensor(np.ascontiguousarray(array_at(place)))
 
 
-def _make_plain(node: ir.Node, w: ir.Value) -> None:
+def _replace_by_float_node(node: ir.Node, w: ir.Value) -> None:
     """Puts MatMul and Add, or Gather, in place of a node that holds its weight itself."""
     assert node.graph is not None
     if node.op_type == "MatMulNBits":

@@ -28,7 +28,7 @@ from jaxq.readback.constants import (
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a place is made of; ``turned``: what it gives has the last two dimensions of ``shape`` swapped.
+    """What a place is made of; ``transposed``: what it gives has the last two dimensions of ``shape`` swapped.
 
     ``shape`` is the one that is stored, or the one that nodes give it before they swap.
     """
@@ -41,17 +41,17 @@ class Parts:
     float_dtype: ir.DataType
     tensors: tuple[ir.Value, ...]
     code_bits: int | None = None  # where the file holds the float weight
-    turned: bool = False
+    transposed: bool = False
 
 
 def find_parts(value: ir.Value) -> Parts:
     """What a constant that nodes compute is made of."""
-    float_dtype, turned, shape = type_of(value), False, None
+    float_dtype, transposed, shape = type_of(value), False, None
     node = value.producer()
     while node is not None and (node.op_type in ("Transpose", "Cast", "Identity") or _gives_shape(node)):
         if node.op_type == "Transpose":
             _check_swap(node, shape)
-            turned = not turned
+            transposed = not transposed
         elif node.op_type == "Reshape":
             shape = shape or tuple(constant_of(node, 1).tolist())
         node = input_of(node, 0).producer()
@@ -60,7 +60,7 @@ def find_parts(value: ir.Value) -> Parts:
     parts = _parts_of_blocks(node) if key_of(node) in DEQUANTIZERS else _parts_of_casts(node)
     if shape is not None and (len(parts.shape) != 2 or np.prod(shape) != np.prod(parts.shape) or min(shape) < 1):
         raise UnclearError(f"a Reshape of {list(parts.shape)} to {list(shape)}")
-    return replace(parts, shape=shape or parts.shape, float_dtype=float_dtype, turned=turned)
+    return replace(parts, shape=shape or parts.shape, float_dtype=float_dtype, transposed=transposed)
 
 
 def _gives_shape(node: ir.Node) -> bool:
@@ -161,7 +161,7 @@ def parts_of_product(node: ir.Node) -> Parts:
     if size_of(codes) * 8 != n * -(-k // block) * block * bits:
         raise UnclearError(f"a MatMulNBits node with K={k}, N={n} and codes of shape {list(shape_of(codes))}")
     name = f"int{bits}" if zero_points is None else f"uint{bits}"
-    return Parts("matmulnbits", name, block, 1, (n, k), type_of(input_of(node, 2)), tensors, turned=True)
+    return Parts("matmulnbits", name, block, 1, (n, k), type_of(input_of(node, 2)), tensors, transposed=True)
 
 
 def parts_of_table(node: ir.Node) -> Parts:

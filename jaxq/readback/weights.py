@@ -54,7 +54,7 @@ class FoundWeight:
         copies: How many times the file holds it: jaxq writes one for each node.
         places: Where it is, once for each time that nodes read it; the numbers are the same.
         tensors: Initializers that hold it: codes or the float weight, scales, zero points, the weight's scale.
-        turned: Nodes transpose what they read (Gemm with ``transB=1``).
+        nodes_transpose: Nodes transpose what they read (Gemm with ``transB=1``).
     """
 
     name: str
@@ -72,7 +72,7 @@ class FoundWeight:
     copies: int
     places: tuple[Place, ...] = field(repr=False)
     tensors: tuple[ir.Value, ...] = field(repr=False)
-    turned: bool = field(default=False, repr=False)
+    nodes_transpose: bool = field(default=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -94,7 +94,7 @@ class FoundWeight:
             w = array_at(self.places[0]).astype(np.float32)
         except BROKEN as error:
             raise JaxqError(f"weight {self.name!r} has codes and scales that do not fit: {error}") from error
-        return w.T if self.turned else w
+        return w.T if self.nodes_transpose else w
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _weights_at(place: Place, readers: Sequence[tuple[ir.Node, int]]) -> Iterato
     """The weight at a place, one for each way that nodes read it."""
     if isinstance(place, ir.Node):
         parts = parts_of_product(place) if place.op_type == "MatMulNBits" else parts_of_table(place)
-        yield _weight(place, parts, parts.turned, False, [place])
+        yield _weight(place, parts, parts.transposed, False, [place])
         return
     parts = find_parts(place)
     ways: dict[tuple[bool, bool], list[ir.Node]] = {}
@@ -189,7 +189,7 @@ def _weights_at(place: Place, readers: Sequence[tuple[ir.Node, int]]) -> Iterato
     for (_, flip), nodes in ways.items():
         if len(parts.shape) != 2 and flip:
             raise UnclearError(f"a transposed weight of rank {len(parts.shape)}")
-        yield _weight(place, parts, parts.turned != flip, flip, nodes)
+        yield _weight(place, parts, parts.transposed != flip, flip, nodes)
 
 
 def _way(node: ir.Node, index: int) -> tuple[bool, bool]:
@@ -225,7 +225,7 @@ def _weight(place: Place, parts: Parts, transposed: bool, flip: bool, nodes: Seq
         copies=1,
         places=(place,),
         tensors=parts.tensors,
-        turned=flip,
+        nodes_transpose=flip,
     )
 
 
@@ -241,7 +241,7 @@ def _join_copies(found: Sequence[FoundWeight]) -> list[FoundWeight]:
     """Weights of one name and layout whose bytes are the same become one."""
     joined: dict[object, list[FoundWeight]] = {}
     for w in found:
-        key = (w.name, w.form, w.dtype, w.block_size, w.axis, w.transposed, w.turned, w.shape, w.float_dtype)
+        key = (w.name, w.form, w.dtype, w.block_size, w.axis, w.transposed, w.nodes_transpose, w.shape, w.float_dtype)
         same = joined.setdefault(key, [])
         for i, other in enumerate(same):
             if _same_bytes(w.tensors, other.tensors[: len(w.tensors)]):

@@ -23,7 +23,7 @@ def has_bfloat16(model: ir.Model) -> bool:
     )
 
 
-def widen(model: ir.Model) -> None:
+def widen_bfloat16(model: ir.Model) -> None:
     """Makes all of a model's bfloat16 float32, in place; weights are widened when they are read or saved."""
     for value in _values(model):
         if value.dtype != _NARROW:

@@ -40,7 +40,7 @@ def quantize_group(
     notes = [_note(site, method) for site in group.sites]
     if not all(site.can_scale for site in group.sites):
         method = replace(method, scales=False)
-    if not group.readings:
+    if not group.activations:
         method, moments = ROUND_TO_NEAREST, None
     pieces: list[list[Piece]] = [[] for _ in group.sites]
     tokens = 0
@@ -95,12 +95,12 @@ def _note(site: Site, method: Method) -> str:
     parts = []
     if site.nested:
         inside = "in a subgraph" if len(site.nested) == len(site.nodes) else "in a subgraph too"
-        parts.append(f"{inside}: {'not scaled' if site.activations else 'rounded to nearest'}")
+        parts.append(f"{inside}: {'not scaled' if site.activation_values else 'rounded to nearest'}")
     if site.has_table:
-        parts.append("a table of Gather" + (" too: not scaled" if site.activations else ": rounded to nearest"))
-    if site.kernel and site.activations and method.needs_data:
+        parts.append("a table of Gather" + (" too: not scaled" if site.activation_values else ": rounded to nearest"))
+    if site.kernel and site.activation_values and method.needs_data:
         size = 4 * site.count * site.c_in**2 / 1e9
-        if not site.readings:
+        if not site.activations:
             parts.append(f"the moments of its patches would take {size:.1f} GB: rounded to nearest")
         elif method.scales and not site.nested:
             parts.append("a kernel of Conv: its channels are not scaled")

@@ -1,5 +1,5 @@
 """The command line, as the tests of runs have it."""
 
-from tests.run.conftest import cache, jaxq
+from tests.support.command_line import cache, jaxq
 
 __all__ = ["cache", "jaxq"]

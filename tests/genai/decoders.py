@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tests.graph.models import node, value, vector, weight
+from tests.support.models import node, value, vector, weight
 
 HIDDEN, HEADS, HEAD, FFN, LAYERS, VOCABULARY = 64, 2, 32, 96, 2, 128
 PAST = ("batch_size", HEADS, "past_sequence_length", HEAD)

@@ -17,7 +17,7 @@ from jaxq.graph.sites import find_sites, sibling_groups
 from jaxq.runtime.inputs import read_input_spec, to_batches
 from tests.genai.checks import check_folder, check_generation, check_run, run_jaxq
 from tests.genai.folders import NAMES, RUNS, batch, logits, make_folder, random_ids
-from tests.graph.running import relative
+from tests.support.running import relative
 
 pytestmark = RUNS
 SIZES = {"llama-fp32": 10, "qwen3-fp32": 10, "gemma2-fp32": 10, "llama-fp16": 14}
@@ -75,7 +75,7 @@ def _moments(path, batches):
     model = load_model(path)
     prepare(model)
     sites, _ = find_sites(model.graph, ("*lm_head*",))
-    wanted = list(dict.fromkeys(reading for group in sibling_groups(sites) for reading in group.readings))
+    wanted = list(dict.fromkeys(activation for group in sibling_groups(sites) for activation in group.activations))
     found = {}
     capture_moments(model, wanted, batches, found.__setitem__, max_bytes=100_000)
     return found

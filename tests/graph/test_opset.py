@@ -13,10 +13,10 @@ from jaxq.errors import JaxqError
 from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.nvfp4 import Nvfp4Format
 from jaxq.graph.opset import raise_opset
-from tests.graph.models import HIDDEN, mlp, node, value, vector, weight
-from tests.graph.plain_models import call, function, ir_version, linear, with_functions
-from tests.graph.running import OPSET_23, quantize, relative, run, save
-from tests.graph.unpacked import dequantized
+from tests.support.models import HIDDEN, mlp, node, value, vector, weight
+from tests.support.normalize_models import call, function, ir_version, linear, with_functions
+from tests.support.running import OPSET_23, quantize, relative, run, save
+from tests.support.unpacked import dequantized
 
 CHANNELS = 6
 IMAGE = np.random.default_rng(0).standard_normal((2, CHANNELS, 4, 5)).astype(np.float32)

@@ -11,10 +11,10 @@ from onnx import TensorProto
 from jaxq.errors import JaxqError
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import Site, find_sites, sibling_groups, unmatched
-from jaxq.graph.skipped import Declined
+from jaxq.graph.skipped import Skipped
 from jaxq.search.group import _side_by_side
-from tests.graph import models
-from tests.graph.models import FFN, HIDDEN, MODELS, build, node, weight
+from tests.support import models
+from tests.support.models import FFN, HIDDEN, MODELS, build, node, weight
 
 VECTOR = "a vector (bias, norm or constant)"
 
@@ -25,7 +25,7 @@ def prepared(model: onnx.ModelProto) -> ir.Model:
     return result
 
 
-def sites_of(model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> tuple[list[Site], list[Declined]]:
+def sites_of(model: onnx.ModelProto, exclude: tuple[str, ...] = ()) -> tuple[list[Site], list[Skipped]]:
     return find_sites(prepared(model).graph, exclude)
 
 
@@ -83,9 +83,9 @@ def contrib() -> onnx.ModelProto:
     ],
 )
 def test_a_weight_is_declined_with_its_reason(make, name, reason):
-    sites, declined = sites_of(make())
+    sites, skipped = sites_of(make())
     assert name not in [site.name for site in sites]
-    assert {d.name: d.reason for d in declined}[name] == reason
+    assert {d.name: d.reason for d in skipped}[name] == reason
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_sites_come_in_graph_order(make, names):
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_every_float_weight_is_a_site_or_declined(make):
     model = prepared(make())
-    sites, declined = find_sites(model.graph)
-    names = [site.name for site in sites] + [d.name for d in declined]
+    sites, skipped = find_sites(model.graph)
+    names = [site.name for site in sites] + [d.name for d in skipped]
     floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
     tensors = {name: v.const_value for graph in model.graphs() for name, v in graph.initializers.items()}
     assert sorted(names) == sorted(n for n, t in tensors.items() if t and t.dtype in floats and t.size > 1)
@@ -149,8 +149,8 @@ def test_a_weight_that_is_not_finite_is_named(bad):
 )
 def test_siblings_read_one_activation(make, groups):
     found = sibling_groups(sites_of(make())[0])
-    assert [([s.name for s in g.sites], [str(v.name) for v in g.activations]) for g in found] == groups
-    assert [g.name for g in found] == [activations[0] for _, activations in groups]
+    assert [([s.name for s in g.sites], [str(v.name) for v in g.activation_values]) for g in found] == groups
+    assert [g.name for g in found] == [activation_values[0] for _, activation_values in groups]
 
 
 def with_head(name: str) -> onnx.ModelProto:
@@ -165,9 +165,9 @@ PREFIXES = ["/lm_head/MatMul", "/m/lm_head/MatMul", "/model/decoder/lm_head/MatM
 
 @pytest.mark.parametrize("name", PREFIXES)
 def test_a_node_is_excluded_whatever_leads_its_name(name):
-    sites, declined = sites_of(with_head(name), exclude=("*lm_head*",))
+    sites, skipped = sites_of(with_head(name), exclude=("*lm_head*",))
     assert [site.name for site in sites] == ["up"]
-    assert [(d.name, d.reason) for d in declined] == [("down", "excluded by the pattern '*lm_head*'")]
+    assert [(d.name, d.reason) for d in skipped] == [("down", "excluded by the pattern '*lm_head*'")]
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_a_pattern_that_another_one_anticipated_is_not_useless():
 
 
 def test_a_declined_weight_tells_its_shape_and_size():
-    _, declined = sites_of(models.biased())
-    assert [(d.name, d.shape, d.nbytes) for d in declined] == [("bias", (HIDDEN,), 4 * HIDDEN)]
+    _, skipped = sites_of(models.biased())
+    assert [(d.name, d.shape, d.nbytes) for d in skipped] == [("bias", (HIDDEN,), 4 * HIDDEN)]
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)

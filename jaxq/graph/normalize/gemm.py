@@ -89,8 +89,8 @@ def _is_vector(node: ir.Node, bias: ir.Value) -> bool:
     w = node.inputs[1]
     if w is None or w.const_value is None or bias.shape is None:
         return False
-    turned = node.attributes.get("transB")
-    columns = w.const_value.shape.numpy()[0 if turned is not None and turned.as_int() else 1]
+    trans_b = node.attributes.get("transB")
+    columns = w.const_value.shape.numpy()[0 if trans_b is not None and trans_b.as_int() else 1]
     return len(bias.shape) == 1 and bias.shape[0] == columns
 
 
