@@ -2,8 +2,8 @@
 
     python experiments/parity/make_foreign.py       # a Python with nvidia-modelopt[onnx]; a minute, CPU only
 
-Writes into tests/readback/foreign: the float model (``x [n, 64] w [64, 12]``, and a table of 6 rows of 48),
-a file for each method. Each is made by a process of its own: once ModelOpt wrote an operator of TensorRT, it writes no other.
+Writes into tests/readback/foreign: the float model (``x [n, 64] w [64, 12]``, and a table of 6 rows of 48), and a file
+for each method. Each is made by a process of its own: once ModelOpt wrote an operator of TensorRT, it writes no other.
 """
 
 import argparse
