@@ -32,7 +32,7 @@ class MomentStore:
         """Whether they are here as they were written: their hash is compared, once."""
         if name not in self._whole:
             try:
-                self.get(name)
+                self[name]
             except KeyError:
                 return False
         return True
@@ -54,7 +54,7 @@ class MomentStore:
                 f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
             ) from error
 
-    def get(self, name: str) -> Moments:
+    def __getitem__(self, name: str) -> Moments:
         """The moments of the activation ``name``.
 
         Raises:

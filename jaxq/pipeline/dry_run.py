@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.calibration.capture import WindowRun, capture_moments, naming_weights
+from jaxq.calibration.capture import Calibration, WindowRun, capture_moments, naming_weights
+from jaxq.calibration.moment_lookup import moments_of
 from jaxq.forms.registry import Form
 from jaxq.forms.stored_weight import StoredWeight
 from jaxq.graph.sites import Group, Site
@@ -22,8 +23,8 @@ from jaxq.numerics.drift import Drift
 from jaxq.numerics.moments import Moments, MomentsOf
 from jaxq.pipeline.budget import check_budget, losses_of
 from jaxq.pipeline.clock import peak_mb
+from jaxq.pipeline.group_search import WORKERS
 from jaxq.pipeline.job import Job, check_job
-from jaxq.pipeline.quantize import WORKERS
 from jaxq.pipeline.source import Source, open_source
 from jaxq.pipeline.write import write_weights
 from jaxq.runtime.batches import Batch
@@ -135,8 +136,10 @@ def _choosing(nearest: Sequence[Group], moments: Mapping[str, Moments], job: Job
     """Seconds in which the probed groups' formats are compared, where they would be."""
     if job.budget is None:
         return 0.0
-    first = _timed(lambda: [losses_of(group, _moments(group, moments), job) for group in nearest])
-    return min(first, _timed(lambda: [losses_of(group, _moments(group, moments), job) for group in nearest]))
+    first = _timed(lambda: [losses_of(group, moments_of(group.activations, moments), job) for group in nearest])
+    return min(
+        first, _timed(lambda: [losses_of(group, moments_of(group.activations, moments), job) for group in nearest])
+    )
 
 
 @dataclass(frozen=True)
@@ -183,8 +186,8 @@ def _probe_calibration(
         return _Seconds(0.0, 0.0), 0.0, moments
 
     def capture(count: int) -> list[WindowRun]:
-        some = [batches[0]] * count
-        return capture_moments(source.model, wanted, some, moments.__setitem__, job.window_bytes, job.providers)
+        data = Calibration([batches[0]] * count, job.window_bytes, job.providers)
+        return capture_moments(source.model, wanted, data, lambda _, key, new: moments.update({key: new}))
 
     cold = _timed(lambda: capture(1))
     start = time.perf_counter()
@@ -208,7 +211,7 @@ class _Search:
 def _probe_search(nearest: Sequence[Group], moments: Mapping[str, Moments], job: Job) -> _Search:
     """Searches the cheaper groups, each once and then as many times as are searched at a time, within the budget."""
     needs = find_method(job.method.name).needs_data
-    pairs = [(group, _moments(group, moments)) for group in nearest]
+    pairs = [(group, moments_of(group.activations, moments)) for group in nearest]
     able = [(group, found) for group, found in pairs if found is not None or not needs] or [(nearest[0], None)]
     once = warm = cost = 0.0
     largest = count = 0
@@ -237,15 +240,6 @@ def _search_times(group: Group, found: MomentsOf | None, spec: MethodSpec, job: 
         return cold, _timed(lambda: search(0))
     with ThreadPoolExecutor(WORKERS) as pool:
         return cold, _timed(lambda: list(pool.map(search, range(WORKERS)))) / WORKERS
-
-
-def _moments(group: Group, found: Mapping[str, Moments]) -> MomentsOf | None:
-    """Those of what a group's weights multiply, where that is one activation."""
-    if len(group.activations) != 1:
-        return None
-    (activation,) = group.activations
-    keys = [activation.shared_key] * activation.count if activation.shared_key in found else activation.keys
-    return (lambda index: found[keys[index]]) if all(key in found for key in keys) else None
 
 
 def _drift(group: Group, found: MomentsOf | None, spec: MethodSpec) -> Drift | None:

@@ -4,25 +4,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.calibration.capture import Checkpoint, WindowRun, capture_moments, naming_weights
+from jaxq.calibration.capture import Calibration, WindowRun, capture_moments, naming_weights
+from jaxq.calibration.moment_lookup import has_moments, moments_of
 from jaxq.calibration.moment_store import MomentStore
 from jaxq.files.hashing import hash_files
 from jaxq.files.model_file import file_bytes, save_model
-from jaxq.formats.registry import WeightFormat
 from jaxq.graph.activations import Activation
 from jaxq.graph.sites import Group, Site
-from jaxq.methods.registry import MethodSpec, find_method
-from jaxq.numerics.drift import Drift
-from jaxq.numerics.moments import Moments, MomentsOf, mean_moments
+from jaxq.methods.registry import find_method
+from jaxq.numerics.moments import Moments, MomentsOf
 from jaxq.pipeline.budget import Formats, Losses, check_budget, chosen_formats, given_formats, losses_of
 from jaxq.pipeline.clock import Clock
-from jaxq.pipeline.in_order import Calibration, quantize_in_order
+from jaxq.pipeline.group_search import WORKERS, GroupSearch
+from jaxq.pipeline.in_order import quantize_in_order
 from jaxq.pipeline.job import Job, check_job, patterns_of_tables
 from jaxq.pipeline.outcome import Outcome
 from jaxq.pipeline.resume import ResultStore, RunState, run_state
@@ -30,12 +29,8 @@ from jaxq.pipeline.source import Source, open_source
 from jaxq.pipeline.write import write_weights
 from jaxq.progress import Progress, silent
 from jaxq.runtime.batches import Batch, hash_batches
-from jaxq.search.group import quantize_group
 from jaxq.search.result import GroupResult
 from jaxq.version import __version__
-
-# Groups searched at a time: one compiles or reads while the other computes.
-WORKERS = 2
 
 
 def quantize_model(
@@ -76,18 +71,18 @@ def quantize_model(
         begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), add_notice)
         state = (until_written if keep_state_until is None else keep_state_until).enter_context(begun)
         with naming_weights(source.groups):
-            done = _Run(source, batches, store, state, job, clock, progress).quantize()
+            quantized = _Steps(source, batches, store, state, job, clock, progress).run()
         with clock.phase("write"):
-            layers = write_weights(source.model, done.results, form)
+            layers = write_weights(source.model, quantized.results, form)
             save_model(source.model, job.target, job.external_above)
     return Outcome(
         layers=layers,
         skipped=source.skipped,
         unmatched=source.unmatched,
         notices=tuple(notices),
-        windows=tuple(done.windows),
-        moments_found=done.moments_found,
-        tokens=_tokens(done.results),
+        windows=tuple(quantized.windows),
+        moments_found=quantized.moments_found,
+        tokens=_tokens(quantized.results),
         model_hash=model_hash,
         data_hash=data_hash,
         source_bytes=source.nbytes,
@@ -133,30 +128,8 @@ def _content(job: Job, model_hash: str, data_hash: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Work:
-    """How groups are quantized, and what is kept of it."""
-
-    formats: Formats
-    kept: ResultStore
-    found: bool
-    method: MethodSpec
-
-    def left(self, group: Group) -> GroupResult | None:
-        """What a stopped run left of a group."""
-        return self.kept.get(group, self._formats(group)) if self.found else None
-
-    def quantize(self, group: Group, moments: MomentsOf | None, drift: Drift | None = None) -> GroupResult:
-        """A group's result: what a stopped run left, or a new one, which is kept."""
-        new = partial(quantize_group, group, self._formats(group), moments, self.method, drift)
-        return self.left(group) or self.kept.put(new())
-
-    def _formats(self, group: Group) -> list[WeightFormat]:
-        return [self.formats[site] for site in group.sites]
-
-
-@dataclass(frozen=True, eq=False)
-class _Done:
-    """What a run leaves: a result for each group, and what calibration did."""
+class _Quantized:
+    """A result for each group, statistics of the windows that ran, and how many activations had moments on disk."""
 
     results: Sequence[GroupResult]
     windows: Sequence[WindowRun]
@@ -164,8 +137,8 @@ class _Done:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
-    """What the steps of a run share; ``store`` is None without data."""
+class _Steps:
+    """The steps from an open model to quantized groups, and what they share; ``store`` is None without data."""
 
     source: Source
     batches: Sequence[Batch]
@@ -175,107 +148,78 @@ class _Run:
     clock: Clock
     progress: Progress
 
-    def quantize(self) -> _Done:
-        """All groups' results: calibration, choice of formats, search."""
+    def run(self) -> _Quantized:
+        """Calibrates, chooses formats under a budget, and searches."""
         propagates = self.store is not None and find_method(self.job.method.name).propagates
-        found, windows, formats = 0, list[WindowRun](), given_formats(self.source.groups, self.job)
+        moments_found, windows, formats = 0, list[WindowRun](), given_formats(self.source.groups, self.job)
         if not propagates or self.job.budget is not None:
             with self.clock.phase("calibrate"):
-                found, windows = self._calibrate()
+                moments_found, windows = self._calibrate()
         if self.job.budget is not None:
             with self.clock.phase("choose formats"):
                 formats = self._choose_formats()
-        kept = ResultStore(self.state.folder / "weights", self.state.key)
-        work = _Work(formats, kept, self.state.found, self.job.method)
+        results = ResultStore(self.state.folder / "weights", self.state.key)
+        search = GroupSearch(formats, self.job.method, results, self.state.resumes)
         if not propagates:
             with self.clock.phase("search"):
-                return _Done(self._search(work), windows, found)
+                return _Quantized(self._search(search), windows, moments_found)
         with self.clock.phase("calibrate"):
-            results, more = self._propagate(work)
-        return _Done(results, [*windows, *more], found)
+            model, groups = self.source.model, self.source.groups
+            quantized, more = quantize_in_order(model, groups, self._calibration(), search, self.clock, self.progress)
+        return _Quantized(quantized, [*windows, *more], moments_found)
+
+    def _calibration(self) -> Calibration:
+        job, state = self.job, self.state
+        return Calibration(self.batches, job.window_bytes, job.providers, state.windows, state.key)
 
     def _calibrate(self) -> tuple[int, list[WindowRun]]:
-        """Sees to it that the store has the moments of every group; returns how many it had, and what ran."""
-        store, state, job = self.store, self.state, self.job
+        """Brings the moments of every activation into the store; returns how many it had, and the windows that ran."""
+        store = self.store
         if store is None:
             return 0, []
-        activations = list(
-            dict.fromkeys(activation for group in self.source.groups for activation in group.activations)
-        )
-        found = [activation for activation in activations if _is_stored(activation, store)]
-        begun = state.wanted([activation.shared_key for activation in activations if activation not in found])
-        if len(found) == len(activations):
-            return len(found), []
-        # A run that goes on plans the windows that it began with.
-        wanted = [activation for activation in activations if activation.shared_key in begun or activation not in found]
-        checkpoint = Checkpoint(state.windows, state.key, found)
-        windows = capture_moments(
-            self.source.model,
-            wanted,
-            self.batches,
-            store.put,
-            job.window_bytes,
-            job.providers,
-            self.progress,
-            checkpoint,
-        )
-        return len(found), windows
+        activations = list(dict.fromkeys(a for group in self.source.groups for a in group.activations))
+        stored = [activation for activation in activations if has_moments(activation, store)]
+        planned = self.state.planned([activation.shared_key for activation in activations if activation not in stored])
+        if len(stored) == len(activations):
+            return len(stored), []
+        # A run that resumes plans the windows that it began with.
+        wanted = [a for a in activations if a.shared_key in planned or a not in stored]
+
+        def keep(_: Activation, key: str, moments: Moments) -> None:
+            store.put(key, moments)
+
+        windows = capture_moments(self.source.model, wanted, self._calibration(), keep, self.progress, stored)
+        return len(stored), windows
+
+    def _moments_of(self, group: Group) -> MomentsOf | None:
+        return None if self.store is None else moments_of(group.activations, self.store)
 
     def _choose_formats(self) -> Formats:
         """A format for each weight, within the job's budget."""
         advance = self.progress("choose formats", len(self.source.groups))
 
-        def find(group: Group) -> dict[Site, Losses]:
-            losses = losses_of(group, _moments(group, self.store), self.job)
+        def compare(group: Group) -> dict[Site, Losses]:
+            losses = losses_of(group, self._moments_of(group), self.job)
             advance()
             return losses
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            each = pool.map(find, self.source.groups)
-            found = {site: losses for group in each for site, losses in group.items()}
-        return chosen_formats(self.source.groups, found, self.job)
+            losses = {site: loss for group in pool.map(compare, self.source.groups) for site, loss in group.items()}
+        return chosen_formats(self.source.groups, losses, self.job)
 
-    def _search(self, work: _Work) -> list[GroupResult]:
+    def _search(self, search: GroupSearch) -> list[GroupResult]:
         advance = self.progress("search", len(self.source.groups))
 
         def quantize(group: Group) -> GroupResult:
-            result = work.quantize(group, _moments(group, self.store))
+            result = search.quantize(group, self._moments_of(group))
             advance()
             return result
 
         with ThreadPoolExecutor(WORKERS) as pool:
             return list(pool.map(quantize, self.source.groups))
 
-    def _propagate(self, work: _Work) -> tuple[list[GroupResult], list[WindowRun]]:
-        """Calibration and search by turns; see `jaxq.pipeline.in_order`."""
-        job, groups = self.job, self.source.groups
-
-        def is_kept(group: Group) -> bool:
-            return work.left(group) is not None
-
-        data = Calibration(self.batches, self.state.windows, self.state.key, job.window_bytes, job.providers)
-        with ThreadPoolExecutor(WORKERS) as pool:
-            return quantize_in_order(
-                self.source.model, groups, data, work.quantize, is_kept, pool, self.clock, self.progress
-            )
-
-
-def _is_stored(activation: Activation, store: MomentStore) -> bool:
-    return activation.shared_key in store or all(key in store for key in activation.keys)
-
-
-def _moments(group: Group, store: MomentStore | None) -> MomentsOf | None:
-    if store is None or not group.activations:
-        return None
-
-    def read(index: int) -> Moments:
-        keys = [r.shared_key if r.shared_key in store else r.keys[index] for r in group.activations]
-        return mean_moments([store.get(key) for key in keys])
-
-    return read
-
 
 def _tokens(results: Sequence[GroupResult]) -> int:
-    """The most tokens that any weight saw; positions in images are tokens where there is nothing else."""
+    """The most tokens that any weight saw. Positions in images count as tokens only if the model has kernels alone."""
     kernels = [result for result in results if result.group.sites[0].kernel]
     return max((r.tokens for r in results if r not in kernels), default=max((r.tokens for r in kernels), default=0))

@@ -34,27 +34,27 @@ class RunState:
     Attributes:
         folder: Holds ``windows/`` of the calibration and ``weights/``, one file for each group of siblings.
         key: Hash of the command and of all that its work depends on; what lies here under another key is not used.
-        found: It holds work of a run that was stopped.
+        resumes: The folder holds work of a stopped run that can be used.
     """
 
     folder: Path
     key: str
-    found: bool
+    resumes: bool
 
     @property
     def windows(self) -> Path:
-        """For `jaxq.calibration.capture.Checkpoint`."""
+        """For `jaxq.calibration.capture.Calibration`."""
         return self.folder / "windows"
 
-    def wanted(self, missing: Sequence[str]) -> list[str]:
-        """Names of what the run began to calibrate on; at its first call of what is missing now."""
-        path = self.folder / "wanted.json"
+    def planned(self, missing: Sequence[str]) -> list[str]:
+        """Keys of the activations that the run began to calibrate; at the first call, those that are missing now."""
+        path = self.folder / "planned.json"
         try:
             begun = json.loads(path.read_text())
             if isinstance(begun, list) and all(isinstance(name, str) for name in begun):
                 return begun
         except (OSError, ValueError):
-            pass  # not begun, or damaged: other windows are planned then, and begin anew
+            pass  # not begun, or damaged: the run plans anew, and windows of another plan are not used
         write_whole(path, json.dumps(list(missing)).encode())
         return list(missing)
 
@@ -88,7 +88,7 @@ def run_state(
     except Timeout:
         notify("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
         with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
-            yield RunState(Path(own), key, found=False)
+            yield RunState(Path(own), key, resumes=False)
         return
     except OSError as error:
         raise JaxqError(f"cannot write to the cache {str(root)!r}: {error}; give another cache_dir") from error

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq.calibration.capture import WindowRun, capture_moments
+from jaxq.calibration.capture import Calibration, WindowRun, capture_moments
 from jaxq.errors import JaxqError
 from jaxq.formats.integers import IntegerFormat
 from jaxq.graph.activations import Activation
@@ -23,6 +23,7 @@ from jaxq.runtime.batches import Batch
 from tests.support import models
 from tests.support.decoder import CONFIG, decoder_batches
 from tests.support.models import ACTIVATION, HIDDEN, build, node, tokens, weight
+from tests.support.moments import captured_moments
 from tests.support.running import initializers, quantize, run, save
 
 
@@ -37,9 +38,7 @@ def capture(
     source: Path | onnx.ModelProto, batches: Sequence[Batch], max_bytes: int = 1 << 30
 ) -> tuple[dict[str, Moments], list[WindowRun]]:
     model, wanted = opened(source)
-    moments: dict[str, Moments] = {}
-    runs = capture_moments(model, wanted, batches, moments.__setitem__, max_bytes=max_bytes)
-    assert list(dict.fromkeys(moments)) == list(moments)
+    moments, runs = captured_moments(model, wanted, batches, max_bytes)
     assert set(moments) == {str(v.name) for v in wanted}
     return moments, runs
 
@@ -134,7 +133,7 @@ def test_each_window_runs_once_a_batch(count, decoder):
         return lambda: steps.append("step")
 
     model, wanted = opened(decoder)
-    runs = capture_moments(model, wanted, decoder_batches(count), lambda *_: None, max_bytes=60_000, progress=progress)
+    _, runs = captured_moments(model, wanted, decoder_batches(count), 60_000, progress)
     assert [r.runs for r in runs] == [count] * len(runs)
     assert steps == [f"calibrate {count * len(runs)}"] + ["step"] * (count * len(runs))
 
@@ -176,10 +175,8 @@ def test_memory_does_not_grow_with_the_data(decoder, monkeypatch, tmp_path):
             files.append(len(list(tmp_path.rglob("*.npy"))))
 
         model, wanted = opened(decoder)
-        keep: Callable[[str, Moments], None] = lambda *_: None  # noqa: E731
-        runs = capture_moments(
-            model, wanted, decoder_batches(count), keep, max_bytes=60_000, progress=lambda *_, step=step: step
-        )
+        data = Calibration(decoder_batches(count), 60_000)
+        runs = capture_moments(model, wanted, data, lambda *_: None, lambda *_, step=step: step)  # keeps nothing
         held[count] = max(arrays)
         assert max(files) <= count * max(sum(r.live for r in runs[: i + 1]) for i in range(len(runs)))
         assert max(files) <= count * 8
@@ -191,13 +188,8 @@ def test_spooled_values_go_when_no_window_reads_them(decoder, monkeypatch, tmp_p
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left: list[int] = []
     model, wanted = opened(decoder)
-    capture_moments(
-        model,
-        wanted,
-        decoder_batches(1),
-        lambda *_: None,
-        max_bytes=60_000,
-        progress=lambda *_: lambda: left.append(len(list(tmp_path.rglob("*.npy")))),
+    captured_moments(
+        model, wanted, decoder_batches(1), 60_000, lambda *_: lambda: left.append(len(list(tmp_path.rglob("*.npy"))))
     )
     assert len(left) > 6
     assert max(left) <= 8

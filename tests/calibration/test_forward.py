@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from jaxq.calibration import forward
-from jaxq.calibration.forward import SessionOptions
+from jaxq.calibration.forward import ModelVariant, SessionOptions
 from jaxq.calibration.spool import Spool
 from jaxq.calibration.windows import plan_windows
 from jaxq.evaluation import accuracy as evaluation
@@ -48,7 +48,8 @@ def test_weights_are_lent(make, external, monkeypatch, tmp_path):
     spool = Spool(tmp_path / "spool", [Batch({"x": x})])
     windows = plan_windows(model.graph, [model.graph.outputs[0]], 1 << 30)
     (window,) = windows
-    got = next(forward.forward(model, windows, spool, SessionOptions())).run(0)["y"].numpy()
+    (runner,) = next(forward.forward(model, windows, [ModelVariant(spool)], SessionOptions()))
+    got = runner.run(0)["y"].numpy()
     assert sizes[0] < 4000 < window.weight_bytes
     np.testing.assert_array_equal(got, run(source, {"x": x})[0])
 
@@ -62,7 +63,8 @@ def test_windows_that_ran_are_passed_over(decoder, tmp_path):
 
     def run_all(spool: Spool, done: int = 0, stop: int | None = None) -> list[np.ndarray]:
         last = []
-        for count, runner in enumerate(forward.forward(model, windows, spool, done=done), done + 1):
+        variants = [ModelVariant(spool)]
+        for count, (runner,) in enumerate(forward.forward(model, windows, variants, done=done), done + 1):
             last = [runner.run(i) for i in range(len(batches))]
             if count == stop:
                 return []

@@ -125,11 +125,11 @@ def test_what_is_put_is_got(tmp_path):
     assert name not in store
     store.put(name, example())
     assert name in store
-    got = store.get(name)
+    got = store[name]
     assert [np.asarray(v).tolist() for v in (got.h, got.a, got.tokens)] == [np.eye(3).tolist(), [0, 1, 2], 7]
     assert [p.suffix for p in store.folder.iterdir()] == [".safetensors"]
     with pytest.raises(KeyError, match="other"):
-        store.get("other")
+        store["other"]
 
 
 @pytest.mark.parametrize(("model", "data"), [("n", "d"), ("m", "e")])

@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 
 import jaxq.graph.sites
-from jaxq.calibration.capture import capture_moments
 from jaxq.calibration.patches import cut_patches
 from jaxq.files.model_file import load_model, save_model
 from jaxq.formats.integers import IntegerFormat
@@ -18,11 +17,11 @@ from jaxq.formats.microscaling import MxFormat
 from jaxq.formats.registry import make_format
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import Site, find_sites
-from jaxq.numerics.moments import Moments
 from jaxq.readback.float_model import float_model
 from jaxq.readback.weights import read_back
 from jaxq.runtime.batches import Batch
 from tests.support.models import IMAGE, build, convolution, node, tokens, value, weight
+from tests.support.moments import captured_moments
 from tests.support.running import RUNTIME, quantize, relative, run, save, with_weights
 from tests.support.unpacked import dequantized
 
@@ -93,11 +92,9 @@ def test_patches_times_the_matrices_are_the_convolution(name, piece):
 def test_moments_are_those_of_the_patches(name):
     proto, x = made(name)
     model, site = site_of(proto)
-    found: dict[str, Moments] = {}
     keep = np.array([[1, 1], [1, 0]])  # no mask of tokens fits images
-    runs = capture_moments(
-        model, site.activations, [Batch({"x": x}, keep), Batch({"x": 2 * x}, keep)], found.__setitem__
-    )
+    batches = [Batch({"x": x}, keep), Batch({"x": 2 * x}, keep)]
+    found, runs = captured_moments(model, site.activations, batches)
     assert not any(r.unmasked for r in runs)
     assert list(found) == list(site.activations[0].keys)
     for moments, rows in zip(found.values(), patches_of(proto, x), strict=True):

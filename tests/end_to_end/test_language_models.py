@@ -8,7 +8,6 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from jaxq.calibration.capture import capture_moments
 from jaxq.errors import JaxqError
 from jaxq.files.model_file import load_model
 from jaxq.graph.prepare import prepare
@@ -17,6 +16,7 @@ from jaxq.runtime.caches import empty_cache, is_cache
 from jaxq.runtime.inputs import InputSpec, ModelInput, read_input_spec, to_batches
 from tests.genai.decoders import HEAD, HEADS, PAST, VOCABULARY, decoder
 from tests.genai.folders import RUNS, make_folder
+from tests.support.moments import captured_moments
 from tests.support.running import relative, run
 
 IDS = np.random.default_rng(0).integers(1, VOCABULARY, (3, 12))
@@ -50,10 +50,8 @@ def moments_of(path: Path, batches):
     model = load_model(path)
     prepare(model)
     sites, _ = find_sites(model.graph, ())
-    found = {}
     wanted = list(dict.fromkeys(activation for group in sibling_groups(sites) for activation in group.activations))
-    capture_moments(model, wanted, batches, found.__setitem__, max_bytes=50_000)
-    return found
+    return captured_moments(model, wanted, batches, window_bytes=50_000)[0]
 
 
 @pytest.fixture(scope="module")

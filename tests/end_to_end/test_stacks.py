@@ -10,7 +10,6 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from jaxq.calibration.capture import capture_moments
 from jaxq.errors import JaxqError
 from jaxq.files.model_file import load_model, save_model
 from jaxq.formats.integers import IntegerFormat
@@ -29,6 +28,7 @@ from jaxq.readback.weights import read_back
 from jaxq.runtime.batches import Batch
 from tests.support import models
 from tests.support.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight
+from tests.support.moments import captured_moments
 from tests.support.running import initializers, quantize, relative, run, save, with_weights
 from tests.support.unpacked import dequantized
 
@@ -53,8 +53,7 @@ def read_moments(proto: onnx.ModelProto, batches: Sequence[Batch], name: str) ->
     prepare(model)
     sites, _ = find_sites(model.graph, ROUTER)
     (activation,) = {r for site in sites for r in site.activations if r.value.name == name}
-    found: dict[str, Moments] = {}
-    capture_moments(model, [activation], batches, found.__setitem__)
+    found, _ = captured_moments(model, [activation], batches)
     return [found[key] for key in (activation.keys if activation.shared_key not in found else [activation.shared_key])]
 
 

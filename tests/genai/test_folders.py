@@ -8,7 +8,6 @@ import onnx
 import onnxruntime
 import pytest
 
-from jaxq.calibration.capture import capture_moments
 from jaxq.errors import JaxqError
 from jaxq.files.model_file import load_model
 from jaxq.graph.opset import raise_opset
@@ -17,6 +16,7 @@ from jaxq.graph.sites import find_sites, sibling_groups
 from jaxq.runtime.inputs import read_input_spec, to_batches
 from tests.genai.checks import check_folder, check_generation, check_run, run_jaxq
 from tests.genai.folders import NAMES, RUNS, batch, logits, make_folder, random_ids
+from tests.support.moments import captured_moments
 from tests.support.running import relative
 
 pytestmark = RUNS
@@ -76,9 +76,7 @@ def _moments(path, batches):
     prepare(model)
     sites, _ = find_sites(model.graph, ("*lm_head*",))
     wanted = list(dict.fromkeys(activation for group in sibling_groups(sites) for activation in group.activations))
-    found = {}
-    capture_moments(model, wanted, batches, found.__setitem__, max_bytes=100_000)
-    return found
+    return captured_moments(model, wanted, batches, window_bytes=100_000)[0]
 
 
 @pytest.mark.parametrize("opset", [14, 17, 20])

@@ -167,7 +167,7 @@ def test_finished_weights_are_not_searched_again(setup, monkeypatch):
         count += 1
         return quantize_group(*args)
 
-    monkeypatch.setattr("jaxq.pipeline.quantize.quantize_group", counted)
+    monkeypatch.setattr("jaxq.pipeline.group_search.quantize_group", counted)
     outcome = setup.go_on()
     assert outcome.windows == ()
     assert 0 < count <= 12 - 4  # four groups a layer, three layers; another one may have been under way
@@ -183,10 +183,10 @@ def spoil(path: Path) -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        "run-*/windows/*.npy",
-        "run-*/windows/state.json",
+        "run-*/windows/captured/*.npy",
+        "run-*/windows/captured/state.json",
         "run-*/weights/*.safetensors",
-        "run-*/wanted.json",
+        "run-*/planned.json",
         "moments-*/*.safetensors",
     ],
 )
@@ -258,7 +258,7 @@ def test_the_same_run_twice_at_a_time(tmp_path):
     with run_state(tmp_path, "id", {"model": "m"}, notices.append) as first:
         with run_state(tmp_path, "id", {"model": "m"}, notices.append) as second:
             assert second.folder != first.folder
-            assert not second.found
+            assert not second.resumes
         assert first.folder.is_dir()
     assert not first.folder.exists()
     assert not second.folder.exists()
@@ -278,7 +278,7 @@ def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
                 path.unlink()
         with run_state(tmp_path, "id", {"model": "m"}, notices.append) as second:
             assert second.folder != folder
-            assert not second.found
+            assert not second.resumes
             (second.folder / "weights").mkdir(exist_ok=True)
             (second.folder / "weights" / "one").touch()
             remove(folder, ignore_errors=ignore_errors)
@@ -289,7 +289,7 @@ def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
         monkeypatch.setattr("jaxq.pipeline.resume.shutil.rmtree", remove_slowly)
     with run_state(tmp_path, "id", {"model": "m"}, notices.append) as third:
         assert third.folder == first.folder
-        assert not third.found
+        assert not third.resumes
 
 
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "nvfp4", "mxfp8", "mxfp4"])
