@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from jaxq.errors import JaxqError
 from jaxq.files.model_file import data_files, data_path, load_model
-from jaxq.forms.registry import Form
+from jaxq.forms.form import Form
 from jaxq.graph.already_quantized import ALREADY, PART
 from jaxq.graph.normalize.functions import inline_functions
 from jaxq.graph.opset import raise_opset
@@ -88,4 +88,4 @@ def _nothing_left(skipped: Sequence[Skipped]) -> str:
     if size > sum(d.nbytes for d in others):
         return f"is {ALREADY}: {len(codes)} tensors of codes, {size / 1e6:.2f} MB; no float weight can be quantized"
     reasons = dict.fromkeys(d.reason for d in sorted(others, key=lambda d: -d.nbytes))
-    return f"has no weight that can be quantized: {'; '.join(list(reasons)[:3]) or 'it block_sizes no float weights'}"
+    return f"has no weight that can be quantized: {'; '.join(list(reasons)[:3]) or 'it has no float weights'}"
