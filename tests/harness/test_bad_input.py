@@ -66,7 +66,7 @@ CONFIG_ROWS = {
     "bits": (["method.bits_per_weight=0"], ["bits_per_weight is 0", "4.5"]),
     "bits as a word": (["method.bits_per_weight=few"], ["bits_per_weight", "few"]),
     "damping": (["method=gptq", "method.damping=-1"], ["method.damping is -1", "0.05"]),
-    "descent passes": (["method=gptq", "method.descent_passes=1000"], ["method.sweeps is 1000", "0 to 100"]),
+    "descent passes": (["method=gptq", "method.descent_passes=1000"], ["method.descent_passes is 1000", "0 to 100"]),
     "shrinkage": (["method=best", "method.shrinkage=-1"], ["method.shrinkage is -1", "900"]),
     "ridge": (["method=best", "method.ridge=0"], ["method.ridge is 0", "4096"]),
     "GPTQ in float weights": (["method=best", "form=qdq"], ["stores the float weights", "form=dq"]),
