@@ -10,6 +10,7 @@ import onnx
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from jaxq.formats.registry import make_format
+from jaxq.forms.registry import find_form
 from jaxq.methods.registry import MethodSpec
 from jaxq.pipeline.job import Gather, Job
 from jaxq.pipeline.quantize import quantize_model
@@ -96,5 +97,5 @@ def _quantize(case: Case, source: Path, target: Path, accuracy_level: int) -> No
     gather = None if case.gather_axis is None else Gather(case.gather_axis, fmt)
     spec = MethodSpec("rtn_dq", fmt)
     cache = target.parent / "moments"
-    job = Job(source, target, spec, case.form, (), cache, gather=gather, accuracy_level=accuracy_level)
+    job = Job(source, target, spec, find_form(case.form, accuracy_level), cache=cache, gather=gather)
     quantize_model(job)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.evaluation.outputs import OutputComparison, compare_outputs
 from jaxq.files.model_file import PROTOBUF_LIMIT, data_files, load_model, save_model
+from jaxq.forms.form import Form
 from jaxq.forms.registry import FORMS
 from jaxq.progress import Progress, silent
 from jaxq.readback.float_model import float_model
@@ -82,7 +83,7 @@ def compare(
 
 
 def evaluate(
-    reference: Path, quantized: Path, batches: Sequence[Batch], progress: Progress = silent, form: str = "dq"
+    reference: Path, quantized: Path, batches: Sequence[Batch], progress: Progress = silent, form: Form = FORMS["dq"]
 ) -> Evaluation | OutputComparison | str:
     """What a model that was quantized lost on held-out data, or a sentence that says why that is not known.
 
@@ -181,21 +182,20 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *data_files(path, load_model(path))))
 
 
-def _sessions(quantized: Path, form: str, folder: Path) -> dict[str, "Session"]:
+def _sessions(quantized: Path, form: Form, folder: Path) -> dict[str, "Session"]:
     """A session for each runtime setting; files that stand in for the quantized one lie in the folder."""
-    found = FORMS[form]
     quantized = _runnable(quantized, folder / "widened.onnx")
-    if found.runs and form != "matmulnbits":
+    if form.runs and not form.stores_accuracy_level:
         return {name: session(quantized, level) for name, level in RUNTIMES.items()}
     model = load_model(quantized)
-    if not found.runs:
+    if not form.runs:
         float_model(model)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type == "MatMulNBits":  # the level that is stored in the node counts, not the session's
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
     save_model(model, folder / "exact.onnx", PROTOBUF_LIMIT)
     exact = {"level 1": session(folder / "exact.onnx", 1)}
-    return exact | {"default": session(quantized)} if found.runs else exact
+    return exact | {"default": session(quantized)} if form.runs else exact
 
 
 def logits_name(model: "Session") -> str | None:

@@ -25,6 +25,7 @@ from jaxq.errors import JaxqError
 from jaxq.evaluation.accuracy import evaluate
 from jaxq.files.companions import copy_companions
 from jaxq.files.model_file import hash_model, load_model
+from jaxq.forms.form import Form
 from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
 from jaxq.harness.hydra_errors import hydra_sentence, suggestion
@@ -153,7 +154,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             phases=tuple(phases),
             overrides=_overrides(),
             total_seconds=time.perf_counter() - start,
-            notes=(*task.notes, *_notes(outcome, job), *beside),
+            notes=(*task.notes, *_form_notes(job.form, config.form.accuracy_level), *_notes(outcome, job), *beside),
         )
         write_report(report, folder)
         if failure:
@@ -161,11 +162,15 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         return report
 
 
+def _form_notes(form: Form, accuracy_level: int) -> Iterator[str]:
+    if not form.runs:
+        yield f"onnxruntime runs no {form.name} on a CPU: accuracy is that of the weights that its bytes stand for"
+    if accuracy_level != _DEFAULT_LEVEL and not form.stores_accuracy_level:
+        names = ", ".join(other.name for other in FORMS.values() if other.stores_accuracy_level)
+        yield f"form.accuracy_level has no effect on form={form.name}: only {names} stores it"
+
+
 def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
-    if not FORMS[job.form].runs:
-        yield f"onnxruntime runs no {job.form} on a CPU: accuracy is that of the weights that its bytes stand for"
-    if job.accuracy_level != _DEFAULT_LEVEL and job.form != "matmulnbits":
-        yield f"form.accuracy_level has no effect on form={job.form}: only matmulnbits stores it"
     if job.gather is not None and not any("table of Gather" in layer.note for layer in outcome.layers):
         yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
     if nested := [layer for layer in outcome.layers if "in a subgraph" in layer.note]:

@@ -1,15 +1,14 @@
 """What a run can be told: the schema that Hydra checks ``conf/`` and the command line against."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 import jaxq
+from jaxq.pipeline.job import default_cache
 
 
 @dataclass
@@ -147,5 +146,5 @@ def conf_dir() -> Path:
 
 
 def cache_dir(config: Config) -> Path:
-    """Folder for what later runs can use again: ``cache_dir``, $JAXQ_CACHE, or the user's cache folder."""
-    return Path(config.cache_dir or os.environ.get("JAXQ_CACHE") or platformdirs.user_cache_dir("jaxq"))
+    """The folder for what later runs can use again: ``cache_dir``, or `jaxq.pipeline.job.default_cache`."""
+    return Path(config.cache_dir) if config.cache_dir else default_cache()

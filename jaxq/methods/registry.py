@@ -7,43 +7,8 @@ from jaxq.formats.registry import WeightFormat
 
 
 @dataclass(frozen=True)
-class MethodSpec:
-    """A method with its knobs; hashable.
-
-    Attributes:
-        name: A key of `METHODS`.
-        fmt: How weights are held, where no rule says otherwise.
-        alpha_step: Step of AWQ's grid over alpha, in (0, 1].
-        min_clip_ratio: Least clip ratio, in (0, 1].
-        clip_step: Step of the grid over clip ratios, in (0, 1].
-        search_columns: Columns on which AWQ's scales are compared, evenly spaced; 0 for all.
-        batch_size: Candidates of the scale search that are evaluated at a time; more needs more memory.
-        block_scales: Search the scales of blocks in every method that searches at all.
-        damping: What is added to the diagonal of H for block scales and GPTQ, in units of its mean.
-        descent_passes: Passes of coordinate descent after GPTQ.
-        ridge: How much weights are held back from making up for drift: as if so many tokens had shown none. Over the
-            number of tokens it is the ridge of `jaxq.methods.targets.corrected_target`.
-        shrinkage: Tokens for which block scales and GPTQ hold the coupling of channels back; see
-            `jaxq.numerics.moments.shrunk`.
-    """
-
-    name: str
-    fmt: WeightFormat
-    alpha_step: float = 0.1
-    min_clip_ratio: float = 0.5
-    clip_step: float = 0.05
-    search_columns: int = 0
-    batch_size: int = 1
-    block_scales: bool = False
-    damping: float = 0.05
-    descent_passes: int = 0
-    ridge: float = 4096.0
-    shrinkage: float = 900.0
-
-
-@dataclass(frozen=True)
 class Method:
-    """What a method does.
+    """The steps that a method takes.
 
     Attributes:
         scales: It scales input channels; see `jaxq.methods.awq.search_scales`.
@@ -93,3 +58,49 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         raise JaxqError(f"method.name is {name!r}: choose one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method with its knobs; hashable.
+
+    Attributes:
+        name: A key of `METHODS`.
+        fmt: How weights are held, where no rule says otherwise.
+        alpha_step: Step of AWQ's grid over alpha, in (0, 1].
+        min_clip_ratio: Least clip ratio, in (0, 1].
+        clip_step: Step of the grid over clip ratios, in (0, 1].
+        search_columns: Columns on which AWQ's scales are compared, evenly spaced; 0 for all.
+        batch_size: Candidates of the scale search that are evaluated at a time; more needs more memory.
+        block_scales: Search the scales of blocks in every method that searches at all.
+        damping: What is added to the diagonal of H for block scales and GPTQ, in units of its mean.
+        descent_passes: Passes of coordinate descent after GPTQ.
+        ridge: How much weights are held back from making up for drift: as if so many tokens had shown none. Over the
+            number of tokens it is the ridge of `jaxq.methods.targets.corrected_target`.
+        shrinkage: Tokens for which block scales and GPTQ hold the coupling of channels back; see
+            `jaxq.numerics.moments.shrunk`.
+
+    Raises:
+        JaxqError: there is no such method.
+    """
+
+    name: str
+    fmt: WeightFormat
+    alpha_step: float = 0.1
+    min_clip_ratio: float = 0.5
+    clip_step: float = 0.05
+    search_columns: int = 0
+    batch_size: int = 1
+    block_scales: bool = False
+    damping: float = 0.05
+    descent_passes: int = 0
+    ridge: float = 4096.0
+    shrinkage: float = 900.0
+
+    def __post_init__(self) -> None:
+        find_method(self.name)
+
+    @property
+    def steps(self) -> Method:
+        """The steps that the method takes."""
+        return METHODS[self.name]

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from jaxq.errors import JaxqError
 from jaxq.files.model_file import PROTOBUF_LIMIT, load_model, save_model
 from jaxq.formats.registry import WeightFormat, make_format
+from jaxq.forms.registry import find_form
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites, unmatched
 from jaxq.methods.registry import MethodSpec, find_method
@@ -134,7 +135,7 @@ def quantize(
             source=source,
             target=Path(folder) / "quantized.onnx",
             method=_spec(method, fmt, knobs),
-            form=form,
+            form=find_form(form),
             exclude=tuple(_excluded(model.graph, nodes_to_exclude)),
             cache=Path(folder) / "moments",
             external_above=PROTOBUF_LIMIT,

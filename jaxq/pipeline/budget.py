@@ -11,14 +11,13 @@ import numpy as np
 from jaxq.errors import JaxqError
 from jaxq.formats.base import Scales
 from jaxq.formats.registry import WeightFormat
-from jaxq.forms.registry import find_form
+from jaxq.forms.form import Form
 from jaxq.forms.stored_weight import StoredWeight
 from jaxq.graph.sites import Group, Site
 from jaxq.methods.allocation import Option, allocate, relative_errors, typical_error
 from jaxq.methods.awq import sample_columns
 from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.gptq import compensated_share, damp
-from jaxq.methods.registry import find_method
 from jaxq.numerics.moments import MomentsOf, output_error, shrunk
 from jaxq.pipeline.job import Job
 from jaxq.pipeline.sensitivity import sensitivities, typical_energy
@@ -67,7 +66,7 @@ def check_budget(groups: Sequence[Group], job: Job) -> float | None:
     if least > job.budget.bits_per_weight:
         raise JaxqError(
             f"method.bits_per_weight is {job.budget.bits_per_weight:g}: this model's weights take "
-            f"{least:.3f} bits at least in the form {job.form!r}; give that or more"
+            f"{least:.3f} bits at least in form {job.form.name!r}; give that or more"
         )
     return most
 
@@ -110,7 +109,7 @@ def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, L
     the share that GPTQ leaves if it is GPTQ; that of the weights instead of their outputs where nothing is known of
     what they multiply.
     """
-    method = find_method(job.method.name)
+    method = job.method.steps
     search = method.needs_data and (method.searches or job.method.block_scales)
     found = {site: _Errors([[] for _ in job.formats_of(site)], []) for site in group.sites}
     for index in np.linspace(0, group.count - 1, min(MATRICES, group.count)).astype(int):
@@ -160,8 +159,8 @@ def _rounding_error(w: jax.Array, scales: Scales, fmt: WeightFormat) -> jax.Arra
     return fmt.dequantize(fmt.encoded(w, scales)) - w.astype(jnp.float32)
 
 
-def _nbytes(site: Site, fmt: WeightFormat, form: str) -> int:
+def _nbytes(site: Site, fmt: WeightFormat, form: Form) -> int:
     """Bytes in the file."""
     assert site.weight.dtype is not None
     held = fmt.of_weights(str(site.weight.dtype.numpy()))
-    return find_form(form).nbytes(site, StoredWeight.planned((site.c_in, site.columns), held))
+    return form.nbytes(site, StoredWeight.planned((site.c_in, site.columns), held))

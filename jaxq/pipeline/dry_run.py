@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from jaxq.calibration.capture import Calibration, WindowRun, capture_moments, naming_weights
 from jaxq.calibration.moment_lookup import moments_of
-from jaxq.forms.registry import Form
+from jaxq.forms.form import Form
 from jaxq.forms.stored_weight import StoredWeight
 from jaxq.graph.sites import Group, Site
 from jaxq.graph.skipped import Skipped
-from jaxq.methods.registry import MethodSpec, find_method
+from jaxq.methods.registry import MethodSpec
 from jaxq.numerics.drift import Drift
 from jaxq.numerics.moments import Moments, MomentsOf
 from jaxq.pipeline.budget import check_budget, losses_of
@@ -100,7 +100,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     hashing, writing = _speeds(job.source)
     windows = min(job.window_bytes, source.weight_bytes) if batches else 0
     # The second pass is the other model's; sums of drift take the place of moments there, and cost about as much.
-    passes = (2 + (job.budget is not None)) if find_method(job.method.name).propagates else 1
+    passes = (2 + (job.budget is not None)) if job.method.steps.propagates else 1
     larger = max(map(_nbytes, source.groups)) - search.largest
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
     layers, target_bytes = _sizes(source, form, job)
@@ -210,7 +210,7 @@ class _Search:
 
 def _probe_search(nearest: Sequence[Group], moments: Mapping[str, Moments], job: Job) -> _Search:
     """Searches the cheaper groups, each once and then as many times as are searched at a time, within the budget."""
-    needs = find_method(job.method.name).needs_data
+    needs = job.method.steps.needs_data
     pairs = [(group, moments_of(group.activations, moments)) for group in nearest]
     able = [(group, found) for group, found in pairs if found is not None or not needs] or [(nearest[0], None)]
     once = warm = cost = 0.0
@@ -244,7 +244,7 @@ def _search_times(group: Group, found: MomentsOf | None, spec: MethodSpec, job: 
 
 def _drift(group: Group, found: MomentsOf | None, spec: MethodSpec) -> Drift | None:
     """Something to make up for, where the method does that: it costs as much whatever the numbers are."""
-    if found is None or group.count > 1 or not find_method(spec.name).propagates:
+    if found is None or group.count > 1 or not spec.steps.propagates:
         return None
     return Drift(jnp.zeros_like(found(0).h), (None,) * len(group.sites))
 

@@ -1,18 +1,21 @@
-"""What to do to a model, and whether it can be done at all: checked before any work."""
+"""A job: what is done to a model. It is checked before any work begins."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import platformdirs
 
 from jaxq.errors import JaxqError
 from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.registry import WeightFormat
-from jaxq.forms.limits import Use, alternatives, check_supported, why_unsupported
-from jaxq.forms.registry import FORMS, Form, find_form
+from jaxq.forms.form import Form, Use
+from jaxq.forms.registry import FORMS
 from jaxq.graph.opset import FLOAT8_OPSET
 from jaxq.graph.sites import Site, matches
 from jaxq.graph.skipped import Skipped, skip
-from jaxq.methods.registry import MethodSpec, find_method
+from jaxq.methods.registry import MethodSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Rule:
 
     Attributes:
         patterns: Shell patterns of weight or node names.
-        fmt: Their format.
+        fmt: The format of these weights.
     """
 
     patterns: tuple[str, ...]
@@ -30,13 +33,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Gather:
-    """How tables of Gather, such as embeddings, are held, and products that read the same table.
+    """The format of tables of Gather, such as embeddings, and of products that read the same table.
 
     A table that Gather alone reads is rounded to nearest.
 
     Attributes:
         axis: The axis that is split into blocks: 1 or -1 along rows, 0 down columns.
-        fmt: Their format.
+        fmt: The format.
     """
 
     axis: int
@@ -44,7 +47,7 @@ class Gather:
 
     @property
     def positive_axis(self) -> int:
-        """0 or 1.
+        """The axis as 0 or 1.
 
         Raises:
             JaxqError: a table has no such axis.
@@ -56,11 +59,12 @@ class Gather:
 
 @dataclass(frozen=True)
 class Budget:
-    """A number of bits, and what the integers among which it chooses have in common.
+    """A number of bits to which the choice of formats keeps, weight by weight.
 
     Attributes:
-        bits_per_weight: Of all quantized weights on average, scales and zero points included.
-        full_range, scale_dtype: See `IntegerFormat`; more than 4 bits get float16 for float8.
+        bits_per_weight: Mean over all quantized weights, scales and zero points included.
+        full_range, scale_dtype: Scales of the integers that may be chosen; see `jaxq.formats.integers.IntegerFormat`.
+            Codes of more than 4 bits have float16 scales in place of float8.
     """
 
     bits_per_weight: float
@@ -68,113 +72,144 @@ class Budget:
     scale_dtype: str = "float32"
 
 
+def default_cache() -> Path:
+    """The folder for what later runs can use again: $JAXQ_CACHE, or else the user's cache folder."""
+    return Path(os.environ.get("JAXQ_CACHE") or platformdirs.user_cache_dir("jaxq"))
+
+
 @dataclass(frozen=True)
 class Job:
-    """What to do to a model.
+    """What is done to a model.
 
     Attributes:
         source: The ONNX file.
-        target: Where the quantized one goes.
-        method: The method and the format.
-        form: A key of `jaxq.forms.registry.FORMS`.
-        exclude: Patterns of weight or node names to leave alone.
-        cache: Folder for moments; what is there of the same model and data is used.
-        window_bytes: Weight bytes of a window of the calibration; two are in memory at a time.
-        external_above: Weights of more bytes than this go to a file of their own.
-        rules: Formats of some weights; the first rule that fits counts.
-        gather: How tables of Gather are held; None leaves them alone.
-        accuracy_level: What the form ``matmulnbits`` tells onnxruntime; see `jaxq.forms.registry.find_form`.
-        providers: Where onnxruntime runs the calibration: "cpu", "cuda:0", "trt"; those that it lacks are passed over.
-        kernels: Quantize kernels of Conv; else they are left alone.
-        budget: Formats are chosen, weight by weight, so that they keep to it; None: each has the format that method,
-            rules and ``gather`` say.
+        target: The path of the quantized file.
+        method: The method and the format of weights without a rule.
+        form: How the file stores quantized weights; see `jaxq.forms.registry.find_form`.
+        exclude: Shell patterns of weight or node names that are skipped.
+        cache: Folder for second moments and for the state of stopped runs. Moments of the same model and data that lie
+            there are used.
+        window_bytes: Bytes of the weights in a window of the calibration; two windows are in memory at a time.
+        external_above: Weights of more bytes than this, all together, are written to a second file beside the target.
+        rules: Formats of some weights; the first rule that fits a weight counts.
+        gather: The format of tables of Gather; None skips them.
+        providers: Where onnxruntime runs the calibration, such as "cpu", "cuda:0", "trt"; those that it lacks are
+            passed over.
+        kernels: Kernels of Conv are quantized; else they are skipped.
+        budget: Formats are chosen weight by weight so that they keep to this; None leaves each weight the format that
+            ``method``, ``rules`` and ``gather`` give it.
+
+    Example:
+        >>> from jaxq.formats import make_format
+        >>> from jaxq.forms import find_form
+        >>> method = MethodSpec("best", make_format("int4", 128))
+        >>> job = Job(Path("model.onnx"), Path("model-int4.onnx"), method, find_form("matmulnbits"))
+        >>> job.form.name, job.method.steps.needs_data
+        ('matmulnbits', True)
     """
 
     source: Path
     target: Path
     method: MethodSpec
-    form: str
-    exclude: tuple[str, ...]
-    cache: Path
+    form: Form = FORMS["dq"]
+    exclude: tuple[str, ...] = ()
+    cache: Path = field(default_factory=default_cache)
     window_bytes: int = 64 << 20
     external_above: int = 1 << 30
     rules: tuple[Rule, ...] = ()
     gather: Gather | None = None
-    accuracy_level: int = 4
     providers: tuple[str, ...] = ("cpu",)
     kernels: bool = True
     budget: Budget | None = None
 
     def format_of(self, site: Site) -> WeightFormat:
-        """How a site's weight is held; float8 scales, which are over one number a weight, are float16 in stacks."""
+        """The format that method, rules and ``gather`` give a weight.
+
+        Float8 scales are multiples of one number for the whole weight; stacks have float16 scales in their place.
+        """
         rule = self._rule(site)
         fmt = self.method.fmt if rule is None else rule.fmt
         if site.has_table:
             assert self.gather is not None
             fmt = self.gather.fmt
-        return replace(fmt, scale_dtype=_scales_of(site, fmt)) if isinstance(fmt, IntegerFormat) else fmt
+        return replace(fmt, scale_dtype=_scale_dtype(site, fmt)) if isinstance(fmt, IntegerFormat) else fmt
 
     def formats_of(self, site: Site) -> tuple[WeightFormat, ...]:
-        """How a site's weight could be held under a budget of bits: as a rule says, or in any way of its kind."""
+        """The formats among which a budget chooses for a weight; without a budget, or with a rule, there is one."""
         fmt = self.format_of(site)
         if self.budget is None or (not site.has_table and self._rule(site) is not None):
             return (fmt,)
-        others = alternatives(self.form, fmt, self.budget.full_range, _scales_of(site, self.budget))
-        return tuple(other for other in others if why_unsupported(self.form, other, site) is None)
+        others = self.form.alternatives(fmt, self.budget.full_range, _scale_dtype(site, self.budget))
+        return tuple(other for other in others if self.form.why_unsupported(other, site) is None)
 
     def _rule(self, site: Site) -> Rule | None:
         fitting = (rule for rule in self.rules if any(matches(site.weight, p) for p in rule.patterns))
         return next(fitting, None)
 
 
-def _scales_of(site: Site, wanted: IntegerFormat | Budget) -> str:
-    return "float16" if site.count > 1 and wanted.scale_dtype == FLOAT8 else wanted.scale_dtype
+def _scale_dtype(site: Site, scales: IntegerFormat | Budget) -> str:
+    return "float16" if site.count > 1 and scales.scale_dtype == FLOAT8 else scales.scale_dtype
 
 
 def check_job(job: Job, has_data: bool) -> Form:
-    """The job's form, if it can be done.
+    """The job's form, with the least opset that the job's formats need.
+
+    Args:
+        job: The job.
+        has_data: There is calibration data.
 
     Raises:
-        JaxqError: no form can hold what is asked for, or the method lacks data.
+        JaxqError: the form does not support a format or the method, or the method lacks data.
     """
-    method = find_method(job.method.name)
-    form = find_form(job.form, job.accuracy_level)
-    uses = [Use(job.method.fmt), *(Use(rule.fmt, "mixed.block_size") for rule in job.rules)]
-    if job.gather is not None:
-        uses.append(Use(job.gather.fmt, "gather.block_size", job.gather.positive_axis))
-    if job.budget is not None:
-        budget, bases = job.budget, [use for use in uses if isinstance(use.fmt, IntegerFormat)]
-        for base in bases:
-            others = alternatives(job.form, base.fmt, budget.full_range, budget.scale_dtype)
-            uses += [replace(base, fmt=other) for other in others]
-    check_supported(job.form, uses)
-    if (method.scales or method.compensates) and not form.scaled:
-        does = "scales them" if method.scales else "chooses other codes than the nearest"
-        codes = [name for name, other in FORMS.items() if other.scaled and job.method.fmt.dtype in other.block_sizes]
-        raise JaxqError(
-            f"form {job.form} keeps the float weights, but {job.method.name} {does}: take form={' or '.join(codes)}"
-        )
-    if method.needs_data and not has_data:
+    uses = _uses(job)
+    job.form.check(uses, FORMS.values())
+    _check_codes(job)
+    if job.method.steps.needs_data and not has_data:
         raise JaxqError(
             f"method {job.method.name} needs calibration data and there is none: give calib.tokens=<npz file>, or "
             "calib.text=<text> with calib.tokenizer=<tokenizer.json>, or take method=rtn_dq, which needs none"
         )
     if any(isinstance(use.fmt, IntegerFormat) and use.fmt.scale_dtype == FLOAT8 for use in uses):
-        return replace(form, opset=max(form.opset, FLOAT8_OPSET))
-    return form
+        return replace(job.form, opset=max(job.form.opset, FLOAT8_OPSET))
+    return job.form
+
+
+def _uses(job: Job) -> list[Use]:
+    """All formats that the file may have to store."""
+    uses = [Use(job.method.fmt), *(Use(rule.fmt, "mixed.block_size") for rule in job.rules)]
+    if job.gather is not None:
+        uses.append(Use(job.gather.fmt, "gather.block_size", job.gather.positive_axis))
+    if job.budget is not None:
+        budget, integers = job.budget, [use for use in uses if isinstance(use.fmt, IntegerFormat)]
+        for use in integers:
+            others = job.form.alternatives(use.fmt, budget.full_range, budget.scale_dtype)
+            uses += [replace(use, fmt=other) for other in others]
+    return uses
+
+
+def _check_codes(job: Job) -> None:
+    """Refuses methods whose codes are not those of the float weight, in forms that store the float weight."""
+    steps = job.method.steps
+    if job.form.scaled or not (steps.scales or steps.compensates):
+        return
+    action = "scales them" if steps.scales else "chooses other codes than the nearest"
+    forms = [name for name, form in FORMS.items() if form.scaled and job.method.fmt.dtype in form.block_sizes]
+    raise JaxqError(
+        f"form {job.form.name} stores the float weights, but {job.method.name} {action}: take form={' or '.join(forms)}"
+    )
 
 
 def split_supported(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Skipped]]:
-    """The sites that the job wants and whose weights its form holds, and the others with the reason."""
-    reasons = {
-        site: _why_not_wanted(job, site) or why_unsupported(job.form, job.format_of(site), site) for site in sites
-    }
-    held = [site for site, reason in reasons.items() if reason is None]
-    return held, [skip(site.weight, reason) for site, reason in reasons.items() if reason is not None]
+    """The sites that the job quantizes, and the others with the reason."""
+    reasons = {site: _skip_reason(job, site) for site in sites}
+    supported = [site for site, reason in reasons.items() if reason is None]
+    return supported, [skip(site.weight, reason) for site, reason in reasons.items() if reason is not None]
 
 
-def _why_not_wanted(job: Job, site: Site) -> str | None:
-    return "a kernel of Conv: these are left alone here" if site.kernel and not job.kernels else None
+def _skip_reason(job: Job, site: Site) -> str | None:
+    if site.kernel and not job.kernels:
+        return "a kernel of Conv: these are skipped here"
+    return job.form.why_unsupported(job.format_of(site), site, FORMS.values())
 
 
 def useless_patterns(job: Job, sites: Sequence[Site]) -> list[str]:
@@ -183,7 +218,7 @@ def useless_patterns(job: Job, sites: Sequence[Site]) -> list[str]:
 
 
 def patterns_of_tables(job: Job, sites: Sequence[Site]) -> list[str]:
-    """Patterns of rules that fit tables alone, which rules say nothing about."""
+    """Patterns of rules that fit tables alone, to which rules do not apply."""
     fits = {p: [site.has_table for site in sites if matches(site.weight, p)] for p in _patterns(job)}
     return [p for p, tables in fits.items() if tables and all(tables)]
 

@@ -16,7 +16,6 @@ from jaxq.files.hashing import hash_files
 from jaxq.files.model_file import file_bytes, save_model
 from jaxq.graph.activations import Activation
 from jaxq.graph.sites import Group, Site
-from jaxq.methods.registry import find_method
 from jaxq.numerics.moments import Moments, MomentsOf
 from jaxq.pipeline.budget import Formats, Losses, check_budget, chosen_formats, given_formats, losses_of
 from jaxq.pipeline.clock import Clock
@@ -98,7 +97,7 @@ def _useless_options(groups: Sequence[Group], max_bits: float | None, job: Job) 
     """Sentences on options that change nothing: more bits than ``max_bits``, rules that match tables alone."""
     if max_bits is not None and job.budget is not None and max_bits < job.budget.bits_per_weight:
         asked = f"method.bits_per_weight is {job.budget.bits_per_weight:g}"
-        yield f"{asked}: weights take {max_bits:.3f} at most in form {job.form!r}"
+        yield f"{asked}: weights take {max_bits:.3f} at most in form {job.form.name!r}"
     for pattern in patterns_of_tables(job, [site for group in groups for site in group.sites]):
         yield f"the pattern {pattern!r} fits a table of Gather alone: gather.dtype says how that is held"
 
@@ -112,9 +111,9 @@ def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callab
 
 
 def _identity(job: Job) -> str:
-    """The command; where the file goes does not matter, nor how it is written."""
-    wanted = (job.method, job.form, job.exclude, job.rules, job.gather, job.budget)
-    return repr((job.source.resolve(), *wanted))
+    """The command, the same text in every process; where the file goes and its accuracy level do not matter."""
+    parts = (job.method, job.form.name, job.exclude, job.rules, job.gather, job.budget)
+    return repr((job.source.resolve(), *parts))
 
 
 def _content(job: Job, model_hash: str, data_hash: str) -> dict[str, str]:
@@ -150,7 +149,7 @@ class _Steps:
 
     def run(self) -> _Quantized:
         """Calibrates, chooses formats under a budget, and searches."""
-        propagates = self.store is not None and find_method(self.job.method.name).propagates
+        propagates = self.store is not None and self.job.method.steps.propagates
         moments_found, windows, formats = 0, list[WindowRun](), given_formats(self.source.groups, self.job)
         if not propagates or self.job.budget is not None:
             with self.clock.phase("calibrate"):

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from jaxq.errors import JaxqError
 from jaxq.files.model_file import data_files, data_path, load_model
-from jaxq.forms.registry import Form
+from jaxq.forms.form import Form
 from jaxq.graph.already_quantized import ALREADY, PART
 from jaxq.graph.normalize.functions import inline_functions
 from jaxq.graph.opset import raise_opset

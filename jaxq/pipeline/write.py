@@ -7,8 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.forms.fold import Fold, divide_vectors, divided_vectors, find_fold, insert_division
+from jaxq.forms.form import Form
 from jaxq.forms.nodes import is_shared
-from jaxq.forms.registry import Form
 from jaxq.forms.stored_weight import StoredWeight
 from jaxq.graph.edit import rename_doubles
 from jaxq.graph.normalize.views import restore_views

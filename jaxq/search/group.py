@@ -11,7 +11,7 @@ from jaxq.formats.registry import WeightFormat
 from jaxq.graph.sites import Group, Site
 from jaxq.methods.choose import Part
 from jaxq.methods.keep_better import keep_better
-from jaxq.methods.registry import ROUND_TO_NEAREST, Method, MethodSpec, find_method
+from jaxq.methods.registry import ROUND_TO_NEAREST, Method, MethodSpec
 from jaxq.methods.targets import corrected_target
 from jaxq.numerics.drift import Drift
 from jaxq.numerics.moments import Moments, MomentsOf
@@ -36,7 +36,7 @@ def quantize_group(
             too, one that scales none stands in for it, and where nothing is read, or no token is, round to nearest.
         drift: How far the activation has drifted, of groups of one matrix each; its ``outputs`` are the sites'.
     """
-    method = find_method(spec.name)
+    method = spec.steps
     notes = [_note(site, method) for site in group.sites]
     if not all(site.can_scale for site in group.sites):
         method = replace(method, scales=False)

@@ -302,8 +302,8 @@ def test_forms_that_hold_no_kernels_leave_them_alone(form, tmp_path):
     outcome = quantize(save(proto, tmp_path), tmp_path / "out.onnx", form=form)
     assert [layer.name for layer in outcome.layers] == ["w"]
     reasons = {d.name: d.reason for d in outcome.skipped}
-    able = "dq, qdq, column_major hold it"
-    assert reasons["kernel"] == f"a kernel of Conv: the form {form!r} holds matrices only; {able}"
+    able = "dq, qdq, column_major support it"
+    assert reasons["kernel"] == f"a kernel of Conv: form {form!r} supports matrices only; {able}"
 
 
 def test_groups_in_nvfp4_are_left_alone(tmp_path):

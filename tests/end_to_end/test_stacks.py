@@ -299,7 +299,7 @@ def test_the_report_names_weights_with_the_same_note(tmp_path):
     """The sentences that a reader of the report should not miss."""
     source, target = save(models.gathered_moe(), tmp_path), tmp_path / "out.onnx"
     spec = MethodSpec("awq_lite", IntegerFormat(32), alpha_step=0.5)
-    job = Job(source, target, spec, "dq", ROUTER, tmp_path / "cache")
+    job = Job(source, target, spec, exclude=ROUTER, cache=tmp_path / "cache")
     said = list(_notes(quantize_model(job, [Batch(X)]), job))
     assert said == ["'gate_2', 'up_2', 'down_2': saw no calibration token: rounded to nearest"]
 
@@ -386,9 +386,9 @@ def test_what_is_left_alone_says_why(name):
 
 
 FORMS_WITHOUT = [
-    ("matmulnbits", IntegerFormat(32), "the form 'matmulnbits' holds matrices only; dq, qdq, column_major hold it"),
-    ("trt", IntegerFormat(32), "the form 'trt' holds matrices only; dq, qdq, column_major hold it"),
-    ("trt_qdq", IntegerFormat(-1), "the form 'trt_qdq' holds matrices only; dq, qdq, column_major hold it"),
+    ("matmulnbits", IntegerFormat(32), "form 'matmulnbits' supports matrices only; dq, qdq, column_major support it"),
+    ("trt", IntegerFormat(32), "form 'trt' supports matrices only; dq, qdq, column_major support it"),
+    ("trt_qdq", IntegerFormat(-1), "form 'trt_qdq' supports matrices only; dq, qdq, column_major support it"),
     ("portable", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
     ("nvfp4_standard", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
 ]

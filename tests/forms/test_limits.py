@@ -34,61 +34,61 @@ class Case:
 CASES = {
     "scaled weights in qdq": Case(
         "qdq",
-        "keeps the float weights, but awq_lite scales them: take form=dq or column_major or matmulnbits or trt",
+        "stores the float weights, but awq_lite scales them: take form=dq or column_major or matmulnbits or trt",
         method="awq_lite",
         data=True,
     ),
     "scaled weights in trt_qdq": Case(
-        "trt_qdq", "keeps the float weights, but awq_full scales them: take form=", method="awq_full", data=True
+        "trt_qdq", "stores the float weights, but awq_full scales them: take form=", method="awq_full", data=True
     ),
     "GPTQ's codes in qdq": Case(
         "qdq", "float weights, but gptq chooses other codes than the nearest: take form=dq", method="gptq", data=True
     ),
     "best in trt_qdq": Case("trt_qdq", "but best chooses other codes than the nearest", method="best", data=True),
     "block size": Case(
-        "dq", "48: the form 'dq' holds int4 in blocks of 16, 32, 64, 128, 256 or with -1", IntegerFormat(48)
+        "dq", "48: form 'dq' supports int4 in blocks of 16, 32, 64, 128, 256 or with -1", IntegerFormat(48)
     ),
     "per channel in matmulnbits": Case(
-        "matmulnbits", "block_size is -1: the form 'matmulnbits' holds int4 in blocks of 16,", IntegerFormat(-1)
+        "matmulnbits", "block_size is -1: form 'matmulnbits' supports int4 in blocks of 16,", IntegerFormat(-1)
     ),
     "blocks of int8 in TensorRT": Case(
-        "trt", "block_size is 32: the form 'trt' holds int8 with -1, one block per channel", IntegerFormat(32, 8)
+        "trt", "block_size is 32: form 'trt' supports int8 with -1, one block per channel", IntegerFormat(32, 8)
     ),
     "3 bits in qdq": Case(
         "qdq",
-        "'qdq' cannot hold int3: it holds int4, uint4, int8, uint8; int3 goes with form=dq or column_major or",
+        "'qdq' does not support int3: it supports int4, uint4, int8, uint8; int3 goes with form=dq or column_major or",
         IntegerFormat(32, 3),
     ),
     "an odd block size too": Case(
-        "portable", "it holds nvfp4, mxfp8, mxfp4; int4 goes with form=dq or qdq or column_major", IntegerFormat(48)
+        "portable", "it supports nvfp4, mxfp8, mxfp4; int4 goes with form=dq or qdq or column_major", IntegerFormat(48)
     ),
     "zero points in TensorRT": Case(
         "trt",
-        "it holds int4, int8, mxfp8; uint4 goes with form=dq or qdq or column_major or matmulnbits",
+        "it supports int4, int8, mxfp8; uint4 goes with form=dq or qdq or column_major or matmulnbits",
         IntegerFormat(32, use_zero_point=True),
     ),
     "NVFP4 in dq": Case(
-        "dq", "cannot hold nvfp4: it holds int2, .*; nvfp4 goes with form=nvfp4_standard or port", NVFP4
+        "dq", "does not support nvfp4: it supports int2, .*; nvfp4 goes with form=nvfp4_standard or port", NVFP4
     ),
     "NVFP4 in TensorRT's own": Case("trt", "nvfp4 goes with form=nvfp4_standard or portable", NVFP4),
     "MXFP8 in NVFP4's": Case("nvfp4_standard", "mxfp8 goes with form=mx_standard or portable or trt", MXFP8),
-    "integers in mx_standard": Case("mx_standard", "it holds mxfp8, mxfp4; int4 goes with form=dq or qdq or"),
-    "negative scales in TensorRT": Case("trt", "takes positive scales only: leave method.full_range out", FULL),
+    "integers in mx_standard": Case("mx_standard", "it supports mxfp8, mxfp4; int4 goes with form=dq or qdq or"),
+    "negative scales in TensorRT": Case("trt", "supports positive scales only: leave method.full_range out", FULL),
     "a rule's dtype": Case(
         "portable",
-        "'portable' cannot hold int8: it holds nvfp4, .*; no form holds nvfp4 and int8 in one",
+        "'portable' does not support int8: it supports nvfp4, .*; no form supports nvfp4 and int8 in one",
         NVFP4,
         rules=(Rule(("*",), IntegerFormat(32, 8)),),
     ),
     "a rule's block size": Case(
         "matmulnbits",
-        "mixed.block_size is -1: the form 'matmulnbits' holds int8",
+        "mixed.block_size is -1: form 'matmulnbits' supports int8",
         rules=(Rule(("*",), IntegerFormat(-1, 8)),),
     ),
     "a rule's scales": Case("trt", "positive scales only", rules=(Rule(("*",), FULL),)),
     "tables in portable": Case(
         "portable",
-        "tables of Gather blocked along axis 1; no form holds nvfp4 and tables of int4 blocked along axis 1 in one",
+        "tables of Gather blocked along axis 1; no form supports nvfp4 and tables of int4 blocked along axis 1 in one",
         NVFP4,
         gather=Gather(-1, INT4),
     ),
@@ -99,18 +99,18 @@ CASES = {
     ),
     "a table's dtype": Case(
         "qdq",
-        "'qdq' cannot hold int3: .*; int4 and tables of int3 blocked along axis 0 go with form=dq or column_major$",
+        "does not support int3: .*; int4 and tables of int3 blocked along axis 0 go with form=dq or column_major$",
         gather=Gather(0, IntegerFormat(32, 3)),
     ),
     "a table in NVFP4": Case(
-        "dq", "no form holds int4 and tables of nvfp4 blocked along axis 1 in one file", gather=Gather(1, NVFP4)
+        "dq", "no form supports int4 and tables of nvfp4 blocked along axis 1 in one file", gather=Gather(1, NVFP4)
     ),
     "a table in MXFP8": Case(
         "dq", "int4 and tables of mxfp8 blocked along axis 1 go with form=trt$", gather=Gather(1, MXFP8)
     ),
     "a table's block size": Case(
         "matmulnbits",
-        "gather.block_size is -1: the form 'matmulnbits' holds int8",
+        "gather.block_size is -1: form 'matmulnbits' supports int8",
         gather=Gather(1, IntegerFormat(-1, 8)),
     ),
     "a table's axis": Case("dq", "gather.axis is 2: a table has the axes 0, 1 and -1", gather=Gather(2, INT4)),
@@ -136,7 +136,7 @@ def test_what_cannot_be_written_is_refused_before_the_source_is_opened(case, tmp
 def test_a_form_names_forms_for_each_dtype_that_it_cannot_hold(form, tmp_path):
     for dtype in set(DTYPES) - set(FORMS[form].block_sizes):
         fmt = make_format(dtype, {"nvfp4": 16}.get(dtype, 32))
-        with pytest.raises(JaxqError, match=f"'{form}' cannot hold {dtype}: it holds") as caught:
+        with pytest.raises(JaxqError, match=f"'{form}' does not support {dtype}: it supports") as caught:
             quantize(tmp_path / "absent.onnx", tmp_path / "out.onnx", fmt=fmt, form=form)
         named = str(caught.value).split("goes with form=")[1].split(" or ")
         assert named == [n for n, other in FORMS.items() if fmt.block_size in other.block_sizes.get(dtype, ())]

@@ -13,7 +13,7 @@ from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.registry import DTYPES
 from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, conf_dir, flat_keys, option_names, register
-from jaxq.harness.job import make_job, method_spec
+from jaxq.harness.job import make_job
 from jaxq.methods.registry import METHODS
 from jaxq.pipeline.job import Budget, Job
 
@@ -77,7 +77,9 @@ def test_every_dtype_has_a_form_and_a_block_size_of_its_own(dtype):
 def test_what_no_form_holds_is_refused_with_what_it_holds(form, dtype):
     if dtype in FORMS[form].block_sizes:
         return
-    with pytest.raises(JaxqError, match=rf"^the form '{form}' cannot hold {dtype}: it holds .*{dtype} goes with form="):
+    with pytest.raises(
+        JaxqError, match=rf"^form '{form}' does not support {dtype}: it supports .*{dtype} goes with form="
+    ):
         job(_rounding(form, dtype), has_data=False)
 
 
@@ -138,7 +140,7 @@ def test_a_budget_chooses_among_integers_as_asked_for(overrides, full_range, sca
     ],
 )
 def test_full_range_scales_are_for_searches_and_forms_that_take_them(overrides, expected):
-    fmt = method_spec(_compose(*overrides), has_data=True).fmt
+    fmt = job(_compose(*overrides), has_data=True).method.fmt
     assert isinstance(fmt, IntegerFormat) and fmt.full_range == expected
 
 
@@ -159,7 +161,7 @@ def test_mixed_formats_and_tables():
     ("has_data", "form", "name"), [(True, "dq", "best"), (False, "dq", "rtn_dq"), (True, "qdq", "rtn_dq")]
 )
 def test_auto_follows_the_data_and_the_form(has_data, form, name):
-    assert method_spec(_compose(f"form={form}"), has_data).name == name
+    assert job(_compose(f"form={form}"), has_data).method.name == name
 
 
 @pytest.mark.parametrize("experiment", _options("experiment"))

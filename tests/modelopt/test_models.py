@@ -215,7 +215,7 @@ REFUSED = {
     "table axis": (bad(attention(), "rtn_dq", gather_quantize_axis=5), "gather_quantize_axis is 5"),
     "no table axis": (bad(attention(), "rtn_dq", gather_quantize_axis="x"), "gather_quantize_axis is 'x'"),
     "column-major rtn": (bad(attention(), "rtn", use_column_major=True), "use_column_major goes with rtn_dq"),
-    "zero points in TensorRT": (bad(attention(), "rtn_dq_trt", use_zero_point=True), "'trt' cannot hold uint4"),
+    "zero points in TensorRT": (bad(attention(), "rtn_dq_trt", use_zero_point=True), "'trt' does not support uint4"),
     "layers": (bad(attention(), "rtn_dq", layers_8bit="z"), "layers_8bit is 'z': no node has such a name"),
     "expression": (bad(attention(), "rtn_dq", nodes_to_exclude=["("]), "'(', which is no regular expression"),
     "provider": (bad(attention(), "awq_lite", DATA, ["npu"]), "calibration_eps has 'npu': choose of cpu"),
@@ -348,5 +348,5 @@ def test_quantize_rtn_leaves_kernels_alone_whatever_their_type():
 
 def test_a_model_of_kernels_alone_has_nothing_to_quantize():
     source = models.convolution()
-    with pytest.raises(JaxqError, match="no weight that can be quantized: a kernel of Conv: these are left alone here"):
+    with pytest.raises(JaxqError, match="no weight that can be quantized: a kernel of Conv: these are skipped here"):
         quantize(source, "rtn_dq")

@@ -13,7 +13,6 @@ import pytest
 from jaxq.errors import JaxqError
 from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.registry import WeightFormat, make_format
-from jaxq.forms.limits import alternatives
 from jaxq.forms.registry import FORMS, find_form
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites
@@ -122,7 +121,7 @@ def stored() -> list:
             make_format(d, size) for d, sizes in form.block_sizes.items() for size in sizes if size in (-1, 16, 32)
         ]
         if form.casts:
-            formats += [f for size in (16, 32) for f in alternatives(name, make_format("int4", size), True, FLOAT8)[1:]]
+            formats += [f for size in (16, 32) for f in form.alternatives(make_format("int4", size), True, FLOAT8)[1:]]
         found += [(name, fmt) for fmt in dict.fromkeys(formats)]
     return [pytest.param(name, fmt, id=f"{name} {fmt.dtype} {fmt.block_size} {fmt.scale_dtype}") for name, fmt in found]
 
@@ -133,13 +132,13 @@ def test_a_plan_knows_the_bytes_of_a_file(form, fmt, make, tmp_path):
     """Filled-up blocks and zero points, copies and shared ones: budgets are kept because these are."""
     gather = Gather(1, fmt) if 1 in FORMS[form].gather_axes else None
     source = open_source(a_job(save(make(), tmp_path), tmp_path, form, fmt, gather), find_form(form))
-    planned = {site.name: _nbytes(site, fmt, form) for group in source.groups for site in group.sites}
+    planned = {site.name: _nbytes(site, fmt, FORMS[form]) for group in source.groups for site in group.sites}
     outcome = quantize(tmp_path / "model.onnx", tmp_path / "out.onnx", fmt=fmt, form=form, gather=gather)
     assert {layer.name: layer.nbytes for layer in outcome.layers} == planned
 
 
 def a_job(source: Path, folder: Path, form: str, fmt: WeightFormat, gather: Gather | None) -> Job:
-    return Job(source, folder / "never.onnx", MethodSpec("rtn_dq", fmt), form, (), folder, gather=gather)
+    return Job(source, folder / "never.onnx", MethodSpec("rtn_dq", fmt), FORMS[form], (), folder, gather=gather)
 
 
 @pytest.mark.parametrize("bits", [4.8, 5.0, 5.2])
@@ -161,7 +160,7 @@ def test_a_file_says_what_a_budget_may_choose(dtype, tmp_path):
     spec = MethodSpec("rtn_dq", make_format(dtype, 32))
     budget = Budget(5.0, scale_dtype=FLOAT8)
     with tempfile.TemporaryDirectory() as cache:
-        outcome = quantize_model(Job(source, target, spec, "matmulnbits", (), Path(cache), budget=budget))
+        outcome = quantize_model(Job(source, target, spec, FORMS["matmulnbits"], (), Path(cache), budget=budget))
     assert {layer.scale_dtype for layer in outcome.layers} >= {FLOAT8}
     onnx.checker.check_model(str(target), full_check=True)
     assert np.isfinite(run(target, X)[0]).all()
@@ -169,7 +168,7 @@ def test_a_file_says_what_a_budget_may_choose(dtype, tmp_path):
 
 def test_scales_that_a_form_does_not_take_are_refused_whatever_the_base(tmp_path):
     source, spec = save(models.embedding(), tmp_path), MethodSpec("rtn_dq", make_format("mxfp8"))
-    job = Job(source, tmp_path / "out.onnx", spec, "trt", (), tmp_path, gather=Gather(1, IntegerFormat(32)))
+    job = Job(source, tmp_path / "out.onnx", spec, FORMS["trt"], (), tmp_path, gather=Gather(1, IntegerFormat(32)))
     check_job(job, has_data=False)
     check_job(replace(job, budget=Budget(9.0)), has_data=False)
     for budget in (Budget(9.0, full_range=True), Budget(9.0, scale_dtype="float16")):
@@ -181,7 +180,7 @@ def test_alternatives_have_the_scales_that_are_asked_for():
     """Whatever the format of weights without a choice: unsigned, or of 8 bits, which has wider scales."""
     for dtype in ("int4", "uint4", "int8"):
         for full_range in (False, True):
-            found = alternatives("dq", make_format(dtype, 32, scale_dtype=FLOAT8), full_range, FLOAT8)[1:]
+            found = FORMS["dq"].alternatives(make_format(dtype, 32, scale_dtype=FLOAT8), full_range, FLOAT8)[1:]
             signed = {f for f in found if f.dtype == "int4"}
             wanted = {make_format("int4", size, full_range, FLOAT8) for size in (16, 32, 64, 128)}
             assert signed == wanted - {make_format(dtype, 32, scale_dtype=FLOAT8)}
@@ -191,7 +190,7 @@ def test_alternatives_have_the_scales_that_are_asked_for():
 def test_alternatives_are_held(form):
     for dtype in FORMS[form].block_sizes:
         fmt = make_format(dtype)
-        found = alternatives(form, fmt, FORMS[form].negative_scales)
+        found = FORMS[form].alternatives(fmt, FORMS[form].negative_scales)
         assert found[0] == fmt
         for other in found[1:]:
             assert other.block_size in FORMS[form].block_sizes[other.dtype]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxq.formats.registry import make_format
+from jaxq.forms.registry import find_form
 from jaxq.methods.registry import MethodSpec
 from jaxq.pipeline.dry_run import estimate
 from jaxq.pipeline.job import Gather, Job
@@ -79,7 +80,7 @@ def test_bad_input_is_refused_as_in_a_run(jaxq):
 def job(source: Path, method: str, dtype: str, form: str, gather: Gather | None = None) -> Job:
     spec = MethodSpec(method, make_format(dtype), alpha_step=0.5, clip_step=0.5)
     folder = source.parent / "out"
-    return Job(source, folder / "out.onnx", spec, form, (), folder / "cache", gather=gather)
+    return Job(source, folder / "out.onnx", spec, find_form(form), (), folder / "cache", gather=gather)
 
 
 @pytest.mark.parametrize(

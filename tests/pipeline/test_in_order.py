@@ -173,7 +173,7 @@ def test_ways_to_the_sum(between, found):
 
 def job(source: Path, folder: Path, name: str) -> Job:
     target = folder / f"{name}.onnx"
-    return Job(source, target, MethodSpec("best", IntegerFormat(32)), "dq", ("*lm_head*",), folder / "cache")
+    return Job(source, target, MethodSpec("best", IntegerFormat(32)), exclude=("*lm_head*",), cache=folder / "cache")
 
 
 @pytest.mark.parametrize("steps", [1, 7, 17, 30])

@@ -38,7 +38,7 @@ def work(source: Path, target: Path, cache: Path, compiled: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     spec = MethodSpec("awq_full", IntegerFormat(block_size=32), alpha_step=0.5, clip_step=0.5)
-    job = Job(source, target, spec, "dq", ("*lm_head*",), cache, window_bytes=40_000)
+    job = Job(source, target, spec, exclude=("*lm_head*",), cache=cache, window_bytes=40_000)
     quantize_model(job, decoder_batches())
 
 
@@ -121,7 +121,12 @@ class Setup:
         spec = MethodSpec("awq_lite", IntegerFormat(block_size=32), alpha_step=0.5)
         target = self.folder / f"{name}.onnx"
         return Job(
-            self.source, target, spec, "dq", ("*lm_head*",), self.folder / "cache", window_bytes=self.window_bytes
+            self.source,
+            target,
+            spec,
+            exclude=("*lm_head*",),
+            cache=self.folder / "cache",
+            window_bytes=self.window_bytes,
         )
 
     def interrupt(self, label: str, steps: int) -> None:
@@ -343,7 +348,7 @@ def test_stacks_and_kernels_go_on_as_matrices_do(make, batches, label, tmp_path)
 
     def job(name: str, cache: str) -> Job:
         spec = MethodSpec("awq_full", IntegerFormat(block_size=32, num_bits=3), alpha_step=0.5, clip_step=0.25)
-        return Job(source, tmp_path / f"{name}.onnx", spec, "dq", (), tmp_path / cache, window_bytes=1000)
+        return Job(source, tmp_path / f"{name}.onnx", spec, cache=tmp_path / cache, window_bytes=1000)
 
     whole = quantize_model(job("whole", "another"), batches)
     steps = 1 if label == "search" else len(batches) * len(whole.windows)

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.registry import WeightFormat
+from jaxq.forms.registry import find_form
 from jaxq.methods.registry import MethodSpec
 from jaxq.pipeline.job import Budget, Gather, Job, Rule
 from jaxq.pipeline.outcome import Outcome
@@ -109,9 +110,17 @@ def quantize(
     integers = fmt if isinstance(fmt, IntegerFormat) else IntegerFormat(32)
     spec = MethodSpec(method, fmt, alpha_step=0.25, clip_step=0.25, block_scales=block_scales, ridge=ridge)
     with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
-        cache = cache or Path(own)
         job = Job(
-            source, target, spec, form, exclude, cache, window_bytes, external_above, rules, gather, accuracy_level,
+            source,
+            target,
+            spec,
+            find_form(form, accuracy_level),
+            exclude,
+            cache or Path(own),
+            window_bytes,
+            external_above,
+            rules,
+            gather,
             budget=None if bits is None else Budget(bits, integers.full_range, integers.scale_dtype),
-        )  # fmt: skip
+        )
         return quantize_model(job, batches)
