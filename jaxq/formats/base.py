@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Num, Shaped
 
 from jaxq.numerics.blocks import spread
+from jaxq.numerics.jit import jit
 
 ClipRatio = float | Float[Array, ""] | Float[Array, "n_blocks c_out"]
 
@@ -105,12 +105,12 @@ class BlockFormat(ABC):
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32."""
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def quantize(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Quantized:
         """Codes and scales of ``w``: `find_scales`, then `encode`."""
         return self.encoded(w, self.find_scales(w, clip_ratio))
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def encoded(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Quantized:
         """Codes of ``w`` with the scales that they go with."""
         return Quantized(self.encode(w, scales), scales.s, scales.zp, scales.s2)

@@ -1,9 +1,7 @@
 """Integers of 2 to 8 bits as a weight format; see `jaxq.numerics.integer`."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
@@ -12,6 +10,7 @@ from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
 from jaxq.numerics.blocks import split
 from jaxq.numerics.float4 import E4M3_MAX, round_e4m3, shift_e4m3
 from jaxq.numerics.integer import code_range, divide, dq_tensor, find_full_range_scales, find_scales, rtn
+from jaxq.numerics.jit import jit
 from jaxq.numerics.mx import power_of_two, shared_exponent
 
 FLOAT8 = "float8_e4m3fn"
@@ -61,7 +60,7 @@ class IntegerFormat(BlockFormat):
         narrower = np.dtype(self.scale_dtype).itemsize < np.dtype(dtype).itemsize
         return self if narrower else replace(self, scale_dtype=dtype)
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         w = w.astype(jnp.float32)
@@ -88,7 +87,7 @@ class IntegerFormat(BlockFormat):
             return np.array([(sign, shift) for shift in shifts for sign in signs], np.float32)
         return np.array([(sign * ratio, 0) for ratio in ratios for sign in signs], np.float32)
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def candidate(self, w: Float[Array, "c_in c_out"], point: Float[Array, "2"]) -> Scales:
         """Scales of ``w`` at a point of `candidates`."""
         blocks = split(w.astype(jnp.float32), self.block_size)
@@ -122,7 +121,7 @@ class IntegerFormat(BlockFormat):
         peak = jnp.maximum(jnp.max(w, initial=0), -jnp.min(w, initial=0))
         return power_of_two(jnp.clip(shared_exponent(peak * _MARGIN / most, E4M3_MAX), *_EXPONENTS))
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Num[Array, "c_in c_out"]:
         """The nearest codes under these scales, ties to even."""
         return rtn(w.astype(jnp.float32), _steps(scales), self.block_size, 0, scales.zp, self.num_bits)
@@ -137,7 +136,7 @@ class IntegerFormat(BlockFormat):
         zp = 0 if grid.zp is None else grid.zp
         return (jnp.clip(jnp.round(w / grid.step) + zp, q_min, q_max) - zp) * grid.step
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32."""
         return dq_tensor(quantized.q, _steps(quantized.scales), self.block_size, 0, quantized.zp)

@@ -1,9 +1,7 @@
 """The MX formats as weight formats; see `jaxq.numerics.mx`."""
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
@@ -12,6 +10,7 @@ from jaxq.errors import JaxqError
 from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
 from jaxq.numerics.blocks import max_magnitude, split
 from jaxq.numerics.float4 import E2M1_MAX, E4M3_MAX, decode_e2m1, encode_e2m1
+from jaxq.numerics.jit import jit
 from jaxq.numerics.mx import E8M0_BIAS, MX_BLOCK, power_of_two, scale_down, scale_up, shared_exponent
 
 _LEAST_NORMAL = -126
@@ -51,7 +50,7 @@ class MxFormat(BlockFormat):
         del dtype
         return self
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Exponents of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         amax = max_magnitude(split(w.astype(jnp.float32), MX_BLOCK), 1)
@@ -61,12 +60,12 @@ class MxFormat(BlockFormat):
         """Exponents added."""
         return np.array([-1, -2, 1], np.int32)
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
         """Scales of ``w`` at a point of `candidates`."""
         return self._stored(jnp.clip(self._exponents(self.find_scales(w)) + point, -E8M0_BIAS, E8M0_BIAS))
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
         """The nearest codes under these scales."""
         x = jnp.clip(scale_down(w, self._exponents(scales)), -self._top, self._top)
@@ -83,7 +82,7 @@ class MxFormat(BlockFormat):
             return x.astype(jnp.float8_e4m3fn).astype(jnp.float32) * grid.step
         return decode_e2m1(encode_e2m1(x)) * grid.step
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32."""
         q = quantized.q.astype(jnp.float32) if self.dtype == "mxfp8" else decode_e2m1(quantized.q)

@@ -1,9 +1,7 @@
 """NVFP4 as a weight format; see `jaxq.numerics.float4`."""
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
@@ -21,6 +19,7 @@ from jaxq.numerics.float4 import (
     tensor_scale,
 )
 from jaxq.numerics.integer import divide
+from jaxq.numerics.jit import jit
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Nvfp4Format(BlockFormat):
         del dtype
         return self
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
         s2 = tensor_scale(w)
@@ -59,13 +58,13 @@ class Nvfp4Format(BlockFormat):
         """
         return np.array([step for step in range(-6, 8) if step], np.int32)
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
         """Scales of ``w`` at a point of `candidates`."""
         plain = self.find_scales(w)
         return Scales(shift_e4m3(plain.s, point), s2=plain.s2)
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
         """The nearest codes under these scales."""
         assert scales.s2 is not None
@@ -79,7 +78,7 @@ class Nvfp4Format(BlockFormat):
         """The nearest values of a grid; it may hold some of the rows alone."""
         return decode_e2m1(encode_e2m1(w / grid.step)) * grid.step
 
-    @partial(jax.jit, static_argnums=0)
+    @jit(static_argnames="self")
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32: ``E2M1(q) * (s * s2)``."""
         s = divide(self._steps(quantized.scales), 1)  # else XLA scales anew for every weight

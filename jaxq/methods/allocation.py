@@ -8,11 +8,11 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import output_error
 
 
@@ -29,7 +29,7 @@ class Option:
     loss: float
 
 
-@jax.jit
+@jit
 def relative_errors(
     d: Float[Array, "c_in c_out"], w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"] | None
 ) -> Float[Array, "c_out"]:

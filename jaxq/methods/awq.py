@@ -6,7 +6,6 @@ Siblings (weights that read the same activation) are searched jointly: put them 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jaxq.formats.registry import WeightFormat
 from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.gptq import damp
 from jaxq.numerics.blocks import join, split
+from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import Moments, check_moments, diagonal_blocks, output_error
 
 IDENTITY = -1.0
@@ -76,7 +76,7 @@ def ratio_grid(min_clip_ratio: float, clip_step: float) -> tuple[float, ...]:
     return tuple(round(1.0 - i * clip_step, 6) for i in range(count + 1))
 
 
-@partial(jax.jit, static_argnames="block_size")
+@jit(static_argnames="block_size")
 def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Array, "c_in"]:
     """How large each input channel's weights are within their blocks: mean over columns of ``|W| / max|block|``.
 
@@ -91,7 +91,7 @@ def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Ar
     return join(jnp.mean(blocks / jnp.where(amax > 0, amax, 1), axis=2), w.shape[0])
 
 
-@jax.jit
+@jit
 def awq_scale(
     a: Float[Array, "c_in"],
     w_mean: Float[Array, "c_in"],
@@ -127,7 +127,7 @@ def awq_shifts(formats: Sequence[WeightFormat]) -> tuple[float, ...]:
     return (0.0, 0.25, 0.5, 0.75) if any(fmt.dtype == "mxfp4" for fmt in formats) else (0.0,)
 
 
-@jax.jit
+@jit
 def scaled_moment(h: Float[Array, "c_in c_in"], s: Float[Array, "c_in"]) -> Float[Array, "c_in c_in"]:
     """Second moment of an activation divided by ``s``: ``diag(1/s) H diag(1/s)``.
 
@@ -210,7 +210,7 @@ def _weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
     return jnp.sum(jnp.stack(arrays) * jnp.array(weights).reshape(-1, *[1] * arrays[0].ndim), axis=0)
 
 
-@partial(jax.jit, static_argnames="shifts")
+@jit(static_argnames="shifts")
 def _choose_scale(
     losses: Float[Array, "candidates shifts"],
     a: Float[Array, "c_in"],
@@ -223,14 +223,14 @@ def _choose_scale(
     return ScaleChoice(awq_scale(a, w_mean, alphas[best], shift), best, jnp.nanmin(losses, axis=1))
 
 
-@partial(jax.jit, static_argnames="columns")
+@jit(static_argnames="columns")
 def sample_columns(w: Float[Array, "c_in c_out"], columns: int) -> Float[Array, "c_in columns"]:
     """``columns`` evenly spaced columns of ``w``, from the first to the last."""
     return w[:, np.linspace(0, w.shape[1] - 1, columns).round().astype(int)]
 
 
 # Apart from the whole weight's shape: groups with as many input channels share what is compiled.
-@partial(jax.jit, static_argnames=("shifts", "fmt", "batch_size"))
+@jit(static_argnames=("shifts", "fmt", "batch_size"))
 def _scale_losses(
     w: Float[Array, "c_in columns"],
     w_mean: Float[Array, "c_in"],
@@ -257,7 +257,7 @@ def _scale_losses(
     return jax.lax.map(loss, points, batch_size=batch_size).reshape(len(alphas), len(shifts))
 
 
-@partial(jax.jit, static_argnames="fmt")
+@jit(static_argnames="fmt")
 def search_clip(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],

@@ -1,7 +1,6 @@
 """Scales of each block, searched for the least output error of the block under the second moments."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from jaxq.formats.base import Scales
 from jaxq.formats.registry import WeightFormat
 from jaxq.numerics.blocks import per_block, split
+from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import check_moments, diagonal_blocks
 
 _RANK = 16
@@ -59,7 +59,7 @@ class _StandIn:
 
 
 # Apart from the search, so that weights and formats with these blocks share what is compiled.
-@partial(jax.jit, static_argnames="block_size")
+@jit(static_argnames="block_size")
 def _stand_in(h: Float[Array, "c_in c_in"], block_size: int) -> _StandIn:
     h_blocks = diagonal_blocks(h, block_size)
     block = h_blocks.shape[1]
@@ -67,7 +67,7 @@ def _stand_in(h: Float[Array, "c_in c_in"], block_size: int) -> _StandIn:
     return _StandIn(v, jnp.diagonal(h_blocks, axis1=1, axis2=2) - jnp.sum(jnp.square(v), axis=2))
 
 
-@partial(jax.jit, static_argnames="fmt")
+@jit(static_argnames="fmt")
 def _search(w: Float[Array, "c_in c_out"], h: _StandIn, fmt: WeightFormat) -> Scales:
     w = w.astype(jnp.float32)
     blocks = split(w, fmt.block_size)
@@ -88,7 +88,7 @@ def _search(w: Float[Array, "c_in c_out"], h: _StandIn, fmt: WeightFormat) -> Sc
     return chosen
 
 
-@partial(jax.jit, static_argnames="rank")
+@jit(static_argnames="rank")
 def low_rank(h: Float[Array, "n_blocks block block"], rank: int) -> Float[Array, "n_blocks block rank"]:
     """``V`` with ``V V'`` near each ``H``: Cholesky's factor with the greatest diagonal entries first, cut off.
 

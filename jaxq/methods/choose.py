@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.gptq import Factored, damp, factor, gptq_round_factored
 from jaxq.methods.registry import Method, MethodSpec
 from jaxq.numerics.blocks import split
+from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import Moments, shrunk
 
 
@@ -74,7 +74,7 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
     return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]
 
 
-@partial(jax.jit, static_argnames=("fmt", "spec"))
+@jit(static_argnames=("fmt", "spec"))
 def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightFormat, spec: MethodSpec) -> Choice:
     scaled = w.astype(jnp.float32) * s[:, None]
     ratio = jnp.float32(1)
@@ -105,12 +105,12 @@ def _compensated(
     return Choice(quantized, s, alpha, ratio)
 
 
-@jax.jit
+@jit
 def _scaled(w: Array, s: Array) -> Array:
     return w.astype(jnp.float32) * s[:, None]
 
 
-@partial(jax.jit, static_argnames="fmt")
+@jit(static_argnames="fmt")
 def _coded(scaled: Array, values: Array, scales: Scales, fmt: WeightFormat) -> tuple[Quantized, Array]:
     """Codes of the values, and the scales over plain rounding's."""
     ratio = _step(scales, scaled.shape[0], fmt) / _step(fmt.find_scales(scaled), scaled.shape[0], fmt)

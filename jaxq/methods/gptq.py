@@ -19,6 +19,7 @@ from jaxq.errors import JaxqError
 from jaxq.formats.base import Grid, Scales
 from jaxq.formats.registry import WeightFormat
 from jaxq.numerics.integer import check_scales
+from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import check_moments
 
 Rows = TypeVar("Rows")
@@ -30,7 +31,7 @@ _MORE_DAMPING = 10.0
 _TRIES = 6
 
 
-@jax.jit
+@jit
 def damp(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Float[Array, "c_in c_in"]:
     """``H + damping mean(diag H) I``; of zeros alone, the identity.
 
@@ -42,7 +43,7 @@ def damp(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Flo
     return h + jnp.where(mean > 0, damping * mean, 1.0) * jnp.eye(h.shape[0], dtype=h.dtype)
 
 
-@jax.jit
+@jit
 def feedback(
     h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]
 ) -> tuple[Float[Array, "c_in c_in"], Float[Array, ""]]:
@@ -80,7 +81,7 @@ def feedback(
     return jnp.where(jnp.isfinite(u).all(), u, jnp.eye(h.shape[0])), taken
 
 
-@jax.jit
+@jit
 def compensated_share(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Float[Array, ""]:
     """The share of rounding's output error that GPTQ leaves, were all errors of one size: ``tr D / tr H``.
 
@@ -114,7 +115,7 @@ class Factored:
     damping: Float[Array, ""]
 
 
-@jax.jit
+@jit
 def factor(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Factored:
     """The order of the rows, and their `feedback`.
 
@@ -173,7 +174,7 @@ def gptq_round(
 
 def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
     """Refuses scales that are not of a format's kind."""
-    got, want = _kind(_parts(scales)), _kind(_found.eval_shape(w, fmt))
+    got, want = _kind(_arrays(scales)), _kind(_plain_scales.eval_shape(w, fmt))
     if got != want:
         raise JaxqError(
             f"the scales are {got}, those of {fmt.dtype} are {want}: take fmt.find_scales(w) or "
@@ -181,12 +182,13 @@ def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
         )
 
 
+# jax's own jit, whose `eval_shape` type checkers see: only shapes and types are asked for, and traced once.
 @partial(jax.jit, static_argnames="fmt")
-def _found(w: Array, fmt: WeightFormat) -> list[Array | None]:
-    return _parts(fmt.find_scales(w))
+def _plain_scales(w: Array, fmt: WeightFormat) -> list[Array | None]:
+    return _arrays(fmt.find_scales(w))
 
 
-def _parts(scales: Scales) -> list[Array | None]:
+def _arrays(scales: Scales) -> list[Array | None]:
     return [scales.s, scales.zp, scales.s2]
 
 
@@ -211,14 +213,14 @@ def gptq_round_factored(
     return _refine(w, values, h, factored, scales, fmt, descent_passes) if descent_passes else values
 
 
-@partial(jax.jit, static_argnames="fmt")
+@jit(static_argnames="fmt")
 def _compensate(w: Array, factored: Factored, scales: Scales, fmt: WeightFormat) -> Array:
     w, order = w.astype(jnp.float32), factored.order
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
     return _round_rows(w[order], factored.u, grid, fmt)[jnp.argsort(order)]
 
 
-@partial(jax.jit, static_argnames="fmt")
+@jit(static_argnames="fmt")
 def _refine(
     w: Array,
     values: Array,

@@ -1,7 +1,6 @@
 """Errors of what a method chose, column by column."""
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxq.formats.registry import WeightFormat
 from jaxq.methods.choose import Choice
+from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import Moments, output_error
 
 
@@ -63,18 +63,18 @@ def measure(
     return Errors(_energy(d), _energy(w), *(output_error(x, moments.h) for x in (own, plain, wanted)))
 
 
-@partial(jax.jit, static_argnames="fmt")
+@jit(static_argnames="fmt")
 def weight_error(w: Float[Array, "c_in c_out"], choice: Choice, fmt: WeightFormat) -> Float[Array, "c_in c_out"]:
     """``W' - W``: what the codes stand for, divided by the channels' factors, less the weight."""
     return fmt.dequantize(choice.quantized) / choice.s[:, None] - w.astype(jnp.float32)
 
 
-@partial(jax.jit, static_argnames="fmt")
+@jit(static_argnames="fmt")
 def rounding_error(w: Float[Array, "c_in c_out"], fmt: WeightFormat) -> Float[Array, "c_in c_out"]:
     """``W' - W`` of plain round to nearest."""
     return fmt.round_trip(w) - w.astype(jnp.float32)
 
 
-@jax.jit
+@jit
 def _energy(w: Float[Array, "c_in c_out"]) -> Float[Array, "c_out"]:
     return jnp.sum(jnp.square(w.astype(jnp.float32)), axis=0)

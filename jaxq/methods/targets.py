@@ -6,9 +6,10 @@ from jax.lax import Precision
 from jaxtyping import Array, Float
 
 from jaxq.methods.gptq import damp
+from jaxq.numerics.jit import jit
 
 
-@jax.jit
+@jit
 def corrected_target(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float
 
+from jaxq.numerics.jit import jit
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Drift:
     outputs: tuple[Float[Array, "c_in _"] | None, ...]
 
 
-@jax.jit
+@jit
 def drift_product(
     x: Float[Array, "tokens c_in"], lacking: Float[Array, "tokens c"], keep: Float[Array, "tokens"]
 ) -> Float[Array, "c_in c"]:

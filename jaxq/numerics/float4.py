@@ -1,13 +1,12 @@
 """NVFP4: four-bit floats (E2M1) with an E4M3 scale a block of 16 and one float32 scale a weight."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from jaxq.numerics.blocks import check_axis, max_magnitude, split, spread
 from jaxq.numerics.integer import divide
+from jaxq.numerics.jit import jit
 
 NVFP4_BLOCK = 16
 E2M1_MAX = 6.0
@@ -16,7 +15,7 @@ _TOP_CODE = 126  # that of 448; 127 is NaN
 _E4M3_LEAST = 2.0**-9  # the least positive number of E4M3
 
 
-@jax.jit
+@jit
 def encode_e2m1(x: Float[Array, "..."]) -> UInt8[Array, "..."]:
     """Nearest E2M1 codes, ties to even, saturating at 6: three bits of magnitude below the sign bit, in [0, 15].
 
@@ -39,7 +38,7 @@ def encode_e2m1(x: Float[Array, "..."]) -> UInt8[Array, "..."]:
     return magnitude | ((x < 0).astype(jnp.uint8) << 3)
 
 
-@jax.jit
+@jit
 def decode_e2m1(codes: UInt8[Array, "..."]) -> Float[Array, "..."]:
     """Float32 values of E2M1 codes: exact.
 
@@ -56,7 +55,7 @@ def decode_e2m1(codes: UInt8[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(codes > 7, -value, value)
 
 
-@jax.jit
+@jit
 def tensor_scale(w: Float[Array, "..."]) -> Float[Array, ""]:
     """NVFP4's scale of a whole weight, float32: ``max|w| / (6 * 448)``, so that block scales fit E4M3; 1 for zeros.
 
@@ -71,7 +70,7 @@ def tensor_scale(w: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.where(s2 > 0, s2, jnp.ones_like(s2))
 
 
-@partial(jax.jit, static_argnames=("block_size", "axis"))
+@jit(static_argnames=("block_size", "axis"))
 def block_ratios(
     w: Float[Array, "..."],
     s2: Float[Array, ""],
@@ -100,7 +99,7 @@ def block_ratios(
     return jnp.where(ratio > 0, ratio, jnp.ones_like(ratio))
 
 
-@jax.jit
+@jit
 def round_e4m3(ratio: Float[Array, "..."]) -> Shaped[Array, "..."]:
     """Numbers as float8 E4M3, nearest even, their magnitudes cut to [2^-9, 448].
 
@@ -112,7 +111,7 @@ def round_e4m3(ratio: Float[Array, "..."]) -> Shaped[Array, "..."]:
     return jnp.where(ratio < 0, -magnitude, magnitude).astype(jnp.float8_e4m3fn)
 
 
-@jax.jit
+@jit
 def shift_e4m3(s: Shaped[Array, "..."], steps: Int[Array, "..."]) -> Shaped[Array, "..."]:
     """Numbers of E4M3 so many places further from zero, or nearer to it: from 2^-6 eight places are a factor of two.
 
@@ -128,7 +127,7 @@ def shift_e4m3(s: Shaped[Array, "..."], steps: Int[Array, "..."]) -> Shaped[Arra
     return jax.lax.bitcast_convert_type(moved.astype(jnp.uint8), jnp.float8_e4m3fn)
 
 
-@partial(jax.jit, static_argnames=("block_size", "axis"))
+@jit(static_argnames=("block_size", "axis"))
 def divide_by_scales(
     w: Float[Array, "..."],
     s: Float[Array, "..."],

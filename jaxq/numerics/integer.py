@@ -1,13 +1,11 @@
 """Integer weights of 2 to 8 bits with a scale, and optionally a zero point, per block and column."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from jaxq.errors import JaxqError
 from jaxq.numerics.blocks import check_axis, count_blocks, max_magnitude, split, spread
+from jaxq.numerics.jit import jit
 
 
 def code_range(num_bits: int, unsigned: bool) -> tuple[int, int]:
@@ -34,7 +32,7 @@ def divide(x: Float[Array, "..."], y: Float[Array, "..."] | float | int) -> Floa
     return x / (y + 0 * x)
 
 
-@partial(jax.jit, static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"))
 def find_scales(
     w: Float[Array, "..."],
     block_size: int,
@@ -87,7 +85,7 @@ def find_scales(
     return s, zp.astype(jnp.uint8)
 
 
-@partial(jax.jit, static_argnames=("block_size", "quantize_axis", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "num_bits"))
 def find_full_range_scales(
     w: Float[Array, "..."],
     block_size: int,
@@ -125,7 +123,7 @@ def _positive(s: Float[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
     return jnp.where(s > 0, s, jnp.ones_like(s))
 
 
-@partial(jax.jit, static_argnames=("block_size", "quantize_axis", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "num_bits"))
 def rtn(
     w: Float[Array, "..."],
     s: Float[Array, "..."],
@@ -168,7 +166,7 @@ def rtn(
     return jnp.clip(q, q_min, q_max).astype(jnp.int8 if zp is None else jnp.uint8)
 
 
-@partial(jax.jit, static_argnames=("block_size", "quantize_axis"))
+@jit(static_argnames=("block_size", "quantize_axis"))
 def dq_tensor(
     w: Num[Array, "..."],
     s: Float[Array, "..."],
@@ -205,7 +203,7 @@ def dq_tensor(
     return q * spread(s, rows, block_size, axis)
 
 
-@partial(jax.jit, static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"))
 def quant_tensor(
     w: Float[Array, "..."],
     block_size: int,

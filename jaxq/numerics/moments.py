@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxq.errors import JaxqError
 from jaxq.numerics.blocks import split
+from jaxq.numerics.jit import jit
 
 # A symmetric product needs only its upper triangle: four panels do 5/8 of the full work. More save little and compile
 # longer.
@@ -61,7 +61,8 @@ def zero_sums(c_in: int) -> MomentSums:
     return MomentSums(jnp.zeros((c_in, c_in), jnp.float32), jnp.zeros(c_in, jnp.float32), jnp.zeros((), jnp.int32))
 
 
-def _accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Array, "tokens"]) -> MomentSums:
+@jit
+def accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Array, "tokens"]) -> MomentSums:
     """Sums with a batch of activations added, in float32 at full precision (TF32 would not do for ``h``).
 
     Args:
@@ -90,12 +91,13 @@ def _accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Ar
     return MomentSums(xx, sums.x_abs + jnp.sum(jnp.abs(x), axis=0), sums.tokens + jnp.sum(keep > 0, dtype=jnp.int32))
 
 
-accumulate = jax.jit(_accumulate)
-# For loops that need the old sums no more: their memory is used again.
-accumulate_in_place = jax.jit(_accumulate, donate_argnums=0)
+@jit(donate_argnames="sums")
+def accumulate_in_place(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Array, "tokens"]) -> MomentSums:
+    """`accumulate` in the memory of ``sums``, which are gone afterwards: for loops that need the old sums no more."""
+    return accumulate(sums, x, keep)
 
 
-@jax.jit
+@jit
 def finish(sums: MomentSums) -> Moments:
     """Means from sums; with no token at all the moments are zero."""
     upper = jnp.triu(sums.xx)
@@ -115,7 +117,7 @@ def mean_moments(parts: Sequence[Moments]) -> Moments:
     return Moments(jnp.asarray(h), jnp.asarray(a), jnp.asarray(tokens))
 
 
-@jax.jit
+@jit
 def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) -> Float[Array, "c_out"]:
     """Mean squared output error of each column: ``diag(D' H D)``; its sum is ``||X D||^2 / tokens``.
 
@@ -140,7 +142,7 @@ def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) ->
     return total
 
 
-@jax.jit
+@jit
 def shrunk(
     h: Float[Array, "c_in c_in"], tokens: Int[Array, ""], held_back: float | Float[Array, ""]
 ) -> Float[Array, "c_in c_in"]:
@@ -165,7 +167,7 @@ def shrunk(
     return jnp.where(diagonal, h, share * h)
 
 
-@partial(jax.jit, static_argnames="block_size")
+@jit(static_argnames="block_size")
 def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
     """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is filled with zeros."""
     rows = split(split(h, block_size, axis=0), block_size, axis=2)

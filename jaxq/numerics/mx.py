@@ -1,18 +1,17 @@
 """Microscaling (MX) formats: E8M0 scales, powers of two, over blocks of 32 small floats."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from jaxq.numerics.blocks import check_axis, spread
+from jaxq.numerics.jit import jit
 
 MX_BLOCK = 32
 E8M0_BIAS = 127
 
 
-@partial(jax.jit, static_argnames="element_max")
+@jit(static_argnames="element_max")
 def shared_exponent(amax: Float[Array, "..."], element_max: float) -> Int32[Array, "..."]:
     """The least exponent ``e`` with ``amax <= element_max * 2^e``: ``ceil(log2(amax / element_max))``, at least -127.
 
@@ -42,13 +41,13 @@ def _frexp(x: float) -> tuple[float, int]:
     return x, shift
 
 
-@jax.jit
+@jit
 def power_of_two(e: Int32[Array, "..."]) -> Float[Array, "..."]:
     """``2^e`` in float32, exact, for exponents of -126 to 127."""
     return jax.lax.bitcast_convert_type((e + E8M0_BIAS) << 23, jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("block_size", "axis"))
+@jit(static_argnames=("block_size", "axis"))
 def scale_down(
     w: Float[Array, "..."], e: Int32[Array, "..."], block_size: int = MX_BLOCK, axis: int = 0
 ) -> Float[Array, "..."]:
@@ -62,7 +61,7 @@ def scale_down(
     return w.astype(jnp.float32) * spread(power_of_two(-e), w.shape[axis], block_size, axis)
 
 
-@partial(jax.jit, static_argnames=("block_size", "axis"))
+@jit(static_argnames=("block_size", "axis"))
 def scale_up(
     q: Float[Array, "..."], e: Int32[Array, "..."], block_size: int = MX_BLOCK, axis: int = 0
 ) -> Float[Array, "..."]:

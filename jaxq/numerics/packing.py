@@ -1,14 +1,14 @@
 """Two 4-bit codes a byte, the first in the low half, as ONNX stores INT4 and UINT4."""
 
 import math
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer, UInt8
 
+from jaxq.numerics.jit import jit
 
-@jax.jit
+
+@jit
 def pack_int4(q: Integer[Array, "..."]) -> UInt8[Array, "bytes"]:
     """Bytes of 4-bit codes: byte ``i`` is ``q[2i] & 15 | (q[2i + 1] & 15) << 4`` over the flattened array.
 
@@ -31,7 +31,7 @@ def pack_int4(q: Integer[Array, "..."]) -> UInt8[Array, "bytes"]:
     return pairs[:, 0] | (pairs[:, 1] << 4)
 
 
-@partial(jax.jit, static_argnames=("shape", "signed"))
+@jit(static_argnames=("shape", "signed"))
 def unpack_int4(packed: UInt8[Array, "bytes"], shape: tuple[int, ...], signed: bool) -> Integer[Array, "..."]:
     """The inverse of `pack_int4`: int8 codes in [-8, 7] if ``signed``, else uint8 in [0, 15].
 

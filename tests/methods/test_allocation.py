@@ -2,6 +2,7 @@
 
 from itertools import pairwise, product
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,11 +60,12 @@ def test_relative_errors_are_those_of_the_outputs():
     x, w = rng.normal(size=(30, 6)) * rng.uniform(0.1, 3, 6), rng.normal(size=(6, 4))
     d = 0.1 * rng.normal(size=(6, 4))
     w[:, 3] = 0
-    found = np.asarray(relative_errors(d.astype(np.float32), w.astype(np.float32), (x.T @ x / 30).astype(np.float32)))
+    arrays = jnp.asarray(d, jnp.float32), jnp.asarray(w, jnp.float32)
+    errors = np.asarray(relative_errors(*arrays, jnp.asarray(x.T @ x / 30, jnp.float32)))
     want = np.square(x @ d).sum(axis=0)[:3] / np.square(x @ w).sum(axis=0)[:3]
-    np.testing.assert_allclose(found[:3], want, rtol=1e-5)
-    assert np.isnan(found[3])
-    alone = np.asarray(relative_errors(d.astype(np.float32), w.astype(np.float32), None))
+    np.testing.assert_allclose(errors[:3], want, rtol=1e-5)
+    assert np.isnan(errors[3])
+    alone = np.asarray(relative_errors(*arrays, None))
     np.testing.assert_allclose(alone[:3], np.square(d).sum(axis=0)[:3] / np.square(w).sum(axis=0)[:3], rtol=1e-5)
 
 

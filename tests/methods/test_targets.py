@@ -1,5 +1,6 @@
 """jaxq.numerics.drift against least squares in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def data(seed: int = 0) -> tuple[np.ndarray, ...]:
     return x, x_float, w, r, r + 0.1 * rng.normal(size=r.shape)
 
 
-def products(x, x_float, r, r_float) -> tuple[jnp.ndarray, ...]:
+def products(x, x_float, r, r_float) -> tuple[jax.Array, jax.Array, jax.Array]:
     ones = jnp.ones(TOKENS)
     j = [jnp.asarray(a, jnp.float32) for a in (x, x_float, r, r_float)]
     drift_in = drift_product(j[0], j[1] - j[0], ones) / TOKENS

@@ -171,8 +171,10 @@ def stack_of_rtn(w: jax.Array, s: jax.Array) -> jax.Array:
         pytest.param(stack_of_rtn, id="plain"),
         pytest.param(jax.jit(stack_of_rtn), id="inside_jit"),
         pytest.param(jax.vmap(lambda w, s: rtn(w, s, 16)), id="vmap"),
-        pytest.param(lambda w, s: jax.lax.map(lambda pair: rtn(*pair, 16), (w, s)), id="lax_map"),
-        pytest.param(lambda w, s: jax.lax.map(lambda pair: rtn(*pair, 16), (w, s), batch_size=2), id="lax_map_batches"),
+        pytest.param(lambda w, s: jax.lax.map(lambda pair: rtn(pair[0], pair[1], 16), (w, s)), id="lax_map"),
+        pytest.param(
+            lambda w, s: jax.lax.map(lambda pair: rtn(pair[0], pair[1], 16), (w, s), batch_size=2), id="lax_map_batches"
+        ),
     ],
 )
 def test_division_is_ieee_division_next_to_ties(function):

@@ -24,6 +24,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_contents(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
+        "jaxq/py.typed",
         "jaxq/run.py",
         "jaxq/conf/config.yaml",
         "jaxq/embedded/weights.safetensors",
