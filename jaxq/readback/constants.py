@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.graph.readers import attribute
+from jaxq.graph.nodes import attribute
 from jaxq.graph.tensors import read_weight
 
 Place = ir.Value | ir.Node

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.graph.readers import attribute
+from jaxq.graph.nodes import attribute
 from jaxq.readback.constants import (
     DEQUANTIZERS,
     PAIRS,
