@@ -8,7 +8,8 @@ import onnx_ir.passes.common as passes
 
 from jaxq.graph.edit import drop_unused, new_initializer
 from jaxq.graph.nodes import attribute
-from jaxq.readback.constants import Place, array_at, optional_input
+from jaxq.readback.constants import Place, array_at
+from jaxq.readback.nodes import optional_input
 from jaxq.readback.weights import read_weights
 
 _DOMAINS = ("trt", "com.microsoft")

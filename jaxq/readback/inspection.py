@@ -7,7 +7,8 @@ from pathlib import Path
 from jaxq.files.model_file import data_files, load_model
 from jaxq.graph.constants import FLOATS, all_initializers, static_shape
 from jaxq.graph.prepare import tidy
-from jaxq.readback.weights import FoundWeight, Unread, read_back
+from jaxq.readback.found_weight import FoundWeight
+from jaxq.readback.weights import Unread, read_back
 
 
 @dataclass(frozen=True)
