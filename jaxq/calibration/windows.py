@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.graph.readers import STANDARD
+from jaxq.graph.nodes import is_standard, subgraphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,21 +101,13 @@ def _ancestors(graph: ir.Graph, wanted: Sequence[ir.Value]) -> list[ir.Node]:
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
     """Values from the node's own graph that it reads, those read inside its subgraphs included."""
     yield from (v for v in node.inputs if v is not None)
-    for graph in _subgraphs(node):
+    for graph in subgraphs(node):
         for inner in ir.traversal.RecursiveGraphIterator(graph):
             yield from (v for v in inner.inputs if v is not None and v.graph is node.graph)
 
 
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attr in node.attributes.values():
-        if attr.type == ir.AttributeType.GRAPH:
-            yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
-            yield from attr.as_graphs()
-
-
 def _is_constant(node: ir.Node) -> bool:
-    return node.op_type == "Constant" and node.domain in STANDARD
+    return is_standard(node, "Constant")
 
 
 def _initializers(nodes: Sequence[ir.Node]) -> list[ir.Value]:

@@ -12,6 +12,7 @@ from jaxq.errors import JaxqError
 from jaxq.files.hashing import hash_files
 from jaxq.files.load import load_lazily
 from jaxq.files.save import save_lazily
+from jaxq.graph.constants import all_initializers
 from jaxq.graph.tensors import in_memory
 
 PROTOBUF_LIMIT = 1900 << 20
@@ -49,7 +50,7 @@ def load_model(path: Path) -> ir.Model:
 
 
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:
-    tensors = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
+    tensors = (value.const_value for value in all_initializers(model))
     return [t for t in tensors if isinstance(t, ir.ExternalTensor)]
 
 
@@ -94,7 +95,7 @@ def save_model(model: ir.Model, path: Path, external_above: int) -> None:
         JaxqError: the folder cannot be written, or the disk is full.
     """
     passes.NameFixPass()(model)
-    tensors = [v.const_value for graph in model.graphs() for v in graph.initializers.values()]
+    tensors = [value.const_value for value in all_initializers(model)]
     external = sum(t.nbytes for t in tensors if t is not None) > external_above
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +106,7 @@ def save_model(model: ir.Model, path: Path, external_above: int) -> None:
         if external:
             ir.save(model, folder / path.name, external_data=data_path(path).name)
         else:
-            for value in (v for graph in model.graphs() for v in graph.initializers.values()):
+            for value in all_initializers(model):
                 if isinstance(value.const_value, ir.ExternalTensor):  # it has to move into this file
                     value.const_value = in_memory(value)
             save_lazily(model, folder / path.name)

@@ -12,4 +12,4 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     for node in site.nodes:
         transposed = is_transposed(site, node)
         place(site, node, dequantize(site, node, weight, transposed), transposed)
-    drop_weight(graph, site)
+    drop_weight(site)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.graph.edit import drop_unused, new_initializer, unique_name
+from jaxq.graph.edit import drop_unused, free_name, new_initializer
+from jaxq.graph.nodes import STANDARD
 from jaxq.graph.sites import Group, Site
 
 # Norms: which inputs are multiplied into (or added to) each channel of the first output.
@@ -69,7 +70,7 @@ def divide_vectors(graph: ir.Graph, fold: Fold, s: np.ndarray) -> None:
         old = node.inputs[index]
         assert old is not None
         node.replace_input_with(index, new_initializer(graph, f"{old.name}_awq", vector))
-        drop_unused(graph, old)
+        drop_unused([old])
 
 
 def divided_vectors(fold: Fold, s: np.ndarray) -> list[np.ndarray]:
@@ -88,8 +89,8 @@ def insert_division(graph: ir.Graph, group: Group, s: np.ndarray) -> None:
     inverse = (1 / s.astype(np.float32)).astype(_numpy_type(group))
     stack = s.ndim == 2  # then the product has the axis of matrices, even if the activation has not
     factor = new_initializer(graph, f"{x.name}_awq_factor", inverse[:, None, :] if stack else inverse)
-    out = ir.Value(name=unique_name(graph, f"{x.name}_awq"), type=x.type, shape=None if stack else x.shape)
-    mul = ir.Node("", "Mul", [x, factor], outputs=[out], name=unique_name(graph, f"{x.name}_awq_Mul"))
+    out = ir.Value(name=free_name(f"{x.name}_awq", graph.initializers), type=x.type, shape=None if stack else x.shape)
+    mul = ir.Node("", "Mul", [x, factor], outputs=[out], name=free_name(f"{x.name}_awq_Mul", graph.initializers))
     producer = x.producer()
     graph.insert_after(producer, mul) if producer else graph.insert_before(graph[0], mul)
     for node in nodes:
@@ -112,7 +113,7 @@ def _fold_value(
         return None
     if node.op_type in _NORM_INPUTS and value is node.outputs[0]:
         return _fold_vectors(node, _NORM_INPUTS[node.op_type], channels)
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in STANDARD:
         return None
     if node.op_type == "Mul" and node.inputs[0] is not node.inputs[1]:
         return _first(_fold_operand(node, i, sites, channels) for i in (0, 1))

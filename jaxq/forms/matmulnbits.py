@@ -35,7 +35,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, accuracy_level: int
         else:
             new = _gather(holder, site, node, own)
         ir.convenience.replace_nodes_and_values(holder, node, [node], [new], [node.outputs[0]], [new.outputs[0]])
-    drop_weight(graph, site)
+    drop_weight(site)
 
 
 def nbytes(site: Site, weight: StoredWeight) -> int:

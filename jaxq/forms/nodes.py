@@ -7,8 +7,9 @@ import onnx_ir as ir
 
 from jaxq.forms.stored_weight import StoredWeight, code_tensor, scale_tensor, second_scale_tensor, zero_point_tensor
 from jaxq.graph.edit import drop_unused, graph_of, new_initializer
-from jaxq.graph.readers import attribute, drop_views, is_table
+from jaxq.graph.nodes import attribute
 from jaxq.graph.readers import float_type as type_read
+from jaxq.graph.readers import is_table, views_of
 from jaxq.graph.sites import Site
 
 _SHARED = "jaxq/"
@@ -58,10 +59,9 @@ def is_transposed(site: Site, node: ir.Node) -> bool:
     return site.transposed and (site.kernel or is_table(node))
 
 
-def drop_weight(graph: ir.Graph, site: Site) -> None:
+def drop_weight(site: Site) -> None:
     """Removes the site's float weight once nothing reads it."""
-    drop_views(site.weight)
-    drop_unused(graph, site.weight)
+    drop_unused([*views_of(site.weight), site.weight])
 
 
 def blocked_attributes(site: Site, weight: StoredWeight, transposed: bool) -> list[ir.Attr]:

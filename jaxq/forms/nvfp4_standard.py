@@ -25,4 +25,4 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
         name, shape = f"{node.name}_weight", shape_of(site, transposed=True)
         w = add_node(node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
         place(site, node, w, transposed=True)
-    drop_weight(graph, site)
+    drop_weight(site)

@@ -24,7 +24,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
         if (dtype := float_type(site, node)) != _FLOAT:
             w = as_float(node, w, dtype, shape)
         place(site, node, w, transposed=True)
-    drop_weight(graph, site)
+    drop_weight(site)
 
 
 def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:

@@ -48,7 +48,7 @@ def write(
         name, op = f"{node.name}_weight", f"{prefix}DequantizeLinear"
         back = add_node(node, op, [codes, *inputs[1:]], how, name=name, dtype=dtype, shape=shape, domain=domain)
         place(site, node, back, transposed)
-    drop_weight(graph, site)
+    drop_weight(site)
 
 
 def _source(holder: ir.Graph, site: Site, transposed: bool, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:

@@ -26,7 +26,7 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
             transposed = is_transposed(site, node)
             op, domain = _operator(weight, "DequantizeLinear")
             place(site, node, dequantize(site, node, weight, transposed, op, domain, casts=False), transposed)
-    drop_weight(graph, site)
+    drop_weight(site)
 
 
 def write_qdq(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:

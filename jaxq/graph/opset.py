@@ -11,7 +11,7 @@ import onnx_ir.passes.common as passes
 from onnxscript.version_converter import convert_version
 
 from jaxq.errors import JaxqError
-from jaxq.graph.edit import Names
+from jaxq.graph.edit import Names, graph_of
 
 _ASIDE = "jaxq.aside"
 _CONVERTER = "onnxscript.version_converter"
@@ -81,8 +81,7 @@ def _spread_group_norms(model: ir.Model) -> list[ir.Node]:
 
 
 def _spread_vectors(node: ir.Node, groups: int, names: Names) -> None:
-    graph, x, prefix = node.graph, node.inputs[0], node.name or node.outputs[0].name
-    assert isinstance(graph, ir.Graph)
+    graph, x, prefix = graph_of(node), node.inputs[0], node.name or node.outputs[0].name
 
     def constant(what: str, *numbers: int) -> ir.Value:
         return names.initializer(graph, f"{prefix}_{what}", np.array(numbers, np.int64))

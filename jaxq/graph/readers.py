@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-STANDARD = ("", "ai.onnx")
+from jaxq.graph.nodes import attribute, is_standard
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Reader:
 
 def is_table(node: ir.Node) -> bool:
     """Whether a node looks its weight up rather than multiplying by it."""
-    return node.op_type == "Gather" and node.domain in STANDARD
+    return is_standard(node, "Gather")
 
 
 def find_readers(weight: ir.Value) -> list[Reader]:
@@ -45,18 +45,6 @@ def find_readers(weight: ir.Value) -> list[Reader]:
     if not any(reader.table for reader in direct):
         return direct
     return [reader for each in direct for reader in _behind(each)]
-
-
-def attribute(node: ir.Node, name: str, default: float) -> float:
-    """A number among the node's attributes, or its default."""
-    attr = node.attributes.get(name)
-    return default if attr is None else attr.value
-
-
-def weight_shape(weight: ir.Value) -> tuple[int, ...]:
-    """The shape of an initializer."""
-    assert weight.const_value is not None
-    return tuple(int(d) for d in weight.const_value.shape.numpy())
 
 
 def float_type(weight: ir.Value, node: ir.Node) -> ir.DataType:
@@ -77,15 +65,12 @@ def _type_below(weight: ir.Value, value: ir.Value | None) -> ir.DataType | None:
     return ir.DataType(node.attributes.get_int("to", int(above))) if above else None
 
 
-def drop_views(weight: ir.Value) -> None:
-    """Removes nodes between a weight and its readers that nothing reads any more."""
-    for node, _ in tuple(weight.uses()):
-        if node.op_type not in ("Transpose", "Cast"):
-            continue
-        out = node.outputs[0]
-        drop_views(out)
-        if not out.uses() and not out.is_graph_output() and node.graph is not None:
-            node.graph.remove(node, safe=True)
+def views_of(weight: ir.Value) -> Iterator[ir.Value]:
+    """Outputs of the nodes Transpose and Cast between a weight and its readers."""
+    for node, _ in weight.uses():
+        if node.op_type in ("Transpose", "Cast"):
+            yield node.outputs[0]
+            yield from views_of(node.outputs[0])
 
 
 def _behind(reader: Reader) -> Iterator[Reader]:
@@ -93,7 +78,7 @@ def _behind(reader: Reader) -> Iterator[Reader]:
     node, transposed, dtype = reader.node, reader.transposed, reader.dtype
     if _is_transpose(node):
         transposed = not transposed
-    elif node.op_type == "Cast" and node.domain in STANDARD:
+    elif is_standard(node, "Cast"):
         dtype = ir.DataType(node.attributes.get_int("to", int(dtype)))
     else:
         yield reader
@@ -107,8 +92,8 @@ def _behind(reader: Reader) -> Iterator[Reader]:
 
 def _is_transpose(node: ir.Node) -> bool:
     perm: Sequence[int] = node.attributes.get_ints("perm", (1, 0))
-    return node.op_type == "Transpose" and node.domain in STANDARD and tuple(perm) == (1, 0)
+    return is_standard(node, "Transpose") and tuple(perm) == (1, 0)
 
 
 def _transposes(node: ir.Node) -> bool:
-    return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
+    return node.op_type == "Gemm" and bool(attribute(node, "transB", 0))

@@ -10,10 +10,12 @@ import onnx_ir as ir
 from jaxq.errors import JaxqError
 from jaxq.graph.activations import Activation, patches_of
 from jaxq.graph.already_quantized import find_already_quantized
+from jaxq.graph.constants import is_listed, weight_shape
+from jaxq.graph.nodes import attribute
 from jaxq.graph.normalize.views import View
-from jaxq.graph.readers import Reader, attribute, find_readers, is_table, weight_shape
+from jaxq.graph.readers import Reader, find_readers, is_table
 from jaxq.graph.skip_reasons import why_not, why_not_lifted
-from jaxq.graph.skipped import Skipped, is_listed, skip
+from jaxq.graph.skipped import Skipped, skip
 from jaxq.graph.tensors import read_weight
 
 MOST_PATCH_MOMENTS = 1 << 30
@@ -177,7 +179,7 @@ def sibling_groups(sites: Sequence[Site]) -> list[Group]:
 
 
 def _graphs(graph: ir.Graph) -> list[ir.Graph]:
-    return [graph, *(subgraph for subgraph in graph.subgraphs() if subgraph is not graph)]
+    return [graph, *graph.subgraphs()]
 
 
 def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:

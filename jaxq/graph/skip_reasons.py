@@ -6,12 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.graph.already_quantized import PART, is_part
+from jaxq.graph.constants import constant_tensor, static_shape, weight_shape
+from jaxq.graph.nodes import attribute, is_standard
 from jaxq.graph.normalize.gemm import is_bias
-from jaxq.graph.readers import STANDARD, Reader, attribute, is_table, weight_shape
+from jaxq.graph.readers import Reader, is_table
 
 VECTOR = "a vector (bias, norm or constant)"
 
-_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_QUANTIZABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CAN = "the second input of MatMul, Gemm and Conv can be quantized"
 _LEAST_COLUMN = 16  # the smallest block of any form
 _VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split")
@@ -47,17 +49,17 @@ def why_not(weight: ir.Value, readers: Sequence[Reader], main: ir.Graph, gather_
             return reason
     if reason := _why_not_table(readers, gather_axis) or _why_not_shape(weight, readers):
         return reason
-    if weight.dtype not in _TYPES:
+    if weight.dtype not in _QUANTIZABLE:
         return f"its type is {weight.dtype}: float32, float16 and bfloat16 can be quantized"
     return None
 
 
 def why_not_lifted(constant: ir.Value, main: ir.Graph) -> str:
     """Why a tensor stayed in its Constant node; see `jaxq.graph.prepare.tidy`."""
-    tensor = ir.convenience.get_const_tensor(constant)
+    tensor = constant_tensor(constant)
     if constant.is_graph_output() or tensor is None:
         return f"it is {_output_of(constant, main)}"
-    return _why_not_size(tuple(int(d) for d in tensor.shape.numpy()))
+    return _why_not_size(static_shape(tensor))
 
 
 def _why_not_size(shape: tuple[int, ...]) -> str:
@@ -72,7 +74,7 @@ def _output_of(value: ir.Value, main: ir.Graph) -> str:
 def _way_out(value: ir.Value, main: ir.Graph) -> str | None:
     """Of which graph a view of the value is an output, and through which operators."""
     for node, index in value.uses():
-        if node.domain not in STANDARD or node.op_type not in _VIEWS or index:
+        if index or not is_standard(node, *_VIEWS):
             continue
         for output in node.outputs:
             if output.is_graph_output():
@@ -104,7 +106,7 @@ def _why_not_product(reader: Reader) -> str | None:
         return f"the bias of a {'Conv' if node.op_type == 'Conv' else 'Gemm'}"
     if node.domain == "com.microsoft" and node.op_type == "MoE":
         return f"read by {node.op_type} as input {index}: that operator's experts are left as they are"
-    if node.domain not in STANDARD or node.op_type not in ("MatMul", "Gemm", "Conv") or index != 1:
+    if index != 1 or not is_standard(node, "MatMul", "Gemm", "Conv"):
         return f"read by {node.op_type} as input {index}: {_CAN}"
     if node.op_type == "Gemm" and (reason := _why_not_gemm(node)):
         return reason

@@ -6,7 +6,9 @@ from dataclasses import replace
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from jaxq.graph.skipped import Skipped, is_listed, skip, skipped_in_functions
+from jaxq.graph.constants import is_listed
+from jaxq.graph.nodes import subgraphs
+from jaxq.graph.skipped import Skipped, skip, skipped_in_functions
 
 _REMOVED = "no output of the model depends on it: removed"
 
@@ -40,17 +42,10 @@ def _remove_nodes(graph: ir.Graph) -> None:
     """Backwards, and into a node's subgraphs on the way: what these read comes before."""
     for node in reversed(graph):
         if any(value.uses() or value.is_graph_output() for value in node.outputs):
-            for inner in _subgraphs(node):
+            for inner in subgraphs(node):
                 _remove_nodes(inner)
             continue
-        for inner in (each for subgraph in _subgraphs(node) for each in subgraph.all_nodes()):
+        for inner in (each for subgraph in subgraphs(node) for each in subgraph.all_nodes()):
             for index in range(len(inner.inputs)):  # or they would read values of this graph for ever
                 inner.replace_input_with(index, None)
         graph.remove(node, safe=True)
-
-
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    attributes = [attr for attr in node.attributes.values() if not attr.is_ref()]
-    single = [attr.as_graph() for attr in attributes if attr.type == ir.AttributeType.GRAPH]
-    lists = [graph for attr in attributes if attr.type == ir.AttributeType.GRAPHS for graph in attr.as_graphs()]
-    return single + lists

@@ -16,6 +16,7 @@ from jaxq.calibration.capture import Calibration, WindowRun, capture_moments, na
 from jaxq.calibration.moment_lookup import moments_of
 from jaxq.forms.form import Form
 from jaxq.forms.stored_weight import StoredWeight
+from jaxq.graph.constants import all_initializers
 from jaxq.graph.sites import Group, Site
 from jaxq.graph.skipped import Skipped
 from jaxq.methods.registry import MethodSpec
@@ -265,7 +266,7 @@ def _sizes(source: Source, form: Form, job: Job) -> tuple[tuple[Layer, ...], int
     results = [_planned(group, job) for group in source.groups]
     layers = write_weights(source.model, results, form)
     held = 0
-    for value in (v for graph in source.model.graphs() for v in graph.initializers.values()):
+    for value in all_initializers(source.model):
         tensor = value.const_value
         if tensor is not None and (tensor.nbytes > _SMALL or isinstance(tensor, ir.LazyTensor)):
             held += tensor.nbytes

@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from jaxq.graph.edit import new_initializer
-from jaxq.graph.readers import attribute
-from jaxq.readback.constants import Place, array_at, optional_input
+from jaxq.graph.edit import drop_unused, new_initializer
+from jaxq.graph.nodes import attribute
+from jaxq.readback.constants import Place, array_at
+from jaxq.readback.nodes import optional_input
 from jaxq.readback.weights import read_weights
 
 _DOMAINS = ("trt", "com.microsoft")
@@ -35,7 +36,7 @@ def float_model(model: ir.Model) -> None:
                 _replace_by_float_node(place, w)
             else:
                 ir.convenience.replace_all_uses_with(place, w)
-                _drop_dead(place)
+                drop_unused([place], detach=False)
     for domain in _DOMAINS:
         if not any(n.domain == domain for n in ir.traversal.RecursiveGraphIterator(model.graph)):
             model.opset_imports.pop(domain, None)
@@ -61,22 +62,4 @@ def _replace_by_float_node(node: ir.Node, w: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, out, replace_graph_outputs=True)
     node.graph.insert_before(node, new)
     node.graph.remove(node)
-    for value in node.inputs:
-        _drop_dead(value)
-
-
-def _drop_dead(value: ir.Value | None) -> None:
-    """Removes a constant that nothing reads any more, with what it was made of.
-
-    Nodes that leave the graph keep their inputs: weights are worked out from these later.
-    """
-    if value is None or value.is_graph_output() or any(n.graph is not None for n, _ in value.uses()):
-        return
-    node = value.producer()
-    if node is None:
-        if value.is_initializer() and value.graph is not None:
-            del value.graph.initializers[str(value.name)]
-    elif node.graph is not None:
-        node.graph.remove(node)
-        for each in node.inputs:
-            _drop_dead(each)
+    drop_unused(node.inputs, detach=False)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxq.files.model_file import data_files, load_model
+from jaxq.graph.constants import FLOATS, all_initializers, static_shape
 from jaxq.graph.prepare import tidy
-from jaxq.graph.skipped import FLOAT_TYPES
-from jaxq.readback.weights import FoundWeight, Unread, read_back
+from jaxq.readback.found_weight import FoundWeight
+from jaxq.readback.weights import Unread, read_back
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,10 @@ def inspect_model(path: Path) -> Inspection:
     tidy(model)
     found = read_back(model)
     floats = [
-        FloatWeight(str(value.name), tensor.dtype.numpy().name, tuple(tensor.shape.numpy()), tensor.size, tensor.nbytes)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
+        FloatWeight(str(value.name), tensor.dtype.numpy().name, static_shape(tensor), tensor.size, tensor.nbytes)
+        for value in all_initializers(model)
         if (tensor := value.const_value) is not None
-        and tensor.dtype in FLOAT_TYPES
+        and tensor.dtype in FLOATS
         and tensor.size > 1
         and value not in found.used
     ]

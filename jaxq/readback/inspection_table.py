@@ -6,8 +6,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from jaxq.readback.found_weight import FoundWeight
 from jaxq.readback.inspection import Inspection
-from jaxq.readback.weights import FoundWeight
 
 _SHOWN = 5
 

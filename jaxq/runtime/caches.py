@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.errors import JaxqError
-from jaxq.graph.readers import attribute
+from jaxq.graph.nodes import attribute
 
 _CACHE = re.compile(r"(^|[._/])past([._/\d]|$)|(^|[._/])(k|v|kv|key|value)_?cache|cache_(k|v|key|value)")
 _STATE = re.compile(r"conv|recurrent|ssm|state")

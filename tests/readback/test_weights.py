@@ -15,7 +15,8 @@ from jaxq.formats.registry import WeightFormat, make_format
 from jaxq.forms.registry import FORMS
 from jaxq.pipeline.job import Gather, Rule
 from jaxq.readback.float_model import float_model
-from jaxq.readback.weights import FoundWeight, read_back, read_weights
+from jaxq.readback.found_weight import FoundWeight
+from jaxq.readback.weights import read_back, read_weights
 from tests.support import models
 from tests.support.forms import GROUPS, NAMES, every_reader, every_weight, in_place, pairings
 from tests.support.models import FFN, HIDDEN, build, node, tokens, value, weight

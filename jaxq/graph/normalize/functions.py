@@ -8,9 +8,9 @@ import onnx_ir.passes.common as passes
 from onnx import defs
 
 from jaxq.errors import JaxqError
-from jaxq.graph.normalize.steps import FLOATS
+from jaxq.graph.constants import FLOATS, constant_tensor, is_listed
+from jaxq.graph.nodes import is_standard
 
-_STANDARD = ("", "ai.onnx")
 _READERS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather")
 Key = ir.OperatorIdentifier
 
@@ -77,7 +77,7 @@ def _concerned(model: ir.Model) -> Set[Key]:
 
 
 def _has_reader(function: ir.Function) -> bool:
-    return any(n.op_type in _READERS and n.domain in _STANDARD for n in function.all_nodes())
+    return any(is_standard(node, *_READERS) for node in function.all_nodes())
 
 
 def _has_matrix(function: ir.Function) -> bool:
@@ -85,19 +85,17 @@ def _has_matrix(function: ir.Function) -> bool:
 
 
 def _is_matrix(value: ir.Value | None) -> bool:
-    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    tensor = None if value is None else constant_tensor(value)
     return tensor is not None and tensor.dtype in FLOATS and len(tensor.shape) > 1
 
 
 def _constants(function: ir.Function) -> Iterator[tuple[str, ir.TensorProtocol]]:
     """Constants of floats, but for scalars and vectors of one number or none; initializers of subgraphs too."""
     values = [v for graph in function.subgraphs() for v in graph.initializers.values()]
-    for node in function.all_nodes():
-        if node.op_type == "Constant" and node.domain in _STANDARD:
-            values += [] if any(a.is_ref() for a in node.attributes.values()) else [node.outputs[0]]
+    values += [node.outputs[0] for node in function.all_nodes() if is_standard(node, "Constant")]
     for value in values:
-        tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None and tensor.dtype in FLOATS and (tensor.size > 1 or len(tensor.shape) > 1):
+        tensor = constant_tensor(value)
+        if tensor is not None and is_listed(value):
             yield str(value.name), tensor
 
 

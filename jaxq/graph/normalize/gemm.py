@@ -3,17 +3,16 @@
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.graph.edit import Names
-from jaxq.graph.normalize.steps import FLOATS
+from jaxq.graph.constants import FLOATS
+from jaxq.graph.edit import Names, graph_of
+from jaxq.graph.nodes import attribute, is_standard
 
 _BIAS = "jaxq.bias"
 
 
 def is_bias(node: ir.Node, index: int) -> bool:
     """Whether a node takes an input for the bias of a Gemm or Conv; of a Gemm that was simplified too."""
-    if node.domain not in ("", "ai.onnx"):
-        return False
-    return (node.op_type in ("Gemm", "Conv") and index == 2) or node.meta.get(_BIAS) == index
+    return (is_standard(node, "Gemm", "Conv") and index == 2) or node.meta.get(_BIAS) == index
 
 
 def simplify_gemms(model: ir.Model, names: Names) -> None:
@@ -27,8 +26,8 @@ def simplify_gemms(model: ir.Model, names: Names) -> None:
         names: Those of the model.
     """
     for node in list(model.graph.all_nodes()):
-        if node.op_type == "Gemm" and node.domain in ("", "ai.onnx") and _has_weight(node):
-            alpha, beta = _number(node, "alpha"), _number(node, "beta")
+        if is_standard(node, "Gemm") and _has_weight(node):
+            alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
             if alpha and not any(attr.is_ref() for attr in node.attributes.values()):
                 _take_transpose(node, names)
                 _take_factors(node, alpha, beta, names)
@@ -45,11 +44,6 @@ def _has_weight(node: ir.Node) -> bool:
         and w.const_value.dtype in FLOATS
         and len(w.const_value.shape) == 2
     )
-
-
-def _number(node: ir.Node, name: str) -> float:
-    attr = node.attributes.get(name)
-    return 1.0 if attr is None else attr.as_float()
 
 
 def _take_transpose(node: ir.Node, names: Names) -> None:
@@ -89,8 +83,7 @@ def _is_vector(node: ir.Node, bias: ir.Value) -> bool:
     w = node.inputs[1]
     if w is None or w.const_value is None or bias.shape is None:
         return False
-    trans_b = node.attributes.get("transB")
-    columns = w.const_value.shape.numpy()[0 if trans_b is not None and trans_b.as_int() else 1]
+    columns = w.const_value.shape.numpy()[0 if attribute(node, "transB", 0) else 1]
     return len(bias.shape) == 1 and bias.shape[0] == columns
 
 
@@ -112,9 +105,8 @@ def _scaled(node: ir.Node, bias: ir.Value, beta: float, names: Names) -> ir.Valu
 def _constant(node: ir.Node, name: str, array: np.ndarray, names: Names) -> ir.Value:
     """An initializer of the type of the node's weight."""
     w = node.inputs[1]
-    assert node.graph is not None and w is not None and w.dtype is not None
-    assert isinstance(node.graph, ir.Graph)
-    return names.initializer(node.graph, name, np.asarray(array, w.dtype.numpy()))
+    assert w is not None and w.dtype is not None
+    return names.initializer(graph_of(node), name, np.asarray(array, w.dtype.numpy()))
 
 
 def _append(last: ir.Node, op: str, other: ir.Value, name: str, names: Names) -> ir.Node:

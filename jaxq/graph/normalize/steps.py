@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+from jaxq.graph.constants import FLOATS
+from jaxq.graph.nodes import attribute, is_standard
+
 Shape = tuple[int, ...]
 Operands = tuple[str, list[ir.Attr], tuple[np.ndarray, ...]]
 """A node's operator, attributes and inputs after the first."""
@@ -143,7 +145,7 @@ def read_step(node: ir.Node, output: ir.Value, shape: Shape) -> Step | None:
         output: One of its outputs.
         shape: Shape of its first input.
     """
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _ATTRIBUTES:
+    if not is_standard(node, *_ATTRIBUTES):
         return None
     if not node.attributes.keys() <= _ATTRIBUTES[node.op_type]:
         return None
@@ -166,11 +168,6 @@ def _integers(value: ir.Value) -> np.ndarray | None:
     return tensor.numpy()
 
 
-def _attribute(node: ir.Node, name: str, default: int) -> int:
-    attr = node.attributes.get(name)
-    return default if attr is None else attr.as_int()
-
-
 def _transpose(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
     attr = node.attributes.get("perm")
     perm = tuple(range(len(shape)))[::-1] if attr is None else tuple(attr.as_ints())
@@ -179,7 +176,7 @@ def _transpose(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.n
 
 def _reshape(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
     wanted = numbers[0].tolist()
-    if not _attribute(node, "allowzero", 0):
+    if not attribute(node, "allowzero", 0):
         wanted = [shape[i] if d == 0 else d for i, d in enumerate(wanted)]
     if -1 in wanted:
         known = math.prod(d for d in wanted if d != -1)
@@ -205,20 +202,20 @@ def _unsqueeze(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.n
 
 
 def _flatten(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
-    axis = _attribute(node, "axis", 1)
+    axis = int(attribute(node, "axis", 1))
     axis += len(shape) if axis < 0 else 0
     return Reshaped((math.prod(shape[:axis]), math.prod(shape[axis:])))
 
 
 def _cast(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
-    to = ir.DataType(_attribute(node, "to", 0))
+    to = ir.DataType(int(attribute(node, "to", 0)))
     return Converted(to) if to in FLOATS else None
 
 
 def _gather(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
     """A scalar index on the first axis; any other Gather looks rows of a table up."""
     (index,) = numbers
-    if index.ndim or _attribute(node, "axis", 0) not in (0, -len(shape)) or not -shape[0] <= int(index) < shape[0]:
+    if index.ndim or attribute(node, "axis", 0) not in (0, -len(shape)) or not -shape[0] <= int(index) < shape[0]:
         return None
     return Picked(int(index) % shape[0])
 
@@ -236,7 +233,7 @@ def _slice(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarr
 
 
 def _split(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
-    axis, parts = _attribute(node, "axis", 0) % len(shape), len(node.outputs)
+    axis, parts = int(attribute(node, "axis", 0)) % len(shape), len(node.outputs)
     each = -(-shape[axis] // parts)
     sizes = numbers[0].tolist() if numbers else [min(each, shape[axis] - i * each) for i in range(parts)]
     if len(sizes) != parts or min(sizes) < 0 or sum(sizes) != shape[axis]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.graph.edit import Names, drop_dead
-from jaxq.graph.normalize.steps import FLOATS, Converted, Shape, Step, read_step
+from jaxq.graph.constants import FLOATS, static_shape
+from jaxq.graph.edit import Names, drop_unused
+from jaxq.graph.nodes import STANDARD, is_standard
+from jaxq.graph.normalize.steps import Converted, Shape, Step, read_step
 
 PRODUCTS = {
-    "": ("MatMul", "Gemm", "Conv", "ConvTranspose"),
-    "ai.onnx": ("MatMul", "Gemm", "Conv", "ConvTranspose"),
+    **dict.fromkeys(STANDARD, ("MatMul", "Gemm", "Conv", "ConvTranspose")),
     "com.microsoft": ("FusedMatMul", "FusedGemm", "FusedConv"),
 }
 """Operators by domain whose second input is a weight."""
@@ -29,7 +30,7 @@ class View(ir.LazyTensor):
     def __init__(self, source: ir.Value, steps: tuple[Step, ...], names: tuple[tuple[str, str], ...]) -> None:
         assert source.const_value is not None
         tensor: ir.TensorProtocol = source.const_value
-        dtype, shape = tensor.dtype, _static_shape(tensor)
+        dtype, shape = tensor.dtype, static_shape(tensor)
         for step in steps:
             dtype = step.to if isinstance(step, Converted) else dtype
             shape = step.shape(shape)
@@ -46,10 +47,6 @@ class View(ir.LazyTensor):
             return array.reshape(shape)[index]
 
         return _read(self._tensor, self.steps, self.dtype, pick).numpy()
-
-
-def _static_shape(tensor: ir.TensorProtocol) -> Shape:
-    return tuple(int(d) for d in tensor.shape.numpy())
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -92,17 +89,13 @@ def _read(
 def remove_identities(model: ir.Model) -> None:
     """Lets readers of Identity of a float constant read the constant; outputs of a graph stay."""
     for node in list(model.graph.all_nodes()):
-        if not _is_identity(node) or node.graph is None:
+        if not is_standard(node, "Identity") or node.graph is None:
             continue
         source, copy = node.inputs[0], node.outputs[0]
         if source is None or not _is_float_constant(source) or copy.is_graph_output():
             continue
         copy.replace_all_uses_with(source)
         node.graph.remove(node, safe=True)
-
-
-def _is_identity(node: ir.Node) -> bool:
-    return node.op_type == "Identity" and node.domain in ("", "ai.onnx")
 
 
 def _is_float_constant(value: ir.Value) -> bool:
@@ -142,7 +135,7 @@ def fold_views(model: ir.Model, names: Names) -> None:
             if not _is_float_constant(source) or source.is_graph_output():
                 continue
             assert source.const_value is not None
-            readers = list(_readers(source, (), (), _static_shape(source.const_value)))
+            readers = list(_readers(source, (), (), static_shape(source.const_value)))
             if all(reader is not None and reader.is_product for reader in readers):
                 _fold(graph, source, [r for r in readers if r is not None and r.steps], names)
 
@@ -154,7 +147,7 @@ def _readers(
     if value.is_graph_output():
         yield None
     for node, index in value.uses():
-        if _is_identity(node):
+        if is_standard(node, "Identity"):
             yield from _readers(node.outputs[0], steps, names, shape)
             continue
         outputs = [(v, read_step(node, v, shape)) for v in node.outputs] if index == 0 else []
@@ -176,8 +169,7 @@ def _fold(graph: ir.Graph, source: ir.Value, readers: list[_Reader], names: Name
             views[reader.steps] = names.initializer(graph, name, view)
         old = reader.node.inputs[reader.index]
         reader.node.replace_input_with(reader.index, views[reader.steps])
-        if old is not None:
-            drop_dead([old])
+        drop_unused([old])
 
 
 def restore_views(model: ir.Model) -> None:
