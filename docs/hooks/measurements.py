@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 
 PICTURES = {
+    "img/figure.svg": "experiments/bench/results/figure.svg",
     "img/bits.png": "experiments/bench/results/bits.png",
     "img/tokens.png": "experiments/bench/results/tokens.png",
     "img/memory.png": "experiments/large/results/memory.png",
