@@ -45,7 +45,7 @@ def parse(page: Path) -> Document:
 
 
 def evaluate(page: Path, folder: Path) -> list[str]:
-    """Evaluates the blocks of a page in order, the Python ones in one namespace; returns the reasons of skipped ones."""
+    """Evaluates the blocks of a page in order, the Python ones in one namespace; returns the reasons of skips."""
     document, skipped = parse(page), []
     document.namespace["__folder__"] = folder
     for example in document:
