@@ -1,0 +1,64 @@
+"""The manual builds without warnings, and the code and commands of its pages work as they stand."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxq.errors import JaxqError
+from tests.docs.blocks import check_run, command_lines, evaluate, lay_out, parse
+
+ROOT = Path(__file__).parents[2]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if list(parse(page))]
+MOST_README_LINES = 150
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    lay_out(folder)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_code_and_commands_of_a_page(page, examples, tmp_path, monkeypatch):
+    folder = tmp_path / "page"
+    shutil.copytree(examples, folder)
+    monkeypatch.chdir(folder)
+    assert all(evaluate(page, folder)), "a block is skipped without a reason"
+
+
+def test_the_manual_builds(tmp_path):
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in (tmp_path / "site").rglob("*.html"):
+        loads = re.findall(r'(?:src|<link[^>]*href)="?(https?://[^" >]+)', page.read_text(encoding="utf-8"))
+        assert not loads, f"{page.name} loads {loads}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES
+
+
+def test_every_shell_and_python_block_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```sh\npython -m jaxq.run\n```\n\n<!-- skip: next \"no network\" -->\n\n```python\n1 / 0\n```\n")
+    assert len(list(parse(page))) == 3
+    assert evaluate(page, tmp_path) == ["no network"]
+
+
+@pytest.mark.parametrize("line", ["method=none", "model=onnx", "method.min_alpha=0.5", "-m block_size=32,33"])
+def test_a_wrong_command_is_found(line):
+    with pytest.raises((AssertionError, JaxqError, Exception)):
+        check_run(line.split())
+
+
+def test_commands_go_over_lines_and_have_comments():
+    assert list(command_lines("# a\npython -m x \\\n  b='c d'  # e\n\n")) == [["python", "-m", "x", "b=c d"]]
