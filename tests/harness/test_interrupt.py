@@ -45,6 +45,7 @@ class OnceWhen:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("finished", ["run-*/windows/state.json", "../*/outputs/*/*/model.onnx"], ids=["first", "last"])
 def test_a_run_that_is_interrupted_in_a_callback_goes_on_later(finished, jaxq, tmp_path):
     """In the first window after one that is finished, or in the evaluation."""
