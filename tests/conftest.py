@@ -1,6 +1,8 @@
 """Strict settings for the tests: no silent promotion, shapes checked at run time, repeatable hypothesis."""
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,23 @@ from tests.support.decoder import decoder  # noqa: E402, F401
 from tests.support.round_trip import round_trip  # noqa: E402, F401
 
 hypothesis.settings.register_profile("jaxq", deadline=None, derandomize=True, max_examples=20)
-hypothesis.settings.load_profile("jaxq")
+# For `nox -s fuzz`: other examples at each run, and a line that repeats the one that failed.
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "jaxq"))
+
+START = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--stop-after", type=float, default=math.inf, help="seconds after which all other tests are skipped"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = float(item.config.getoption("--stop-after", math.inf) or math.inf)
+    if time.monotonic() - START > limit:
+        pytest.skip(f"{limit:g} seconds are over")
 
 
 @pytest.fixture(autouse=True, scope="module")

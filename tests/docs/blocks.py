@@ -141,4 +141,3 @@ def _run(arguments: Sequence[str], folder: Path) -> None:
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{shlex.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-

@@ -49,7 +49,7 @@ def test_the_readme_is_short():
 
 def test_every_shell_and_python_block_is_found(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("```sh\npython -m jaxq.run\n```\n\n<!-- skip: next \"no network\" -->\n\n```python\n1 / 0\n```\n")
+    page.write_text('```sh\npython -m jaxq.run\n```\n\n<!-- skip: next "no network" -->\n\n```python\n1 / 0\n```\n')
     assert len(list(parse(page))) == 3
     assert evaluate(page, tmp_path) == ["no network"]
 

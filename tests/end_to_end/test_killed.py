@@ -74,6 +74,7 @@ def after(seconds: float) -> Callable[[], bool]:
     return lambda: time.perf_counter() > end
 
 
+@pytest.mark.long
 def test_a_command_that_is_killed_ends_with_the_same_bytes(whole, tmp_path):
     uninterrupted, seconds = whole
     expected = uninterrupted.model.read_bytes()
@@ -108,6 +109,7 @@ def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
         yield path, value
 
 
+@pytest.mark.long
 def test_the_same_command_twice(whole, tmp_path):
     """With another folder and an empty cache: the same bytes, and a report that differs in seconds and memory alone."""
     first, _ = whole

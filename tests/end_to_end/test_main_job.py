@@ -70,6 +70,7 @@ def test_two_runs_give_the_same_bytes_and_the_second_finds_the_moments(jaxq, tmp
     assert first.report["layers"] == second.report["layers"]
 
 
+@pytest.mark.long
 def test_a_sweep_calibrates_once_and_ends_with_one_table(jaxq, tmp_path):
     own = f"cache_dir={tmp_path / 'own'}"
     done = jaxq("-m", "method=rtn_dq,awq_lite", "block_size=32,128", own, *SMALL[:2], "eval.samples=0")
@@ -97,6 +98,7 @@ def test_a_sweep_goes_on_after_a_failed_run_and_exits_with_an_error(jaxq):
     assert (reports[1].parent / "model.onnx").is_file()
 
 
+@pytest.mark.long
 def test_a_sweep_tells_what_was_swept_and_what_a_budget_chose(jaxq):
     done = jaxq("-m", "method=rtn_dq", "method.bits_per_weight=1,4.3,8.5", *SMALL[:2], "eval.samples=0")
     assert done.code == 2

@@ -160,6 +160,7 @@ def test_an_images_model_runs_from_npz_files(jaxq, tmp_path):
     assert "all evaluation samples are calibration samples" in again.err
 
 
+@pytest.mark.long
 def test_a_sweep_shows_cosines_and_errors(jaxq, tmp_path):
     path = encoder(tmp_path / "a.onnx")
     rng = np.random.default_rng(6)

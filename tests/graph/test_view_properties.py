@@ -164,7 +164,7 @@ def model_of(source: np.ndarray, chain: Chain) -> onnx.ModelProto:
 
 
 @given(chains())
-@settings(max_examples=150)
+@settings(max_examples=max(150, settings().max_examples))
 def test_a_chain_is_what_onnxruntime_computes(drawn):
     source, chain = drawn
     proto = model_of(source, chain)

@@ -45,6 +45,7 @@ class OnceWhen:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "finished", ["run-*/windows/captured/state.json", "../*/outputs/*/*/model.onnx"], ids=["first", "last"]
 )

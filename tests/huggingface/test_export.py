@@ -167,6 +167,7 @@ hf._export_to(Path(sys.argv[1]) / "hf-1", Path(sys.argv[2]), "model", "float32")
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="folders of killed processes stay there")
 def test_of_an_export_that_is_killed_nothing_goes_on_or_stays(folder, exporter, tmp_path):
     """The real child process, with a transformers that never ends and leaves a sign of life now and then."""

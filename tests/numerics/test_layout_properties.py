@@ -10,7 +10,7 @@ from jaxq.numerics.blocks import count_blocks, join, resolve_block_size, split
 from jaxq.numerics.packing import pack_int4, unpack_int4
 
 
-@settings(max_examples=100)
+@settings(max_examples=max(100, settings().max_examples))
 @given(dim=st.integers(1, 10**6), block_size=st.integers(1, 10**6) | st.just(-1))
 def test_blocks_cover_the_axis_and_no_more(dim, block_size):
     block, count = resolve_block_size(dim, block_size), count_blocks(dim, block_size)

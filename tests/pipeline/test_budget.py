@@ -46,6 +46,7 @@ def all_but_one_in_four_bits() -> onnx.ModelProto:
     return with_weights(proto, held)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["dq", "column_major", "matmulnbits"])
 @pytest.mark.parametrize("method", ["rtn_dq", "gptq", "best"])
 def test_what_loses_most_gets_the_bits(form, method, tmp_path):
@@ -62,6 +63,7 @@ def test_what_loses_most_gets_the_bits(form, method, tmp_path):
     assert relative(run_form(form, target, X)[0], want) < 2e-6
 
 
+@pytest.mark.long
 def test_more_bits_never_lose_more(decoder, tmp_path):
     """The curve of a decoder's relative output errors falls with the budget."""
     sums = []
@@ -141,6 +143,7 @@ def a_job(source: Path, folder: Path, form: str, fmt: WeightFormat, gather: Gath
     return Job(source, folder / "never.onnx", MethodSpec("rtn_dq", fmt), FORMS[form], (), folder, gather=gather)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bits", [4.8, 5.0, 5.2])
 def test_filled_up_zero_points_keep_to_the_budget(bits, tmp_path):
     """A column of 3 blocks has 2 bytes of zero points in a MatMulNBits."""

@@ -23,6 +23,7 @@ from tests.support.running import save
 SMALL = ("calib.samples=4", "calib.length=64", "eval.samples=4", "eval.length=64")
 
 
+@pytest.mark.long
 def test_the_command_line(jaxq):
     done = jaxq("method=awq_lite", "block_size=128", "dry_run=true", *SMALL)
     assert done.code == 0, done.err
@@ -47,6 +48,7 @@ def test_the_command_line(jaxq):
         assert line in done.out
 
 
+@pytest.mark.long
 def test_a_budget(jaxq):
     what = ("method=rtn_dq", "method.bits_per_weight=4.6", *SMALL[:2], "eval.samples=0")
     done = jaxq(*what, "dry_run=true")
@@ -128,6 +130,7 @@ def test_time_grows_with_the_data(tmp_path):
     assert many.seconds["evaluate"] > 0
 
 
+@pytest.mark.long
 def test_a_sweep_of_dry_runs_has_a_table(jaxq):
     done = jaxq("-m", "method=rtn_dq,awq_lite", "dry_run=true", *SMALL)
     assert done.code == 0, done.err

@@ -72,6 +72,7 @@ def by_hand(weights: dict[str, np.ndarray], x: np.ndarray) -> dict[str, np.ndarr
     return found
 
 
+@pytest.mark.long
 def test_each_weight_is_solved_on_what_the_ones_before_it_left(tmp_path):
     proto, x = residual_blocks(), tokens(6, 40, HIDDEN)
     source, target = save(proto, tmp_path), tmp_path / "out.onnx"
@@ -176,6 +177,7 @@ def job(source: Path, folder: Path, name: str) -> Job:
     return Job(source, target, MethodSpec("best", IntegerFormat(32)), exclude=("*lm_head*",), cache=folder / "cache")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [1, 7, 17, 30])
 def test_a_run_that_was_stopped_goes_on(steps, decoder, tmp_path):
     batches = decoder_batches()
