@@ -21,7 +21,7 @@ class MomentStore:
 
     Args:
         root: Folder of all stores.
-        model_hash, data_hash: What the moments belong to.
+        model_hash, data_hash: Hashes of the model and of the data that the moments were computed from.
     """
 
     def __init__(self, root: Path, model_hash: str, data_hash: str) -> None:
@@ -29,7 +29,7 @@ class MomentStore:
         self._whole: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        """Whether they are here as they were written: their hash is compared, once."""
+        """True if the moments are here, undamaged. Their hash is compared once."""
         if name not in self._whole:
             try:
                 self[name]
@@ -58,16 +58,16 @@ class MomentStore:
         """The moments of the activation ``name``.
 
         Raises:
-            KeyError: they are not here, or their file is damaged.
+            KeyError: they are not stored, or their file is damaged.
         """
         try:
             with safe_open(self._path(name), "np") as file:
                 tensors = {key: file.get_tensor(key) for key in ("h", "a", "tokens")}
-                held = (file.metadata() or {}).get("hash")
+                stored_hash = (file.metadata() or {}).get("hash")
         except (OSError, SafetensorError) as error:
             raise KeyError(name) from error
         if name not in self._whole:
-            if held != digest(tensors, name):
+            if stored_hash != digest(tensors, name):
                 raise KeyError(name)
             self._whole.add(name)
         return Moments(jnp.asarray(tensors["h"]), jnp.asarray(tensors["a"]), jnp.asarray(tensors["tokens"]))

@@ -1,4 +1,4 @@
-"""What a convolution multiplies: its activation cut into patches, each a row as long as a column of its matrix."""
+"""Cut the activation of a convolution into patches: rows that the kernel multiplies as a matrix."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from jaxq.graph.activations import Patches
 
-# Numbers of a piece of all patches; a kernel of 3 x 3 makes nine of each number of its activation.
+# Elements of a piece: a 3 x 3 kernel makes nine patch elements of each element of the activation, too many at once.
 _PIECE = 1 << 23
 
 

@@ -1,4 +1,4 @@
-"""Values that wait on disk between windows, so that a calibration can be taken up again where it was stopped."""
+"""Values that wait on disk between windows, so that a stopped calibration can resume."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from jaxq.runtime.batches import Batch
 
 
 class Spool:
-    """What later windows read of each batch: the model's inputs, and files for computed values.
+    """Values of each batch that later windows read: the model's inputs in memory, computed values in files.
 
-    A value is hashed once, in memory when it is kept; files are read back and compared by `resume` alone.
+    A value is hashed once, in memory, when it is stored. Only `resume` reads files back and compares their hashes.
 
     Args:
-        folder: Where the files lie. What a run that was stopped left there is used by `resume`.
+        folder: Where the files lie; `resume` uses files that a stopped run left there.
         batches: The model's inputs.
-        key: Whose work it is: what lies in the folder with another key is not used.
+        key: Identifies the run; files that lie in the folder under another key are not used.
     """
 
     def __init__(self, folder: Path, batches: Sequence[Batch], key: str = "") -> None:
@@ -29,7 +29,7 @@ class Spool:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __contains__(self, name: str) -> bool:
-        """Whether it has a value: an input of the model, or one that was kept and not dropped."""
+        """True for inputs of the model, and for values that were stored and not dropped."""
         return name in self.batches[0].feeds or name in self._hashes
 
     def get(self, batch: int, name: str) -> np.ndarray:
@@ -38,21 +38,22 @@ class Spool:
         return feeds[name] if name in feeds else np.load(self._path(batch, name), mmap_mode="r")
 
     def put(self, batch: int, name: str, array: np.ndarray) -> None:
-        """Keeps a value."""
+        """Stores a value."""
         self._hashes.setdefault(name, {})[batch] = _hash(name, batch, array)
         np.save(self._path(batch, name), array)
 
     def commit(self, plan: str, done: int, needed: Collection[str]) -> None:
-        """Notes that the first ``done`` windows of a plan are finished, and drops what no later one reads."""
-        gone = self._hashes.keys() - set(needed)
-        paths = [self._path(batch, name) for name in gone for batch in self._hashes.pop(name)]
+        """Records that the first ``done`` windows of a plan are finished, and drops values that no later window needs."""
+        unneeded = self._hashes.keys() - set(needed)
+        paths = [self._path(batch, name) for name in unneeded for batch in self._hashes.pop(name)]
         kept = {name: [hashes[i] for i in range(len(self.batches))] for name, hashes in sorted(self._hashes.items())}
         write_whole(self._state(), json.dumps({"key": self.key, "plan": plan, "done": done, "values": kept}).encode())
+        # Only now: a run that is killed before the record is written still needs them.
         for path in paths:
             path.unlink(missing_ok=True)
 
     def resume(self, plan: str) -> int:
-        """How many windows of the plan are finished and have left their values whole; 0 if any is not as it was."""
+        """The number of finished windows of the plan; 0 if any of their values is missing or damaged."""
         try:
             state = json.loads(self._state().read_text())
             if (state["key"], state["plan"]) != (self.key, plan):
@@ -68,11 +69,11 @@ class Spool:
         return done
 
     def forget(self) -> None:
-        """Values that `resume` found are not used: the run begins anew."""
+        """Discards the values that `resume` accepted: the run begins anew."""
         self._hashes = {}
 
     def _is_whole(self, name: str, hashes: Mapping[int, str]) -> bool:
-        """Whether the files of a value, one for each batch, hold what was kept."""
+        """True if the files of a value, one for each batch, have the hashes with which they were stored."""
         read = (np.load(self._path(batch, name), mmap_mode="r") for batch in range(len(self.batches)))
         return list(hashes.values()) == [_hash(name, batch, array) for batch, array in enumerate(read)]
 

@@ -1,4 +1,4 @@
-"""Cut a graph into windows of bounded weight size that run one after the other, each once over the data."""
+"""Cut a graph into windows of bounded weight size, which run one after the other, each once over the data."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Window:
     """A run of consecutive nodes.
 
     Attributes:
-        nodes: In topological order. Constants come first; each window that reads one has it.
+        nodes: In topological order. Constants come first; each window that reads a constant has a copy.
         inputs: Values that the nodes read from the model's inputs or from earlier windows.
-        captures: Activations, computed here or read here first, that were asked for.
-        live: Values computed here, or passed through, that later windows read.
+        captures: The requested values among those that the nodes compute.
+        live: Values computed here that later windows read.
         weights: Initializers that the nodes read.
     """
 
@@ -39,14 +39,14 @@ def plan_windows(
 ) -> list[Window]:
     """Windows that compute the wanted values, and nothing else.
 
-    Each window holds at most ``max_bytes`` of weights (more only where a single node does), and ends where, in the
-    second half of that budget, the fewest values are alive.
+    Each window has at most ``max_bytes`` of weights; more only if a single node has more. It ends in the second half of
+    that size, at the cut that the fewest values cross: these have to wait on disk.
 
     Args:
         graph: A graph in topological order.
         wanted: Values to compute; inputs of the graph among them need no window.
         max_bytes: Weight bytes a window.
-        steps: Nodes that no window holds together with what they depend on: a window ends before each of them.
+        steps: Nodes that run in a later window than all nodes that they depend on: a window ends before each of them.
     """
     if max_bytes < 1:
         raise JaxqError(f"the window size is {max_bytes} bytes: give a positive number")
@@ -65,7 +65,7 @@ def plan_windows(
 
 
 def _by_level(nodes: Sequence[ir.Node], steps: Collection[ir.Node]) -> tuple[list[ir.Node], list[int]]:
-    """The nodes by the greatest number of steps on a way to each, its own included, and that number."""
+    """Sorts the nodes by level: the greatest number of steps on a path to a node, itself included; gives both."""
     level: dict[ir.Node, int] = {}
     for node in nodes:
         before = (level[p] for v in _reads(node) if (p := v.producer()) in level)
@@ -77,7 +77,7 @@ def _by_level(nodes: Sequence[ir.Node], steps: Collection[ir.Node]) -> tuple[lis
 def window_model(
     window: Window, ir_version: int, opsets: Mapping[str, int], functions: Sequence[ir.Function]
 ) -> ir.Model:
-    """The window as a model of its own; it shares the weights' memory with the whole."""
+    """The window as a model of its own. It shares the memory of the weights with the whole model."""
     outputs = [*window.captures, *(v for v in window.live if v not in window.captures)]
     view = ir.GraphView(
         window.inputs,
@@ -99,7 +99,7 @@ def _ancestors(graph: ir.Graph, wanted: Sequence[ir.Value]) -> list[ir.Node]:
 
 
 def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """Values from the node's own graph that it reads, those read inside its subgraphs included."""
+    """Values of the node's own graph that it reads, directly or inside its subgraphs."""
     yield from (v for v in node.inputs if v is not None)
     for graph in subgraphs(node):
         for inner in ir.traversal.RecursiveGraphIterator(graph):
@@ -115,7 +115,8 @@ def _initializers(nodes: Sequence[ir.Node]) -> list[ir.Value]:
 
 
 def _count_alive(nodes: Sequence[ir.Node], last_read: Mapping[ir.Value, int]) -> np.ndarray:
-    """For each cut ``i`` (before node ``i``): how many values computed before it are read at or after it."""
+    """For each cut ``i`` (before node ``i``): the number of values computed before it and read at or after it."""
+    # A value counts from the cut behind its node up to the cut before its last reader: a running sum of both ends.
     change = np.zeros(len(nodes) + 2, np.int64)
     for i, node in enumerate(nodes):
         for value in node.outputs:
@@ -127,14 +128,18 @@ def _count_alive(nodes: Sequence[ir.Node], last_read: Mapping[ir.Value, int]) ->
 
 
 def _next_cut(nodes: Sequence[ir.Node], start: int, max_bytes: int, alive: np.ndarray) -> int:
+    """The end of the window that begins at node ``start``."""
     seen: set[ir.Value] = set()
     total, candidates = 0, []
     for i in range(start, len(nodes)):
+        # A weight counts once, at its first reader.
         new = [v for v in _initializers(nodes[i : i + 1]) if v not in seen and v.const_value is not None]
         seen.update(new)
         total += sum(v.const_value.nbytes for v in new if v.const_value is not None)
+        # Over the limit: the best cut so far, or here where a single node exceeds the limit.
         if total > max_bytes and i > start:
             return min(candidates, key=lambda cut: (alive[cut], -cut)) if candidates else i
+        # Cuts before half of the limit would make many small windows.
         if 2 * total >= max_bytes:
             candidates.append(i + 1)
     return len(nodes)
@@ -142,11 +147,11 @@ def _next_cut(nodes: Sequence[ir.Node], start: int, max_bytes: int, alive: np.nd
 
 def _window(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], later: Collection[ir.Value]) -> Window:
     outputs = [v for node in nodes for v in node.outputs]
-    own = set(outputs)
+    computed = set(outputs)
     reads = dict.fromkeys(v for node in nodes for v in _reads(node))
-    outside = [v for v in reads if v not in own and not v.is_initializer()]
+    outside = [v for v in reads if v not in computed and not v.is_initializer()]
     constants = [node for v in outside if (node := v.producer()) is not None and _is_constant(node)]
     inputs = tuple(v for v in outside if v.producer() not in constants)
-    captures = tuple(v for v in wanted if v in own)
+    captures = tuple(v for v in wanted if v in computed)
     live = tuple(v for v in outputs if v in later)
     return Window((*constants, *nodes), inputs, captures, live, tuple(_initializers(nodes)))
