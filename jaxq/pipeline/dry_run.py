@@ -314,6 +314,8 @@ def _planned_layer(site: Site, weight: StoredWeight) -> Layer:
         clip_min=1.0,
         clip_share=0.0,
         matrices=site.count,
+        is_table=site.has_table,
+        nested=bool(site.nested),
     )
 
 

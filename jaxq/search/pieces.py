@@ -131,6 +131,8 @@ def layer_of(pieces: Sequence[Piece], site: Site, weight: StoredWeight, activati
         clip_min=min(p.clip_min for p in pieces),
         clip_share=float(np.mean([p.clip_share for p in pieces])),
         matrices=site.count,
+        is_table=site.has_table,
+        nested=bool(site.nested),
         note="; ".join(filter(None, [_unseen_note(pieces), note])),
     )
 

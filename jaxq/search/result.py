@@ -32,8 +32,9 @@ class Layer:
         clip_mean, clip_min: Mean and least clip ratio of its blocks.
         clip_share: Share of blocks that are clipped.
         matrices: Number of its matrices: 1, or those of a stack or a Conv's groups.
-        note: What is special about it (a table of Gather, in a subgraph), or what the method could not do to it; else
-            "".
+        is_table: Gather reads it, alone or beside products.
+        nested: Some or all of its nodes lie in a subgraph, which calibration does not see.
+        note: Why the method did less to it than to other weights; else "".
     """
 
     name: str
@@ -55,6 +56,8 @@ class Layer:
     clip_min: float
     clip_share: float
     matrices: int = 1
+    is_table: bool = False
+    nested: bool = False
     note: str = ""
 
     @property
