@@ -24,16 +24,6 @@ def embedded_samples(split: Split, samples: int, length: int) -> dict[str, np.nd
     return {TOKENS: spread(windows(split, length), samples)}
 
 
-def text_samples(text: Path, tokenizer: Path, samples: int, length: int) -> dict[str, np.ndarray]:
-    """Token ids [samples, length] of a text file, or of a folder's text files (`TEXT_FILES`), evenly spread.
-
-    Raises:
-        JaxqError: a file is missing or unreadable, or the text is shorter than one sample.
-    """
-    encoder = load_tokenizer(tokenizer)
-    return {TOKENS: spread(token_rows(read_text(text), encoder, length, f"text {str(text)!r}"), samples)}
-
-
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a ``tokenizer.json``, without the cutting and padding that it may ask for.
 

@@ -171,9 +171,9 @@ def _form_notes(form: Form, accuracy_level: int) -> Iterator[str]:
 
 
 def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
-    if job.gather is not None and not any("table of Gather" in layer.note for layer in outcome.layers):
+    if job.gather is not None and not any(layer.is_table for layer in outcome.layers):
         yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
-    if nested := [layer for layer in outcome.layers if "in a subgraph" in layer.note]:
+    if nested := [layer for layer in outcome.layers if layer.nested]:
         yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     yield from outcome.notices
     for pattern in outcome.unmatched:
@@ -189,7 +189,7 @@ def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:
     """What is to be said of weights, and of which; those of subgraphs are told of together."""
     notes: dict[str, list[str]] = {}
     for layer in outcome.layers:
-        if layer.note and "in a subgraph" not in layer.note:
+        if layer.note and not layer.nested:
             notes.setdefault(layer.note, []).append(layer.name)
     return notes
 

@@ -282,7 +282,7 @@ def _sizes(source: Source, form: Form, job: Job) -> tuple[tuple[Layer, ...], int
 
 def _planned(group: Group, job: Job) -> GroupResult:
     weights = tuple(_planned_weight(site, job) for site in group.sites)
-    layers = tuple(_planned_layer(site, weight) for site, weight in zip(group.sites, weights, strict=True))
+    layers = tuple(Layer.planned(site, weight) for site, weight in zip(group.sites, weights, strict=True))
     return GroupResult(group, weights, layers, np.ones(group.sites[0].c_in, np.float32), False, 0)
 
 
@@ -291,30 +291,6 @@ def _planned_weight(site: Site, job: Job) -> StoredWeight:
     assert dtype is not None
     fmt = job.format_of(site).of_weights(str(np.dtype(dtype.numpy())))
     return StoredWeight.planned((site.c_in, site.columns), fmt)
-
-
-def _planned_layer(site: Site, weight: StoredWeight) -> Layer:
-    return Layer(
-        name=site.name,
-        nodes=tuple(str(node.name) for node in site.nodes),
-        activation=str(site.activation_values[0].name) if site.activation_values else site.name,
-        c_in=site.c_in,
-        c_out=site.c_out,
-        dtype=weight.fmt.dtype,
-        block_size=weight.fmt.block_size,
-        scale_dtype=weight.fmt.scale_dtype,
-        nbytes=weight.nbytes,
-        loss=None,
-        loss_rtn=None,
-        relative_output_error=None,
-        sqnr_db=None,
-        alpha=None,
-        fold="",
-        clip_mean=1.0,
-        clip_min=1.0,
-        clip_share=0.0,
-        matrices=site.count,
-    )
 
 
 def _evaluation(forward: float, batches: Sequence[Batch], held_out: Sequence[Batch]) -> float:

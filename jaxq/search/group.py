@@ -15,7 +15,7 @@ from jaxq.methods.registry import ROUND_TO_NEAREST, Method, MethodSpec
 from jaxq.methods.targets import corrected_target
 from jaxq.numerics.drift import Drift
 from jaxq.numerics.moments import Moments, MomentsOf
-from jaxq.search.pieces import Piece, join_weight, layer_of, piece
+from jaxq.search.pieces import Piece, join_weight, piece, searched_layer
 from jaxq.search.result import GroupResult
 
 
@@ -52,7 +52,7 @@ def quantize_group(
             made.append(new)
     weights = [join_weight(*each) for each in zip(pieces, group.sites, formats, strict=True)]
     layers = [
-        layer_of(made, site, weight, group.name, note)
+        searched_layer(made, site, weight, note)
         for made, site, weight, note in zip(pieces, group.sites, weights, notes, strict=True)
     ]
     s = np.stack([p.s for p in pieces[0]])

@@ -1,7 +1,7 @@
 """A weight put together from its matrices, which are quantized one by one: those of a stack, or of a Conv's groups."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -105,32 +105,29 @@ def join_weight(pieces: Sequence[Piece], site: Site, fmt: WeightFormat) -> Store
     return StoredWeight.of(joined, shape, fmt)
 
 
-def layer_of(pieces: Sequence[Piece], site: Site, weight: StoredWeight, activation: str, note: str) -> Layer:
-    """The record of a weight, its matrices' figures summed; ``note`` follows what is to be said of these."""
+def searched_layer(pieces: Sequence[Piece], site: Site, weight: StoredWeight, note: str) -> Layer:
+    """The record of a searched weight: figures of its matrices are summed, and those of clip ratios averaged.
+
+    Args:
+        pieces: The weight's matrices.
+        site: The weight.
+        weight: The weight as the file stores it.
+        note: Why the method did less to it than to others, or "".
+    """
     loss, loss_rtn = _sum([p.output for p in pieces]), _sum([p.output_rtn for p in pieces])
     energy = _sum([p.output_energy for p in pieces])
     noise, weight_energy = sum(p.weight for p in pieces), sum(p.weight_energy for p in pieces)
     alphas = [p.alpha for p in pieces if p.scaled]
-    return Layer(
-        name=site.name,
-        nodes=tuple(str(node.name) for node in site.nodes),
-        activation=activation,
-        c_in=site.c_in,
-        c_out=site.c_out,
-        dtype=weight.fmt.dtype,
-        block_size=weight.fmt.block_size,
-        scale_dtype=weight.fmt.scale_dtype,
-        nbytes=weight.nbytes,
+    return replace(
+        Layer.planned(site, weight),
         loss=loss,
         loss_rtn=loss_rtn,
         relative_output_error=float(np.sqrt(loss / energy)) if loss is not None and energy else None,
         sqnr_db=float(10 * np.log10(weight_energy / noise)) if weight_energy and noise else None,
         alpha=round(float(np.mean(alphas)), 6) if alphas else None,
-        fold="",
         clip_mean=float(np.mean([p.clip_mean for p in pieces])),
         clip_min=min(p.clip_min for p in pieces),
         clip_share=float(np.mean([p.clip_share for p in pieces])),
-        matrices=site.count,
         note="; ".join(filter(None, [_unseen_note(pieces), note])),
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxq.formats.base import Quantized
 from jaxq.forms.stored_weight import StoredWeight
-from jaxq.graph.sites import Group
+from jaxq.graph.sites import Group, Site
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class Layer:
         clip_mean, clip_min: Mean and least clip ratio of its blocks.
         clip_share: Share of blocks that are clipped.
         matrices: Number of its matrices: 1, or those of a stack or a Conv's groups.
-        note: What is special about it (a table of Gather, in a subgraph), or what the method could not do to it; else
-            "".
+        is_table: Gather reads it, alone or beside products.
+        nested: Some or all of its nodes lie in a subgraph, which calibration does not see.
+        note: Why the method did less to it than to other weights; else "".
     """
 
     name: str
@@ -55,7 +56,36 @@ class Layer:
     clip_min: float
     clip_share: float
     matrices: int = 1
+    is_table: bool = False
+    nested: bool = False
     note: str = ""
+
+    @classmethod
+    def planned(cls, site: Site, weight: StoredWeight) -> "Layer":
+        """The record of a weight before any search: sizes and format are known, losses are not."""
+        return cls(
+            name=site.name,
+            nodes=tuple(str(node.name) for node in site.nodes),
+            activation=str(site.activation_values[0].name) if site.activation_values else site.name,
+            c_in=site.c_in,
+            c_out=site.c_out,
+            dtype=weight.fmt.dtype,
+            block_size=weight.fmt.block_size,
+            scale_dtype=weight.fmt.scale_dtype,
+            nbytes=weight.nbytes,
+            loss=None,
+            loss_rtn=None,
+            relative_output_error=None,
+            sqnr_db=None,
+            alpha=None,
+            fold="",
+            clip_mean=1.0,
+            clip_min=1.0,
+            clip_share=0.0,
+            matrices=site.count,
+            is_table=site.has_table,
+            nested=bool(site.nested),
+        )
 
     @property
     def size(self) -> int:

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxq import embedded
 from jaxq.data.text_datasets import TextDataset, dataset_text
-from jaxq.data.texts import TEXT_FILES, load_tokenizer, read_text, special_tokens, text_samples, token_rows
+from jaxq.data.texts import TEXT_FILES, load_tokenizer, read_text, special_tokens, token_rows
 from jaxq.errors import JaxqError
 from tests.support.encoders import IDS, encoder
 
@@ -61,8 +61,7 @@ def test_a_chat_template_is_left_alone(tmp_path):
     _words("<s> $A").save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "[SEP] {{ messages }}"}))
-    (tmp_path / "text.txt").write_text(_text(40))
-    rows = text_samples(tmp_path / "text.txt", tmp_path / "tokenizer.json", 4, 11)["input_ids"]
+    rows = token_rows(_text(40), load_tokenizer(tmp_path / "tokenizer.json"), 11, "text")
     assert rows.shape == (4, 11)
     assert not (rows == 2).any()
 

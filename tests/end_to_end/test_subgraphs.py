@@ -8,7 +8,10 @@ from jaxq.files.model_file import load_model
 from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.registry import make_format
 from jaxq.forms.registry import FORMS
-from jaxq.pipeline.job import Gather
+from jaxq.harness.command import _notes
+from jaxq.methods.registry import MethodSpec
+from jaxq.pipeline.job import Gather, Job
+from jaxq.pipeline.quantize import quantize_model
 from jaxq.readback.inspection import inspect_model
 from jaxq.readback.weights import read_weights
 from jaxq.runtime.batches import Batch
@@ -46,6 +49,7 @@ def test_both_branches_give_what_the_codes_stand_for(form, fmt, op, tmp_path):
         "deep_w": (NESTED, 1),
         "last": ("", 1),
     }
+    assert {layer.name for layer in outcome.layers if layer.nested} == set(notes) - {"last"}
     assert {d.name for d in outcome.skipped} <= {"bias"}
     onnx.checker.check_model(str(target), full_check=True)
     weights = {w.name: w.dequantize() for w in read_weights(load_model(target))}
@@ -91,6 +95,16 @@ def test_a_loop_reads_its_weights_in_every_round(form, tmp_path):
     for times in (0, 1, 4):
         feeds = {"x": X, "times": np.array(times)}
         assert relative(run(target, feeds)[0], run(with_weights(proto, weights), feeds)[0]) < 2e-6
+
+
+def test_the_terminal_counts_weights_in_subgraphs_in_one_sentence(tmp_path):
+    spec = MethodSpec("rtn_dq", IntegerFormat(32))
+    gather = Gather(1, IntegerFormat(32))
+    job = Job(save(looped(), tmp_path), tmp_path / "out.onnx", spec, cache=tmp_path / "cache", gather=gather)
+    assert list(_notes(quantize_model(job), job)) == [
+        "gather.axis has no effect: the model has no table of Gather that can be quantized",
+        "2 weights are in a subgraph, which calibration does not see: see their notes in layers.csv",
+    ]
 
 
 @pytest.mark.parametrize("method", ["awq_lite", "awq_full", "best"])

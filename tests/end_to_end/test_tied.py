@@ -56,6 +56,7 @@ def test_all_readers_see_the_same_numbers(form, fmt, head, tmp_path):
     outcome = quantize(source, target, form=form, gather=Gather(1, fmt), exclude=("w",))
     assert quantized(outcome) == ["table"]
     assert outcome.layers[0].note == "a table of Gather too: not scaled"
+    assert outcome.layers[0].is_table
     onnx.checker.check_model(str(target), full_check=True)
     h, y, z = run_form(form, target, IDS)
     table = _one_table(target)

@@ -68,9 +68,9 @@ def test_a_table_gives_what_its_bytes_stand_for(form, fmt, axis, dtype, tmp_path
     proto = tables(dtype)
     source, target = save(proto, tmp_path), tmp_path / "out.onnx"
     outcome = quantize(source, target, form=form, exclude=("w",), gather=Gather(axis, fmt))
-    assert [(x.name, x.dtype, x.block_size) for x in outcome.layers] == [
-        ("table", fmt.dtype, fmt.block_size),
-        ("positions", fmt.dtype, fmt.block_size),
+    assert [(x.name, x.dtype, x.block_size, x.is_table) for x in outcome.layers] == [
+        ("table", fmt.dtype, fmt.block_size, True),
+        ("positions", fmt.dtype, fmt.block_size, True),
     ]
     onnx.checker.check_model(str(target), full_check=True)
     held = dequantized(onnx.load(target))
