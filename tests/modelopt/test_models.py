@@ -1,4 +1,4 @@
-"""jaxq.modelopt.models: ModelOpt's entry points on models in memory and on disk."""
+"""jaxq.modelopt.quantize: ModelOpt's entry points on models in memory and on disk."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader
 
 from jaxq.errors import JaxqError
-from jaxq.modelopt.models import quantize, quantize_rtn
+from jaxq.modelopt.quantize import quantize, quantize_rtn
 from tests.support import models
 from tests.support.models import HIDDEN, MODELS, build, node, tokens, value, weight
 from tests.support.running import initializers, relative, run, save
@@ -218,8 +218,8 @@ REFUSED = {
     "zero points in TensorRT": (bad(attention(), "rtn_dq_trt", use_zero_point=True), "'trt' does not support uint4"),
     "layers": (bad(attention(), "rtn_dq", layers_8bit="z"), "layers_8bit is 'z': no node has such a name"),
     "expression": (bad(attention(), "rtn_dq", nodes_to_exclude=["("]), "'(', which is no regular expression"),
-    "provider": (bad(attention(), "awq_lite", DATA, ["npu"]), "calibration_eps has 'npu': choose of cpu"),
-    "provider of rtn": (bad(attention(), "rtn", None, ["gpu"]), "calibration_eps has 'gpu': choose of cpu"),
+    "provider": (bad(attention(), "awq_lite", DATA, ["npu"]), "calibration_eps has 'npu': choose from cpu"),
+    "provider of rtn": (bad(attention(), "rtn", None, ["gpu"]), "calibration_eps has 'gpu': choose from cpu"),
     "onnxruntime's name": (bad(attention(), "rtn_dq", None, ["CPUExecutionProvider"]), "has 'CPUExecutionProvider'"),
     "no providers": (bad(attention(), "rtn_dq", calibration_eps=None), "calibration_eps is None: give a list"),
     "empty providers": (bad(attention(), "rtn_dq", calibration_eps=[]), "calibration_eps is empty"),
@@ -262,7 +262,7 @@ def test_bad_input_is_named(case):
 
 def test_a_model_without_its_external_data_is_refused(tmp_path):
     model = onnx.load(save(attention(), tmp_path, external=True), load_external_data=False)
-    with pytest.raises(JaxqError, match="lies in a file beside the model, which a ModelProto does not know"):
+    with pytest.raises(JaxqError, match="is stored in a file beside the model, and a ModelProto has no path to it"):
         quantize(model, "rtn_dq")
 
 
