@@ -192,10 +192,9 @@ def is_language_model(model: "Session", output: str, batch: Batch, vocabulary: i
     changed[0, last] = other_ids[0] if other_ids.size else (int(ids[0, last]) + 1) % before.shape[-1]
     after = np.asarray(run(model, [output], {**batch.feeds, "input_ids": changed})[output].numpy(), np.float32)
     earlier = real[:-1]
-    moved = np.abs(after[0, earlier] - before[0, earlier])
-    return not bool(
-        np.nanmax(moved, initial=0.0) > _CAUSAL_TOLERANCE * np.nanmax(np.abs(before[0, earlier]), initial=0.0)
-    )
+    greatest = np.nanmax(np.abs(before[0, earlier]), initial=0.0)
+    change = np.nanmax(np.abs(after[0, earlier] - before[0, earlier]), initial=0.0)
+    return not bool(change > _CAUSAL_TOLERANCE * greatest)
 
 
 def _runnable(path: Path, copy: Path) -> Path:

@@ -187,9 +187,8 @@ def compare_outputs(
     """
     names, passed_over = _float_outputs(reference)
     if not names:
-        return (
-            f"the model has no output to compare: {', '.join(f'{name} is {why}' for name, why in passed_over.items())}"
-        )
+        reasons = ", ".join(f"{name} is {reason}" for name, reason in passed_over.items())
+        return f"the model has no output to compare: {reasons}"
     sums = {(name, setting): _Sums() for name in names for setting in others}
     samples = 0
     for batch in batches:

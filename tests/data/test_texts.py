@@ -127,9 +127,8 @@ def test_a_share_of_the_text_is_held_out(jaxq, model, monkeypatch):
     assert done.code == 0, done.err
     calib, held_out = (np.concatenate([b.feeds["input_ids"] for b in seen[part]]) for part in ("calib", "eval"))
     together = np.concatenate([calib, held_out])
-    all_rows = token_rows(
-        read_text(model.parent / "calib.txt"), load_tokenizer(model.parent / "tokenizer.json"), 12, ""
-    )
+    tokenizer = load_tokenizer(model.parent / "tokenizer.json")
+    all_rows = token_rows(read_text(model.parent / "calib.txt"), tokenizer, 12, "")
     np.testing.assert_array_equal(together, all_rows)
     assert len(held_out) == int(np.ceil(0.25 * len(all_rows)))
 
