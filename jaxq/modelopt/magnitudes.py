@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxq.errors import JaxqError
 from jaxq.methods.awq import weight_magnitude
 from jaxq.modelopt.arrays import AnyArray, as_array, as_given, check_block_size
+from jaxq.numerics.jit import jit
 
 
 def mean_magnitude(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
@@ -28,7 +28,7 @@ def mean_magnitude(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
     return as_given(_mean_magnitude(jnp.asarray(x)), x)
 
 
-@jax.jit
+@jit
 def _mean_magnitude(x: Array) -> Array:
     return jnp.mean(jnp.abs(x.reshape(-1, x.shape[-1]).astype(jnp.float32)), axis=0)
 

@@ -1,9 +1,7 @@
 """The MX functions of ModelOpt's ``quant_utils`` page: greatest magnitudes of blocks, and their E8M0 exponents."""
 
 import math
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
@@ -12,6 +10,7 @@ from jaxq.errors import JaxqError
 from jaxq.modelopt.arrays import AnyArray, as_array, as_given, check_block_size, check_integer
 from jaxq.numerics import float4, mx
 from jaxq.numerics.blocks import check_axis, count_blocks, split
+from jaxq.numerics.jit import jit
 
 
 def get_amax(weight: Float[AnyArray, "..."], quant_axis: int, block_size: int) -> Float[AnyArray, "..."]:
@@ -45,7 +44,7 @@ def get_amax(weight: Float[AnyArray, "..."], quant_axis: int, block_size: int) -
     return as_given(amax.reshape(shape), weight)
 
 
-@partial(jax.jit, static_argnames=("block_size", "axis"))
+@jit(static_argnames=("block_size", "axis"))
 def _block_amax(w: Array, block_size: int, axis: int) -> Array:
     return jnp.max(jnp.abs(split(w, block_size, axis)), axis=axis + 1)
 

@@ -1,7 +1,6 @@
 """The packing functions of ModelOpt's ``quant_utils`` page: numbers rounded to 4 bits, two in a byte."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from jaxtyping import Array, Num, UInt8
 from jaxq.errors import JaxqError
 from jaxq.modelopt.arrays import AnyArray, as_array, as_given
 from jaxq.numerics import integer
+from jaxq.numerics.jit import jit
 from jaxq.numerics.packing import pack_int4
 
 
@@ -57,7 +57,7 @@ def pack_float32_to_4bit_cpp_based(array: Num[AnyArray, "..."] | Sequence, signe
     return pack_float32_to_4bit_optimized(array, signed)
 
 
-@partial(jax.jit, static_argnames="signed")
+@jit(static_argnames="signed")
 def _round_and_pack(x: Array, signed: bool) -> Array:
     low, high = integer.code_range(4, unsigned=not signed)
     return pack_int4(jnp.round(jnp.clip(x.astype(jnp.float32), low, high)).astype(jnp.int8))
