@@ -1,20 +1,18 @@
-"""The names of NVIDIA ModelOpt's ``int4`` page, on numpy and JAX arrays (see `jaxq.quant_utils` for which gives which).
+"""The functions and classes of NVIDIA ModelOpt's ``int4`` page, on numpy and JAX arrays and on ONNX models.
 
-The page's functions that `jaxq.quant_utils` has too have its fuller parameters here, and take the page's shorter calls:
-``find_scales(w, 128, 0.5, True)`` has a float third, so that is alpha; ``dq_tensor(q, s, 128, zp)`` an array fourth, so
-that is the zero point. Importing this module loads neither onnxruntime nor Hydra.
+The arrays that go in decide which come out, as in `jaxq.quant_utils`. ``find_scales``, ``rtn``, ``dq_tensor`` and
+``quant_tensor`` have the fuller parameters of that module, and also take the shorter calls of this page:
+``find_scales(w, 128, 0.5, True)`` gives alpha after the block size, ``dq_tensor(q, s, 128, zp)`` the zero points.
+Importing this module loads neither onnxruntime nor Hydra.
 """
 
+from jaxq.modelopt.awq_helpers import AWQClipHelper, AWQLiteHelper
 from jaxq.modelopt.awq_scales import get_act_scale, get_scale, get_weight_scale
-from jaxq.modelopt.helpers import AWQClipHelper, AWQLiteHelper
-from jaxq.modelopt.int4_integers import dq_tensor, find_scales, quant_tensor, rtn
-from jaxq.modelopt.models import quantize, quantize_rtn
-from jaxq.modelopt.packs import (
-    get_act_to_weight_map_and_act_to_wa_pack_map,
-    get_x_w_mean_for_subgraph,
-    run_awq_scale_search_per_node,
-    run_awq_scale_search_per_subgraph,
-)
+from jaxq.modelopt.quantize import quantize, quantize_rtn
+from jaxq.modelopt.search_per_node import run_awq_scale_search_per_node
+from jaxq.modelopt.search_per_subgraph import run_awq_scale_search_per_subgraph
+from jaxq.modelopt.short_calls import dq_tensor, find_scales, quant_tensor, rtn
+from jaxq.modelopt.wa_packs import get_act_to_weight_map_and_act_to_wa_pack_map, get_x_w_mean_for_subgraph
 
 __all__ = [
     "AWQClipHelper",

@@ -1,17 +1,12 @@
 """The functions of NVIDIA ModelOpt's ``quant_utils`` page, on numpy and JAX arrays.
 
-numpy arrays and lists give numpy arrays, which are read-only because they share JAX's memory; JAX arrays give JAX
-arrays, inside the caller's `jax.jit` and `jax.vmap` too. float64 is computed in float32, as JAX does.
+numpy arrays and lists give numpy arrays, which are read-only because they share memory with JAX. JAX arrays give JAX
+arrays, also inside the caller's `jax.jit` and `jax.vmap`. float64 is computed in float32, as JAX does.
 """
 
 from jaxq.modelopt.integers import dq_tensor, find_scales, quant_tensor, rtn
-from jaxq.modelopt.nvfp4 import (
-    compute_e8m0,
-    get_amax,
-    get_weights_scaling_factor,
-    get_weights_scaling_factor_2,
-    quantize,
-)
+from jaxq.modelopt.mx_exponents import compute_e8m0, get_amax
+from jaxq.modelopt.nvfp4 import get_weights_scaling_factor, get_weights_scaling_factor_2, quantize
 from jaxq.modelopt.packing import pack_float32_to_4bit_cpp_based, pack_float32_to_4bit_optimized, pack_weights_to_int4
 from jaxq.modelopt.precision import get_num_bits, reshape_scales_for_per_channel_nodes, update_block_size
 

@@ -1,4 +1,4 @@
-"""Text, datasets and token files: where calibration and evaluation samples come from."""
+"""Calibration and evaluation samples: token ids from text, datasets and token files."""
 
 from jaxq.data.text_datasets import TextDataset, dataset_text
 from jaxq.data.texts import load_tokenizer, read_text, token_rows

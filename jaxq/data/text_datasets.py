@@ -1,4 +1,4 @@
-"""Text of Hugging Face datasets; the library ``datasets`` is imported when it is first needed."""
+"""Text of Hugging Face datasets. The library ``datasets`` is an extra, and is imported on the first use."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from typing import Any
 from jaxq.errors import JaxqError
 
 _BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
-_CHARACTERS = 16  # read for each token that is wanted: far more than a token has
+_CHARACTERS_PER_TOKEN = 16  # of the text that is read: far more than tokens have
 
 
 @dataclass(frozen=True)
 class TextDataset:
-    """Where text lies.
+    """A column of text in a dataset.
 
     Attributes:
-        name: A dataset of the hub; a folder of parquet, JSON, CSV or text files, or of ``save_to_disk``; or a file.
+        name: A dataset of the hub; a folder of parquet, JSON, CSV or text files, or written by ``save_to_disk``; or a
+            file.
         split: "train", "test", ...
-        subset: Which of a dataset's configurations, where it has several.
-        column: The column with text; None: the one named "text", or the only one that holds strings.
+        subset: Name of the configuration, for a dataset that has several.
+        column: Name of the column; None for the column "text", or the only column of strings.
     """
 
     name: str
@@ -30,19 +31,19 @@ class TextDataset:
 
     @property
     def title(self) -> str:
-        """What it is called in sentences."""
+        """The dataset's name in messages."""
         return f"dataset {self.name!r}" + (f" ({self.subset})" if self.subset else "") + f", split {self.split!r}"
 
 
 def dataset_text(source: TextDataset, tokens: int) -> str:
-    """The texts of a dataset's first rows, blank lines between them.
+    """The texts of a dataset's first rows, joined by blank lines.
 
     Args:
-        source: The dataset. It is read row by row, so that a big one is not downloaded whole.
-        tokens: How many tokens are wanted; reading stops where there is surely enough text for them.
+        source: The dataset. It is read row by row, so that a large dataset is not downloaded as a whole.
+        tokens: Number of tokens that the text has to give; reading stops after 16 characters for each.
 
     Raises:
-        JaxqError: the extra is not installed; there is no such dataset, split, or column of text; or it cannot be read.
+        JaxqError: the extra is not installed, or the dataset cannot be read or lacks the split or the column.
     """
     try:
         import datasets  # pyright: ignore[reportMissingImports]
@@ -57,56 +58,59 @@ def dataset_text(source: TextDataset, tokens: int) -> str:
         first = next(rows, None)
         if first is None:
             raise JaxqError(f"{source.title} has no rows")
-        return _join(chain([first], rows), _column(first, source), tokens * _CHARACTERS)
+        return _join(chain([first], rows), _column(first, source), tokens * _CHARACTERS_PER_TOKEN)
     except JaxqError:
         raise
-    except Exception as error:  # the library passes on exceptions of many others
-        what = " ".join(str(error).split())[:200]
+    except Exception as error:  # datasets raises those of file formats, networks and file systems
+        reason = " ".join(str(error).split())[:200]
         raise JaxqError(
-            f"{source.title} cannot be read: {type(error).__name__}: {what}; check name, split and network, "
+            f"{source.title} cannot be read: {type(error).__name__}: {reason}; check name, split and network, "
             "or give a folder of parquet, JSON, CSV or text files"
         ) from error
 
 
 def _open(datasets: Any, source: TextDataset) -> Iterable[Mapping[str, object]]:
+    """The rows of a split, read as they are asked for."""
     path = Path(source.name)
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
-        found = datasets.load_from_disk(str(path))
-        if not isinstance(found, dict):
-            return found  # a single split, whatever its name
-        if source.split not in found:
-            raise JaxqError(f"{source.title} does not exist: there are {', '.join(found)}")
-        return found[source.split]
+        saved = datasets.load_from_disk(str(path))
+        if not isinstance(saved, dict):
+            return saved  # a single split, whatever its name
+        if source.split not in saved:
+            raise JaxqError(f"{source.title} does not exist: choose from {', '.join(saved)}")
+        return saved[source.split]
     if path.is_file():
         builder = _BUILDERS.get(path.suffix.lower())
         if builder is None:
-            raise JaxqError(f"{source.title} is a file of an unknown kind: {', '.join(_BUILDERS)} are read")
+            raise JaxqError(f"{source.title} is a file of unknown kind: give one that ends in {', '.join(_BUILDERS)}")
         return datasets.load_dataset(builder, data_files={source.split: str(path)}, split=source.split, streaming=True)
     return datasets.load_dataset(source.name, source.subset, split=source.split, streaming=True)
 
 
 def _column(row: Mapping[str, object], source: TextDataset) -> str:
+    """Name of the column with text, from the first row."""
     strings = [name for name, value in row.items() if isinstance(value, str)]
     if source.column is not None:
         if source.column not in row:
-            raise JaxqError(f"{source.title} has no column {source.column!r}: there are {', '.join(row)}")
+            raise JaxqError(f"{source.title} has no column {source.column!r}: choose from {', '.join(row)}")
         if source.column not in strings:
-            raise JaxqError(f"{source.title} has no text in the column {source.column!r}: take {' or '.join(strings)}")
+            raise JaxqError(f"{source.title} has no text in column {source.column!r}: choose {' or '.join(strings)}")
         return source.column
     if "text" in strings:
         return "text"
     if len(strings) != 1:
-        raise JaxqError(f"{source.title} has the columns {', '.join(row)}: say with column=... which holds the text")
+        raise JaxqError(f"{source.title} has the columns {', '.join(row)}: give the one with the text as column=...")
     return strings[0]
 
 
 def _join(rows: Iterable[Mapping[str, object]], column: str, characters: int) -> str:
-    parts, count = [], 0
+    """The texts of the first rows that have so many characters together."""
+    texts, count = [], 0
     for row in rows:
         text = row[column]
         if isinstance(text, str) and text.strip():  # rows may be empty
-            parts.append(text)
+            texts.append(text)
             count += len(text)
         if count >= characters:
             break
-    return "\n\n".join(parts)
+    return "\n\n".join(texts)

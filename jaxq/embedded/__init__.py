@@ -1,8 +1,8 @@
-"""The embedded model: a small trained language model that ships with jaxq, its tokenizer and text to measure it on.
+"""The embedded model: a small trained language model that ships with jaxq, its tokenizer, and text to measure it on.
 
-A Llama-like decoder of 4 M parameters (hidden 256, 4 layers, 4 heads on 2 key/value heads, ffn 688), trained by
-experiments/embedded/train.py on the documentation that every Python carries. It needs no download, and its held-out
-perplexity means something, so a run of the harness on a bare machine shows what a quantization costs.
+The model is a Llama-like decoder of 4 M parameters (hidden size 256, 4 layers, 4 heads on 2 key/value heads, FFN size
+688). experiments/embedded/train.py trained it on the documentation that ships with every Python. It needs no download,
+and its perplexity on held-out text is that of a trained model, so that a first run shows real losses of quantization.
 """
 
 from jaxq.embedded.build import build_model, write_model

@@ -1,10 +1,10 @@
-"""The embedded model as an ONNX graph, laid out and named as exporters lay out a Llama-like decoder.
+"""The embedded model as an ONNX graph, with the nodes and names that exporters give a Llama-like decoder.
 
 Opset 18, float32, standard operators only, dynamic batch and sequence:
 
     input_ids, attention_mask int64 [batch, sequence]  ->  logits float32 [batch, sequence, vocabulary]
 
-Every linear layer is a MatMul whose second input is an initializer [c_in, c_out].
+Each linear layer is a MatMul whose second input is an initializer [c_in, c_out].
 """
 
 import dataclasses
@@ -24,35 +24,36 @@ IR_VERSION = 8
 
 @dataclass(frozen=True)
 class _Scope:
-    """Records nodes on a tape; `path` leads their names, as "model/layers.0/mlp"."""
+    """Records nodes on a tape, with names that begin with `path`, such as "model/layers.0/mlp"."""
 
     tape: ir.tape.Tape
     weights: dict[str, np.ndarray]
     path: str
 
     def inner(self, name: str) -> "_Scope":
+        """The scope of that name within this one."""
         return dataclasses.replace(self, path=f"{self.path}/{name}" if self.path else name)
 
     def op(self, op_type: str, *inputs: ir.Value | None, label: str = "", attributes: dict | None = None) -> ir.Value:
-        """Output of a new node "/path/label"; the label is the operator's name unless the scope has two of them."""
+        """Output of a new node "/path/label". The label is the operator's name, for the first such node of a scope."""
         name = f"/{self.path}/{label or op_type}"
         value = self.tape.op(op_type, inputs, attributes, name=name)
         value.name = f"{name}_output_0"
         return value
 
     def weight(self) -> ir.Value:
-        """The weight of this scope as an initializer: "model.layers.0.mlp.gate_proj.weight"."""
+        """The weight of this scope as an initializer, such as "model.layers.0.mlp.gate_proj.weight"."""
         name = f"{self.path.replace('/', '.')}.weight"
         return self.tape.initializer(ir.tensor(self.weights[name], name=name))
 
     def constant(self, label: str, value: np.ndarray | np.generic) -> ir.Value:
-        """An initializer "/path/label" that is no weight."""
+        """A constant as an initializer "/path/label"."""
         return self.tape.initializer(ir.tensor(value, name=f"/{self.path}/{label}"))
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all layers use: cos and sin [sequence, head_size], additive mask [batch, 1, sequence, sequence]."""
+    """Inputs of all layers: cos and sin [sequence, head_size], additive mask [batch, 1, sequence, sequence]."""
 
     cos: ir.Value
     sin: ir.Value
@@ -62,15 +63,16 @@ class _Shared:
 def build_model(path: str | Path | None = None) -> ir.Model:
     """The embedded model as an ONNX model in memory.
 
-    Padding may stand on either side: masked tokens are not attended to, and rotary attention depends on distances
-    alone. The logits at masked positions mean nothing.
+    Padding may be on either side: no token attends to masked ones, and rotary attention depends on distances only. The
+    logits of masked tokens have no meaning.
 
     Args:
-        path: weights of another training run (see `jaxq.embedded.weights`); the packaged ones by default.
+        path: Weights of another training run (see `jaxq.embedded.weights`); the packaged weights by default.
 
     Returns:
-        Inputs `input_ids` and `attention_mask`, int64 [batch, sequence]; output `logits`, float32
-        [batch, sequence, vocabulary]. Sequences longer than the 256 tokens of training run, but are poorly predicted.
+        A model with the inputs `input_ids` and `attention_mask`, int64 [batch, sequence], and the output `logits`,
+        float32 [batch, sequence, vocabulary]. It runs on sequences of more than 256 tokens, the length of the training
+        samples, but predicts them badly.
 
     Raises:
         JaxqError: the weights are missing or do not fit their config.
@@ -100,7 +102,7 @@ def build_model(path: str | Path | None = None) -> ir.Model:
 
 
 def write_model(path: str | Path) -> None:
-    """Write the model of `build_model` as one ONNX file of 16 MB; the same bytes every time."""
+    """Write the model of `build_model` to an ONNX file of 16 MB; the bytes are always the same."""
     ir.save(build_model(), path)
 
 
@@ -128,7 +130,7 @@ def _linear(scope: _Scope, x: ir.Value) -> ir.Value:
 
 
 def _rms_norm(scope: _Scope, x: ir.Value, config: ModelConfig) -> ir.Value:
-    """weight * x / sqrt(mean(x^2) + epsilon), taken apart as exporters do."""
+    """weight * x / sqrt(mean(x^2) + epsilon), as the single operators that exporters write."""
     square = scope.op("Pow", x, scope.constant("exponent", np.float32(2)))
     mean = scope.op("ReduceMean", square, scope.constant("axes", np.array([-1])), attributes={"keepdims": 1})
     shifted = scope.op("Add", mean, scope.constant("epsilon", np.float32(config.norm_epsilon)))
@@ -137,13 +139,13 @@ def _rms_norm(scope: _Scope, x: ir.Value, config: ModelConfig) -> ir.Value:
 
 
 def _positions(scope: _Scope, ids: ir.Value) -> ir.Value:
-    """0, 1, ... as int64 [sequence]."""
+    """Positions 0, 1, ... as int64 [sequence]."""
     length = scope.op("Gather", scope.op("Shape", ids), scope.constant("sequence_axis", np.int64(1)))
     return scope.op("Range", scope.constant("start", np.int64(0)), length, scope.constant("step", np.int64(1)))
 
 
 def _rotary_tables(scope: _Scope, positions: ir.Value, config: ModelConfig) -> tuple[ir.Value, ir.Value]:
-    """cos and sin [sequence, head_size] of position / base^(2i / head_size), once for each half of a head."""
+    """cos and sin [sequence, head_size] of position / base^(2i / head_size); both halves of a head have the same."""
     half = config.head_size // 2
     frequencies = np.tile(config.rope_base ** (-np.arange(half) / half), 2).astype(np.float32)
     column = scope.op("Unsqueeze", positions, scope.constant("axes", np.array([1])))
@@ -153,7 +155,7 @@ def _rotary_tables(scope: _Scope, positions: ir.Value, config: ModelConfig) -> t
 
 
 def _additive_mask(scope: _Scope, positions: ir.Value, attention_mask: ir.Value) -> ir.Value:
-    """0 where a query may see a key and the lowest float32 elsewhere: [batch, 1, sequence, sequence]."""
+    """0 where a query may attend to a key, the lowest float32 elsewhere: [batch, 1, sequence, sequence]."""
     column = scope.op("Unsqueeze", positions, scope.constant("column_axes", np.array([1])))
     causal = scope.op("GreaterOrEqual", column, positions)
     real = scope.op("Cast", attention_mask, attributes={"to": ir.DataType.BOOL})
@@ -171,11 +173,11 @@ def _attention(scope: _Scope, x: ir.Value, shared: _Shared, config: ModelConfig)
     k_transposed = scope.op("Transpose", k, attributes={"perm": [0, 1, 3, 2]})
     scale = scope.constant("scale", np.float32(1 / math.sqrt(config.head_size)))
     scores = scope.op("Mul", scope.op("MatMul", q, k_transposed), scale)
-    shares = scope.op("Softmax", scope.op("Add", scores, shared.mask), attributes={"axis": -1})
-    mixed = scope.op("MatMul", shares, v, label="MatMul_1")
-    mixed = scope.op("Transpose", mixed, label="Transpose_1", attributes={"perm": [0, 2, 1, 3]})
+    probabilities = scope.op("Softmax", scope.op("Add", scores, shared.mask), attributes={"axis": -1})
+    values = scope.op("MatMul", probabilities, v, label="MatMul_1")
+    values = scope.op("Transpose", values, label="Transpose_1", attributes={"perm": [0, 2, 1, 3]})
     size = scope.constant("shape", np.array([0, 0, config.heads * config.head_size]))
-    return _linear(scope.inner("o_proj"), scope.op("Reshape", mixed, size))
+    return _linear(scope.inner("o_proj"), scope.op("Reshape", values, size))
 
 
 def _heads(scope: _Scope, x: ir.Value, count: int, config: ModelConfig) -> ir.Value:

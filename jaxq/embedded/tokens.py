@@ -1,4 +1,4 @@
-"""Token ids of the embedded model: its tokenizer and the windows of a split."""
+"""Token ids for the embedded model: its tokenizer, and the windows of a split."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,16 +14,16 @@ END_OF_TEXT_ID = 0
 
 
 def load_tokenizer() -> Tokenizer:
-    """The embedded model's tokenizer: byte-level BPE of 2048 tokens, so that any text can be encoded."""
+    """The embedded model's tokenizer: byte-level BPE of 2048 tokens, which encodes any text."""
     return Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
 
 
 def encode(texts: Iterable[Document], tokenizer: Tokenizer) -> np.ndarray:
-    """One stream of token ids, each document led by the end-of-text token.
+    """One stream of token ids, with the end-of-text token before each document.
 
     Args:
-        texts: documents, in the order of the stream.
-        tokenizer: see `load_tokenizer`.
+        texts: Documents, in the order of the stream.
+        tokenizer: Result of `load_tokenizer`.
 
     Returns:
         int64 [tokens].
@@ -33,17 +33,17 @@ def encode(texts: Iterable[Document], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def windows(split: Split, length: int = 256) -> np.ndarray:
-    """The token stream of a split cut into windows of equal length; a shorter rest is dropped.
+    """The token stream of a split, cut into windows of equal length; an incomplete last window is dropped.
 
     Args:
         split: "eval", "calib" or "train"; see `jaxq.embedded.text.documents`.
-        length: tokens per window, at most the 256 that the model was trained on for figures that mean something.
+        length: Tokens a window. The model was trained on windows of 256; longer ones give no meaningful figures.
 
     Returns:
         int64 [windows, length].
 
     Raises:
-        JaxqError: `length` is below 2 or longer than the whole split.
+        JaxqError: ``length`` is below 2 or above the split's number of tokens.
     """
     stream = encode(documents(split), load_tokenizer())
     if not 2 <= length <= stream.size:

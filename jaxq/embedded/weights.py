@@ -1,4 +1,4 @@
-"""The embedded model's shape and weights: one safetensors file, with the shape in its metadata."""
+"""Configuration and weights of the embedded model: a safetensors file with the configuration as metadata."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ PACKAGED = Path(__file__).with_name("weights.safetensors")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama-like decoder without biases, with an untied head."""
+    """Sizes of a Llama-like decoder without biases, with an untied head."""
 
     vocabulary: int = 2048
     hidden: int = 256
@@ -32,7 +32,7 @@ class ModelConfig:
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight; linear weights are [c_in, c_out], so that y = x @ w."""
+    """Shapes of all weights by name; linear weights are [c_in, c_out], so that ``y = x @ w``."""
     q_size, kv_size = config.heads * config.head_size, config.kv_heads * config.head_size
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocabulary, config.hidden)}
     for layer in range(config.layers):
@@ -52,31 +52,31 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def save_weights(path: str | Path, config: ModelConfig, weights: Mapping[str, np.ndarray]) -> None:
-    """Write weights as float16, with the config as metadata; the bytes depend on the arguments alone."""
+    """Write weights as float16, with the configuration as metadata; equal arguments give equal bytes."""
     halves = {name: np.ascontiguousarray(weights[name], dtype=np.float16) for name in weight_shapes(config)}
     metadata = {"config": json.dumps(dataclasses.asdict(config), sort_keys=True)}
     Path(path).write_bytes(save(halves, metadata))
 
 
 def load_weights(path: str | Path = PACKAGED) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """Read the shape and the weights of the embedded model.
+    """Configuration and weights of the embedded model.
 
     Args:
-        path: a file of `save_weights`; the packaged one by default.
+        path: File written by `save_weights`; the packaged file by default.
 
     Returns:
-        The config, and float32 arrays by name, shaped as `weight_shapes` says.
+        The configuration, and float32 arrays by name in the shapes of `weight_shapes`.
 
     Raises:
-        JaxqError: the file is missing, or its tensors do not fit its config.
+        JaxqError: the file is missing, or its tensors do not fit its configuration.
     """
     if not Path(path).is_file():
-        raise JaxqError(f"no weights of the embedded model at {path}; train them with experiments/embedded/train.py")
+        raise JaxqError(f"no weights of the embedded model at {path}: train them with experiments/embedded/train.py")
     with safe_open(str(path), framework="numpy") as file:
         config = ModelConfig(**json.loads(file.metadata()["config"]))
         weights = {name: file.get_tensor(name).astype(np.float32) for name in sorted(file.keys())}
-    found, expected = {name: array.shape for name, array in weights.items()}, weight_shapes(config)
-    if found != expected:
-        wrong = sorted(name for name in found | expected if found.get(name) != expected.get(name))
-        raise JaxqError(f"{path}: weights that do not fit the config {config}: {', '.join(wrong)}")
+    shapes, expected = {name: array.shape for name, array in weights.items()}, weight_shapes(config)
+    if shapes != expected:
+        wrong = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
+        raise JaxqError(f"{path} has weights that do not fit the config {config}: {', '.join(wrong)}")
     return config, weights

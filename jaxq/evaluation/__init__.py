@@ -1,4 +1,4 @@
-"""What a quantization costs in accuracy: perplexity, KL divergence, agreement, and errors of outputs."""
+"""Accuracy of a quantized model against the float one: perplexity, KL divergence, agreement, errors of outputs."""
 
 from jaxq.evaluation.accuracy import Accuracy, Evaluation, evaluate
 from jaxq.evaluation.outputs import OutputComparison, compare_outputs

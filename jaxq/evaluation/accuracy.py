@@ -1,7 +1,7 @@
-"""What quantization cost in accuracy: the quantized file against the float one, both run by onnxruntime."""
+"""Accuracy of a quantized file against the float one on held-out data; onnxruntime runs both."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,21 +24,27 @@ from jaxq.runtime.inputs import read_input_spec
 from jaxq.runtime.session import run, session, to_jax
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxq.runtime.session import Session
 
 
 RUNTIMES = {"level 1": 1, "default": None}
-"""Runtime settings that are judged: products in float32, and onnxruntime's default (activations in 8 bits)."""
+"""onnxruntime's accuracy levels by name: products in float32, and its default (activations in 8 bits)."""
+
+_LARGE = 2 << 30  # bytes; larger float models are mapped from the file and not read into memory
+_CAUSAL_TOLERANCE = 1e-5  # of the greatest logit
+_LOGITS = "logits"
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Figures of one file under one runtime setting.
+    """Accuracy of a language model under one runtime setting.
 
     Attributes:
         perplexity: ``exp`` of the mean negative log-likelihood of the next token.
         kl: Mean Kullback-Leibler divergence from the float model's next-token distribution, in nats.
-        top1: Share of positions where both models' most likely token is the same.
+        top1: Share of positions where the most likely token of both models is the same.
     """
 
     perplexity: float
@@ -48,12 +54,12 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures on held-out text.
+    """Accuracy of a language model on held-out text.
 
     Attributes:
         tokens: Number of predicted tokens.
-        reference: The float model's perplexity.
-        runtimes: Figures of the quantized model by runtime setting, see `RUNTIMES`.
+        reference: Perplexity of the float model.
+        runtimes: Accuracy of the quantized model by runtime setting; see `RUNTIMES`.
     """
 
     tokens: int
@@ -68,9 +74,18 @@ def compare(
     ids: Int[Array, "batch sequence"],
     keep: Float[Array, "batch sequence"],
 ) -> Float[Array, "4"]:
-    """Sums over next-token positions: reference NLL, NLL, KL and top-1 agreement.
+    """Sums over next-token positions: both negative log-likelihoods (NLL), KL divergence and top-1 agreement.
 
-    Position ``t`` predicts ``ids[t + 1]``, and counts where both are real tokens.
+    Position ``t`` predicts ``ids[t + 1]``. It counts where both tokens are real.
+
+    Args:
+        reference: Logits of the float model.
+        logits: Logits of the quantized model.
+        ids: Token ids.
+        keep: 1 for real tokens, 0 for padding.
+
+    Returns:
+        NLL of the float model, NLL of the quantized model, ``sum p (log p - log q)``, and the number of agreements.
     """
     p = jax.nn.log_softmax(reference[:, :-1].astype(jnp.float32))
     q = jax.nn.log_softmax(logits[:, :-1].astype(jnp.float32))
@@ -85,91 +100,105 @@ def compare(
 def evaluate(
     reference: Path, quantized: Path, batches: Sequence[Batch], progress: Progress = silent, form: Form = FORMS["dq"]
 ) -> Evaluation | OutputComparison | str:
-    """What a model that was quantized lost on held-out data, or a sentence that says why that is not known.
+    """Accuracy of a quantized model on held-out data, or a sentence with the reason why there is none.
 
-    Language models are judged by perplexity, KL and top-1 agreement, all others by their outputs; see
-    `is_language_model` and `jaxq.evaluation.outputs`.
+    Language models are compared by perplexity, KL divergence and top-1 agreement, all other models by their outputs;
+    see `is_language_model` and `jaxq.evaluation.outputs`.
 
     Args:
-        reference: The float model.
-        quantized: Its quantized copy.
+        reference: File of the float model.
+        quantized: File of the quantized model.
         batches: Held-out data.
-        progress: Told of each batch.
-        form: The quantized file's form. One that onnxruntime cannot run on a CPU is judged at level 1 alone, on the
-            float model with the weights that the file's bytes stand for.
+        progress: Called at the beginning and after each batch.
+        form: The quantized file's form. For a form that onnxruntime cannot run on a CPU, the float model runs with the
+            dequantized weights, and the result has "level 1" only.
+
+    Raises:
+        JaxqError: onnxruntime cannot run a model on the data.
     """
     if not batches:
         return "no held-out data was given"
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         runnable = _runnable(reference, Path(folder) / "float.onnx")
-        base = session(runnable, mapped=_size(runnable) > _LARGE)
-        others = _sessions(quantized, form, Path(folder))
-    output = logits_name(base)
+        float_session = session(runnable, mapped=_size(runnable) > _LARGE)
+        quantized_sessions = _sessions(quantized, form, Path(folder))
+    output = logits_name(float_session)
     vocabulary = read_input_spec(load_model(reference)).vocabulary
     advance = progress("evaluate", len(batches))
-    if output is None or not is_language_model(base, output, batches[0], vocabulary):
-        return compare_outputs(base, others, batches, advance)
-    sums = {name: np.zeros(4) for name in others}
+    if output is None or not is_language_model(float_session, output, batches[0], vocabulary):
+        return compare_outputs(float_session, quantized_sessions, batches, advance)
+    return _compare_logits(float_session, quantized_sessions, output, batches, advance)
+
+
+def _compare_logits(
+    float_session: "Session",
+    quantized_sessions: Mapping[str, "Session"],
+    output: str,
+    batches: Sequence[Batch],
+    advance: "Callable[[], None]",
+) -> Evaluation | str:
+    """The figures of a language model; arguments as for `compare_outputs`, and the name of the output with logits."""
+    sums = {setting: np.zeros(4) for setting in quantized_sessions}
     tokens = 0
     for batch in batches:
         ids = jnp.asarray(batch.feeds["input_ids"], jnp.int32)
         keep = jnp.ones(ids.shape, jnp.float32) if batch.keep is None else jnp.asarray(batch.keep, jnp.float32)
         tokens += int(jnp.sum(keep[:, 1:] * keep[:, :-1]))
-        expected = to_jax(run(base, [output], batch.feeds)[output])
+        expected = to_jax(run(float_session, [output], batch.feeds)[output])
         if int(ids.max()) >= expected.shape[-1]:
             return f"output {output!r} of shape {list(expected.shape)} has no logit of token {int(ids.max())}"
-        for name, other in others.items():
-            got = to_jax(run(other, [output], batch.feeds)[output])
-            sums[name] += np.asarray(compare(expected, got, ids, keep), np.float64)
+        for setting, quantized_session in quantized_sessions.items():
+            logits = to_jax(run(quantized_session, [output], batch.feeds)[output])
+            sums[setting] += np.asarray(compare(expected, logits, ids, keep), np.float64)
         advance()
     if not tokens:
         return "the held-out text has no two real tokens in a row"
-    means = {name: total / tokens for name, total in sums.items()}
-    runtimes = {n: Accuracy(float(np.exp(m[1])), float(m[2]), float(m[3])) for n, m in means.items()}
-    return Evaluation(tokens, float(np.exp(next(iter(means.values()))[0])), runtimes)
-
-
-_LARGE = 2 << 30  # bytes of a float model that is not copied into memory
-_CAUSAL = 1e-5
-_LOGITS = "logits"
+    means = {setting: total / tokens for setting, total in sums.items()}
+    runtimes = {
+        setting: Accuracy(perplexity=float(np.exp(nll)), kl=float(kl), top1=float(agreement))
+        for setting, (_, nll, kl, agreement) in means.items()
+    }
+    reference_nll = next(iter(means.values()))[0]
+    return Evaluation(tokens, float(np.exp(reference_nll)), runtimes)
 
 
 def is_language_model(model: "Session", output: str, batch: Batch, vocabulary: int | None = None) -> bool:
-    """Whether an output holds logits of the next token: one for every id, at every token, that no later token changes.
+    """True if an output gives logits of the next token: at each token, one logit for each id of the vocabulary.
 
-    The last is what tells a language model from a BERT with a head: it is tried out, by another last token in the first
-    sample. A causal model's earlier logits stay the same to the bit; those that move by more than 1e-5 of the greatest
-    saw the token.
+    A language model is causal: no token changes the logits of earlier tokens. A BERT with a head is not. The test
+    replaces the last token of the first sample and runs the model again. The model is causal if the earlier logits move
+    by at most 1e-5 of the greatest one.
 
     Args:
         model: The float model.
-        output: Its output that may hold logits.
-        batch: Any input.
-        vocabulary: Number of ids that the model knows, if that is known: hidden states that are narrower are no logits.
+        output: Name of the output.
+        batch: Any input of the model.
+        vocabulary: Number of ids of the model, if it is known; narrower outputs are hidden states, not logits.
     """
     ids = batch.feeds.get("input_ids")
     if ids is None or ids.ndim != 2 or ids.shape[1] < 2:
         return False
     before = np.asarray(run(model, [output], batch.feeds)[output].numpy(), np.float32)
-    least = int(ids.max()) + 1 if output == _LOGITS else max(int(ids.max()) + 1, vocabulary or 0)
-    if before.shape[:2] != ids.shape or before.shape[-1] < least:
+    min_width = int(ids.max()) + 1 if output == _LOGITS else max(int(ids.max()) + 1, vocabulary or 0)
+    if before.shape[:2] != ids.shape or before.shape[-1] < min_width:
         return False
     keep = np.ones(ids.shape) if batch.keep is None else np.asarray(batch.keep)
     real = np.flatnonzero(keep[0])
     if len(real) < 2:
         return False
     last = int(real[-1])
-    others = ids[ids != ids[0, last]]  # an id that the model surely knows
+    other_ids = ids[ids != ids[0, last]]  # of the data: the model has these ids
     changed = ids.copy()
-    changed[0, last] = others[0] if others.size else (int(ids[0, last]) + 1) % before.shape[-1]
+    changed[0, last] = other_ids[0] if other_ids.size else (int(ids[0, last]) + 1) % before.shape[-1]
     after = np.asarray(run(model, [output], {**batch.feeds, "input_ids": changed})[output].numpy(), np.float32)
     earlier = real[:-1]
-    moved = np.abs(after[0, earlier] - before[0, earlier])
-    return not bool(np.nanmax(moved, initial=0.0) > _CAUSAL * np.nanmax(np.abs(before[0, earlier]), initial=0.0))
+    greatest = np.nanmax(np.abs(before[0, earlier]), initial=0.0)
+    change = np.nanmax(np.abs(after[0, earlier] - before[0, earlier]), initial=0.0)
+    return not bool(change > _CAUSAL_TOLERANCE * greatest)
 
 
 def _runnable(path: Path, copy: Path) -> Path:
-    """The file itself, or, of a model with bfloat16, a copy in float32 at the other path."""
+    """Path of a file that onnxruntime runs: the file itself, or a float32 copy of a model with bfloat16."""
     model = load_model(path)
     if not has_bfloat16(model):
         return path
@@ -179,11 +208,12 @@ def _runnable(path: Path, copy: Path) -> Path:
 
 
 def _size(path: Path) -> int:
+    """Bytes of a model and its external data."""
     return sum(file.stat().st_size for file in (path, *data_files(path, load_model(path))))
 
 
 def _sessions(quantized: Path, form: Form, folder: Path) -> dict[str, "Session"]:
-    """A session for each runtime setting; files that stand in for the quantized one lie in the folder."""
+    """A session for each runtime setting; files that replace the quantized one are written to the folder."""
     quantized = _runnable(quantized, folder / "widened.onnx")
     if form.runs and not form.stores_accuracy_level:
         return {name: session(quantized, level) for name, level in RUNTIMES.items()}
@@ -191,7 +221,7 @@ def _sessions(quantized: Path, form: Form, folder: Path) -> dict[str, "Session"]
     if not form.runs:
         float_model(model)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type == "MatMulNBits":  # the level that is stored in the node counts, not the session's
+        if node.op_type == "MatMulNBits":  # its own level overrides the session's
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
     save_model(model, folder / "exact.onnx", PROTOBUF_LIMIT)
     exact = {"level 1": session(folder / "exact.onnx", 1)}
@@ -199,7 +229,7 @@ def _sessions(quantized: Path, form: Form, folder: Path) -> dict[str, "Session"]
 
 
 def logits_name(model: "Session") -> str | None:
-    """The output named "logits", or the first float one with three dimensions."""
+    """Name of the output "logits", or else of the first float output with three dimensions; None without one."""
     outputs = model.get_outputs()
     named = [o.name for o in outputs if o.name == _LOGITS]
     return next(iter(named + [o.name for o in outputs if len(o.shape or ()) == 3 and "float" in o.type]), None)

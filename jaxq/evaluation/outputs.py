@@ -1,4 +1,4 @@
-"""How far a quantized model's outputs are from the float model's: for models that predict no next token."""
+"""Distances between the outputs of a quantized and a float model, for models that are no language models."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 CACHES = ("present", "past")
-"""What outputs are called that hold keys and values for the next call."""
+"""Beginnings of the names of outputs with keys and values for the next call."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class OutputError:
     """Distance of one output from the float model's, under one runtime setting.
 
     Attributes:
-        cosine: Mean over rows of the cosine between both models' rows; NaN without rows.
-        cosine_min: The least of them.
-        relative_error: ``||a - b|| / ||a||`` over all rows, ``a`` the float model's.
-        nonfinite_rows: Rows that are NaN or infinite although the float model's are not; in none of the figures.
+        cosine: Mean of the cosine between the rows of both models; NaN without rows.
+        cosine_min: Least of these cosines.
+        relative_error: ``||a - b|| / ||a||`` over all rows, where ``a`` is the float model's output.
+        nonfinite_rows: Number of rows with NaN or infinite numbers where the float model's row is finite. The other
+            figures leave these rows out.
     """
 
     cosine: float
@@ -42,14 +43,14 @@ class OutputError:
 
 @dataclass(frozen=True)
 class JudgedOutput:
-    """One output.
+    """One output of a model, compared.
 
     Attributes:
-        name: Its name.
-        rows: Rows that count; see `output_rows`.
-        zero_rows: Of them, those that are zero in the float model: they have no cosine, but count in the error.
-        nonfinite_rows: Rows that are NaN or infinite in the float model: left out.
-        runtimes: Figures by runtime setting.
+        name: Name of the output.
+        rows: Number of rows that count; see `output_rows`.
+        zero_rows: Number of these rows that are zero in the float model. They have no cosine, but count in the error.
+        nonfinite_rows: Number of rows with NaN or infinite numbers in the float model. No figure counts them.
+        runtimes: Distances by runtime setting.
     """
 
     name: str
@@ -61,12 +62,12 @@ class JudgedOutput:
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """Figures of a model that is no language model.
+    """Distances of all outputs of a model that is no language model.
 
     Attributes:
         samples: Number of held-out samples.
-        outputs: What was compared.
-        passed_over: Outputs that were not, each with the reason.
+        outputs: The outputs that were compared.
+        passed_over: Reason by name for the outputs that were not compared.
     """
 
     samples: int
@@ -78,17 +79,17 @@ class OutputComparison:
 def compare_rows(
     reference: Float[Array, "rows features"], other: Float[Array, "rows features"], keep: Float[Array, " rows"]
 ) -> Float[Array, "9"]:
-    """Sums over rows.
+    """Sums over the rows of one output.
 
     Args:
-        reference: The float model's.
-        other: The quantized model's.
+        reference: Rows of the float model.
+        other: Rows of the quantized model.
         keep: 1 for rows that count, 0 for padding.
 
     Returns:
-        Of the rows that count: those finite in the reference; of them zero ones; those not finite in the reference;
-        those finite in the reference alone; those with a cosine; the cosines' sum and least (2 without any); squared
-        error; squared reference. The last two are over rows that are finite in both.
+        Nine numbers for the rows that count: rows finite in the reference; rows of these that are zero; rows not finite
+        in the reference; rows finite in the reference only; rows with a cosine; sum of the cosines; least cosine (2
+        without any); squared error; squared reference. The last two are sums over the rows that are finite in both.
     """
     a, b = reference.astype(jnp.float32), other.astype(jnp.float32)
     counts = keep > 0
@@ -96,7 +97,7 @@ def compare_rows(
     both = counts & finite_a & finite_b
     peak_a, peak_b = (jnp.max(jnp.abs(x), axis=1, keepdims=True, initial=0.0) for x in (a, b))
     zero = counts & finite_a & (peak_a[:, 0] == 0)
-    # by their greatest values first, so that no square overflows or vanishes
+    # Rows are first divided by their greatest values, so that no square overflows or underflows.
     unit_a, unit_b = (x / jnp.where(p > 0, p, 1.0) for x, p in ((a, peak_a), (b, peak_b)))
     norms = jnp.linalg.norm(unit_a, axis=1) * jnp.linalg.norm(unit_b, axis=1)
     cosine = jnp.where(norms > 0, jnp.sum(unit_a * unit_b, axis=1) / jnp.where(norms > 0, norms, 1.0), 0.0)
@@ -117,14 +118,18 @@ def compare_rows(
 
 
 def output_rows(shape: tuple[int, ...], keep: np.ndarray | None) -> tuple[tuple[int, int], np.ndarray]:
-    """An output as a matrix: its rows and features, and which rows count.
+    """Shape [rows, features] of an output as a matrix, and a mask of the rows that count.
 
-    The last of two or three axes holds features, so an output [batch, sequence, features] has a row for each token, and
-    those of padding do not count; more axes (images) make one row of a sample, one axis or none makes one row of all.
+    An output with two or three axes has its features on the last one: [batch, sequence, features] has a row for each
+    token, and padding does not count. An output with more axes, such as images, has a row for each sample. An output
+    with one axis or none is one row.
 
     Args:
-        shape: The output's.
-        keep: 1 for real tokens and 0 for padding, [batch, sequence]; None where everything is real.
+        shape: Shape of the output.
+        keep: 1 for real tokens and 0 for padding, [batch, sequence]; None without padding.
+
+    Returns:
+        Rows and features, and 1 or 0 for each row in float32.
 
     Example:
         >>> output_rows((1, 3, 8), np.array([[1, 1, 0]]))
@@ -146,67 +151,70 @@ def output_rows(shape: tuple[int, ...], keep: np.ndarray | None) -> tuple[tuple[
 
 @dataclass
 class _Sums:
-    """Adds up what `compare_rows` gives, in float64."""
+    """Totals of `compare_rows` over batches, in float64."""
 
     total: np.ndarray = field(default_factory=lambda: np.zeros(9))
-    least: float = 2.0
+    least_cosine: float = 2.0
 
     def add(self, sums: np.ndarray) -> None:
         self.total = self.total + sums
-        self.least = min(self.least, float(sums[6]))
+        self.least_cosine = min(self.least_cosine, float(sums[6]))
 
     def error(self) -> OutputError:
-        _, _, _, broken, count, cosines, _, error, energy = self.total
-        ratio = math.sqrt(error / energy) if energy else (math.inf if error else 0.0)
-        nan = float("nan")
+        _, _, _, nonfinite, count, cosines, _, squared_error, squared = self.total
+        ratio = math.sqrt(squared_error / squared) if squared else (math.inf if squared_error else 0.0)
         return OutputError(
-            cosine=cosines / count if count else nan,
-            cosine_min=self.least if count else nan,
-            relative_error=float(ratio) if self.total[0] > broken else nan,
-            nonfinite_rows=int(broken),
+            cosine=cosines / count if count else math.nan,
+            cosine_min=self.least_cosine if count else math.nan,
+            relative_error=float(ratio) if self.total[0] > nonfinite else math.nan,
+            nonfinite_rows=int(nonfinite),
         )
 
 
 def compare_outputs(
     reference: "Session", others: Mapping[str, "Session"], batches: Sequence[Batch], advance: "Callable[[], None]"
 ) -> OutputComparison | str:
-    """Cosine and relative error of every float output, or a sentence that says why there are none.
+    """Cosine and relative error of every float output, or a sentence with the reason why there are none.
 
     Args:
-        reference: The float model.
-        others: The quantized one under each runtime setting.
+        reference: Session of the float model.
+        others: Sessions of the quantized model by runtime setting.
         batches: Held-out data, at least one batch.
         advance: Called after each batch.
 
     Raises:
         JaxqError: onnxruntime cannot run a model on the data.
     """
-    names, passed_over = _judged(reference)
+    names, passed_over = _float_outputs(reference)
     if not names:
-        return f"the model has no output to compare: {', '.join(f'{n} is {r}' for n, r in passed_over.items())}"
+        reasons = ", ".join(f"{name} is {reason}" for name, reason in passed_over.items())
+        return f"the model has no output to compare: {reasons}"
     sums = {(name, setting): _Sums() for name in names for setting in others}
     samples = 0
     for batch in batches:
         samples += len(next(iter(batch.feeds.values())))
         expected = {name: to_jax(value) for name, value in run(reference, names, batch.feeds).items()}
         for setting, other in others.items():
-            got = run(other, names, batch.feeds)
+            outputs = run(other, names, batch.feeds)
             for name, a in expected.items():
                 matrix, keep = output_rows(a.shape, batch.keep)
-                b = to_jax(got[name])
-                found = compare_rows(a.reshape(matrix), b.reshape(matrix), jnp.asarray(keep))
-                sums[name, setting].add(np.asarray(found, np.float64))
+                b = to_jax(outputs[name])
+                row_sums = compare_rows(a.reshape(matrix), b.reshape(matrix), jnp.asarray(keep))
+                sums[name, setting].add(np.asarray(row_sums, np.float64))
         advance()
-    outputs = []
-    for name in names:
-        parts = {setting: sums[name, setting] for setting in others}
-        rows, zero, nonfinite = (int(n) for n in next(iter(parts.values())).total[:3])
-        outputs.append(JudgedOutput(name, rows, zero, nonfinite, {k: part.error() for k, part in parts.items()}))
-    return OutputComparison(samples, tuple(outputs), passed_over)
+    judged = tuple(_judge(name, {setting: sums[name, setting] for setting in others}) for name in names)
+    return OutputComparison(samples, judged, passed_over)
 
 
-def _judged(model: "Session") -> tuple[list[str], dict[str, str]]:
-    """Names of the float outputs, and the others with the reason why they are not compared."""
+def _judge(name: str, sums: Mapping[str, _Sums]) -> JudgedOutput:
+    """The result for one output, from its sums by runtime setting."""
+    # The float model's rows are the same under all settings.
+    rows, zero_rows, nonfinite_rows = (int(count) for count in next(iter(sums.values())).total[:3])
+    return JudgedOutput(name, rows, zero_rows, nonfinite_rows, {setting: s.error() for setting, s in sums.items()})
+
+
+def _float_outputs(model: "Session") -> tuple[list[str], dict[str, str]]:
+    """Names of the float outputs, and the reason for each other output why it is not compared."""
     passed_over = {}
     for name, kind in output_types(model).items():
         if name.startswith(CACHES):

@@ -1,4 +1,4 @@
-"""Hugging Face models: export them to ONNX once, in a process of its own."""
+"""Hugging Face models: exported to ONNX once, in a separate process, and reused from a cache."""
 
 from jaxq.huggingface.export import Export, export_model
 

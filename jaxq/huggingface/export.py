@@ -1,4 +1,4 @@
-"""Models of Hugging Face: found, exported to ONNX once, and found again by later runs."""
+"""A Hugging Face model as an ONNX file: downloaded where needed, exported once, and reused by later runs."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from jaxq.files.hashing import hash_files
 from jaxq.progress import Progress, silent
 
 DTYPES = ("float32", "float16")
-"""Types that a model can be exported in."""
+"""Float types of exported models."""
 
 _PACKAGES = ("torch", "transformers", "onnxruntime-genai")
-_VERSION = "1"  # changes when exports of the same model do
+_VERSION = "1"  # of the export itself; increase it when exports of the same model change
 _WEIGHTS = ("*.safetensors", "*.bin")
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, chat templates
-_FOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")  # "1_Pooling": modules of sentence-transformers
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, chat templates
+_SUBFOLDERS = re.compile(r"\d+_\w+|additional_chat_templates")  # "1_Pooling": modules of sentence-transformers
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -36,9 +36,9 @@ class Export:
 
     Attributes:
         path: ``model.onnx``, in a folder with the tokenizer and configuration files.
-        source: The folder that it was made from.
-        exporter: Name and version of what made it.
-        seconds: What the export took; None where an earlier run's was found.
+        source: Folder of the Hugging Face model.
+        exporter: Name and version of the library that exported the model.
+        seconds: Duration of the export; None for an export of an earlier run.
     """
 
     path: Path
@@ -48,23 +48,23 @@ class Export:
 
     @property
     def sentence(self) -> str:
-        """Where the model comes from, for the report."""
+        """The model's origin, for the report."""
         when = "exported before" if self.seconds is None else f"exported in {self.seconds:.0f} s"
         return f"{when} by {self.exporter} from {self.source}"
 
 
 def export_model(model_id: str, dtype: str, cache: Path, progress: Progress = silent) -> Export:
-    """The ONNX model of a folder or a repository.
+    """The ONNX model of a folder or a repository of the Hugging Face hub.
 
-    An export is found again by the content of the folder and the exporters' versions. It is written beside its place
-    and renamed when it is whole.
+    The key of an export in the cache is the content of the model's folder and the versions of the exporters. An export
+    is written to a temporary folder, which is renamed when it is complete.
 
     Args:
-        model_id: A folder with config.json and weights, or a repository of the Hugging Face hub, as "owner/name". What
-            the hub sent before is used where it cannot be reached.
+        model_id: A folder with config.json and weights, or a repository, as "owner/name". Without a connection to the
+            hub, an earlier download is used.
         dtype: "float32" or "float16".
         cache: Folder for exports.
-        progress: Told of the export.
+        progress: Called at the beginning and the end of an export.
 
     Raises:
         JaxqError: the extra is not installed, there is no such model, or it cannot be exported.
@@ -74,35 +74,36 @@ def export_model(model_id: str, dtype: str, cache: Path, progress: Progress = si
     source = _folder(model_id)
     _check_folder(source, model_id)
     versions = _versions()
-    files = _files(source, _WEIGHTS + _BESIDE)
+    files = _files(source, _WEIGHTS + _COMPANIONS)
     names = "\n".join(str(file.relative_to(source)) for file in files)
     key = sha256(f"{_VERSION} {dtype} {versions}\n{names}\n{hash_files(files)}".encode()).hexdigest()[:16]
-    place, seconds = cache / f"hf-{key}", None
-    if not (place / "model.onnx").is_file():
+    target, seconds = cache / f"hf-{key}", None
+    if not (target / "model.onnx").is_file():
         start = time.perf_counter()
         advance = progress("export", 1)
-        _export_to(place, source, model_id, dtype)
+        _export_to(target, source, model_id, dtype)
         advance()
         seconds = time.perf_counter() - start
-    made_by = "onnxruntime-genai" if (place / "genai_config.json").is_file() else "torch"
-    return Export(place / "model.onnx", source, f"{made_by} {versions[made_by]}", seconds)
+    exporter = "onnxruntime-genai" if (target / "genai_config.json").is_file() else "torch"
+    return Export(target / "model.onnx", source, f"{exporter} {versions[exporter]}", seconds)
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    """Versions of the libraries that an export needs; raises an error where one is missing."""
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError as error:
             raise JaxqError(
                 f"model=hf needs {name}, which is not installed: install jaxq with its extra hf, as in "
                 'pip install -e ".[cpu,hf]"'
             ) from error
-    return found
+    return versions
 
 
 def _folder(model_id: str) -> Path:
-    """The folder of a model; a repository is fetched first."""
+    """The folder of a model; a repository is downloaded first."""
     if Path(model_id).is_dir():
         return Path(model_id).resolve()
     if not _REPO.fullmatch(model_id):
@@ -110,107 +111,109 @@ def _folder(model_id: str) -> Path:
             f"model.id is {model_id!r}: there is no such folder, and repositories are written owner/name; "
             "give a folder with config.json and weights, or a repository"
         )
-    _versions()  # before gigabytes are fetched
+    _versions()  # raises before gigabytes are downloaded
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        folder = snapshot_download(model_id, allow_patterns=[*_BESIDE, "*.safetensors"])
+        folder = snapshot_download(model_id, allow_patterns=[*_COMPANIONS, "*.safetensors"])
         if not _files(Path(folder), ("*.safetensors",)):
-            folder = snapshot_download(model_id, allow_patterns=[*_BESIDE, "*.bin"])
+            folder = snapshot_download(model_id, allow_patterns=[*_COMPANIONS, "*.bin"])
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise JaxqError(
-            f"model.id is {model_id!r}: there is no such folder, and the repository cannot be fetched "
+            f"model.id is {model_id!r}: there is no such folder, and the repository cannot be downloaded "
             f"({type(error).__name__}); check the name, the network and 'hf auth login', or give a folder"
         ) from error
     return Path(folder)
 
 
 def _check_folder(source: Path, model_id: str) -> None:
-    """Refuses a folder without a configuration or weights."""
+    """Raise an error for a folder without a configuration or weights."""
     try:
         config = json.loads((source / "config.json").read_text(encoding="utf8"))
     except FileNotFoundError as error:
-        raise JaxqError(f"model {model_id!r} has no config.json: give the folder that save_pretrained made") from error
+        raise JaxqError(f"model {model_id!r} has no config.json: give a folder written by save_pretrained") from error
     except (OSError, ValueError) as error:
         raise JaxqError(f"model {model_id!r} has a config.json that cannot be read: {error}") from error
     if not isinstance(config, dict) or not config.get("model_type"):
-        raise JaxqError(f"model {model_id!r} has a config.json without model_type: transformers cannot tell its kind")
+        raise JaxqError(f"model {model_id!r} has a config.json without model_type: transformers needs it")
     if not _files(source, _WEIGHTS):
         raise JaxqError(f"model {model_id!r} has no weights: a .safetensors or .bin file is needed")
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """Files of a model and of the folders within it that are known to be a model's, sorted.
+    """Files in a model's folder and in those of its subfolders that belong to the model, sorted.
 
-    Others are exports, checkpoints, or what runs that were started there have written.
+    Other subfolders are exports, checkpoints, or outputs of runs that were started in the folder.
     """
-    folders = [folder, *(p for p in folder.iterdir() if _FOLDERS.fullmatch(p.name) and p.is_dir())]
-    found = {path for each in folders for pattern in patterns for path in each.glob(pattern)}
-    return sorted(path for path in found if path.is_file())
+    subfolders = [path for path in folder.iterdir() if _SUBFOLDERS.fullmatch(path.name) and path.is_dir()]
+    matches = {path for parent in (folder, *subfolders) for pattern in patterns for path in parent.glob(pattern)}
+    return sorted(path for path in matches if path.is_file())
 
 
-def _export_to(place: Path, source: Path, model_id: str, dtype: str) -> None:
-    """Exports into a folder beside the place, which then takes its name."""
+def _export_to(target: Path, source: Path, model_id: str, dtype: str) -> None:
+    """Export to a temporary folder, and rename the folder to ``target``."""
     try:
-        with _workspace(place.parent) as beside:
-            _run_exporter(source, beside, model_id, dtype)
-            shutil.rmtree(beside / ".cache", ignore_errors=True)
-            for file in _files(source, _BESIDE):
-                _copy_beside(file, beside / file.relative_to(source))
-            if place.exists() and not (place / "model.onnx").is_file():
-                shutil.rmtree(place)  # someone took its files away
+        with _workspace(target.parent) as workspace:
+            _run_exporter(source, workspace, model_id, dtype)
+            shutil.rmtree(workspace / ".cache", ignore_errors=True)
+            for file in _files(source, _COMPANIONS):
+                _copy_companion(file, workspace / file.relative_to(source))
+            if target.exists() and not (target / "model.onnx").is_file():
+                shutil.rmtree(target)  # an export whose model was deleted
             try:
-                beside.replace(place)
+                workspace.replace(target)
             except OSError:
-                if not (place / "model.onnx").is_file():  # else another run was faster
+                if not (target / "model.onnx").is_file():  # else another run wrote the same export first
                     raise
     except OSError as error:
-        raise JaxqError(f"cannot write to the cache {str(place.parent)!r}: {error}; give another cache_dir") from error
+        raise JaxqError(f"cannot write to the cache {str(target.parent)!r}: {error}; give another cache_dir") from error
 
 
 @contextmanager
 def _workspace(cache: Path) -> Iterator[Path]:
-    """A folder in the cache that does not outlast its use; those that killed processes left are removed first."""
+    """A temporary folder in the cache; folders that killed processes left there are removed first."""
     cache.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        with _locked(cache, wait=True):  # nobody takes a folder that is not locked yet for one that was left
-            for old in cache.glob(".hf-*"):
-                with _locked(old, wait=False) as ours:
-                    if ours:
-                        shutil.rmtree(old, ignore_errors=True)
-            beside = Path(tempfile.mkdtemp(prefix=".hf-", dir=cache))
-            held.enter_context(_locked(beside, wait=False))
+    with ExitStack() as locks:
+        # The cache's lock: no other process removes the new folder in the moment before it is locked itself.
+        with _locked(cache, wait=True):
+            for folder in cache.glob(".hf-*"):
+                with _locked(folder, wait=False) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(folder, ignore_errors=True)
+            workspace = Path(tempfile.mkdtemp(prefix=".hf-", dir=cache))
+            locks.enter_context(_locked(workspace, wait=False))
         try:
-            yield beside
+            yield workspace
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether a folder is locked meanwhile; not where another process has it, or the file system knows no locks.
+    """Lock a folder; yields False if another process has the lock, or the file system has no locks.
 
-    The system gives a lock back however a process ends; a process id would mean nothing to another machine.
+    The system releases a lock however a process ends. A process id in a file would mean nothing on another machine that
+    shares the cache.
     """
     if sys.platform == "win32":
         yield False
         return
     import fcntl
 
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         locked = True
         try:
             handle = os.open(folder, os.O_RDONLY)
-            opened.callback(os.close, handle)
+            stack.callback(os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             locked = False
         yield locked
 
 
-def _copy_beside(file: Path, copy: Path) -> None:
-    """Copies a file that the exporter did not write; indices of weights are of no use."""
+def _copy_companion(file: Path, copy: Path) -> None:
+    """Copy a file that the exporter did not write; indices of weight files are skipped."""
     if copy.exists() or file.name.endswith(".index.json"):
         return
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -218,12 +221,12 @@ def _copy_beside(file: Path, copy: Path) -> None:
 
 
 def _run_exporter(source: Path, target: Path, model_id: str, dtype: str) -> None:
-    """Runs `jaxq.huggingface.exporter` in a process of its own."""
+    """Run `jaxq.huggingface.exporter` in a separate process."""
     script = Path(__file__).with_name("exporter.py")
-    # -P: jaxq's folder, with an inspect.py of its own, is not where modules are looked for
+    # -P: no module is imported from the script's own folder, where a name could hide a library's.
     command = [sys.executable, "-P", str(script), str(source), str(target), dtype]
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
-    # The child reads from a pipe that nobody writes to: its end is that of this process.
+    variables = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"}
+    # The child waits on a pipe that nothing is written to: the pipe closes when this process ends.
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -231,19 +234,19 @@ def _run_exporter(source: Path, target: Path, model_id: str, dtype: str) -> None
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env=os.environ | quiet,
+        env=os.environ | variables,
     ) as child:
         assert child.stderr is not None
         try:
-            said = child.stderr.read()
+            messages = child.stderr.read()
             code = child.wait()
-        except BaseException:  # as of Ctrl-C
+        except BaseException:  # such as Ctrl-C
             child.kill()
             raise
     if code == 0 and (target / "model.onnx").is_file():
         return
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
     if os.environ.get("JAXQ_TRACEBACK") == "1":
-        print(said, file=sys.stderr)
+        print(messages, file=sys.stderr)
     reason = lines[-1] if lines else f"the exporter ended with code {code}"
     raise JaxqError(f"model {model_id!r} cannot be exported: {reason}")

@@ -1,12 +1,12 @@
-"""A Hugging Face folder to an ONNX file: run by `export` in a process of its own, with torch and transformers.
+"""The script that exports a Hugging Face folder to an ONNX file, with torch and transformers.
 
-It imports nothing of jaxq, and jaxq does not import it: torch stays out of the process that quantizes, and its memory
-is given back when the export is done.
+`jaxq.huggingface.export` runs it in a separate process. It imports nothing from jaxq, and jaxq does not import it, so
+that torch is never loaded into the process that quantizes, and the export's memory is free when it ends.
 
-Language models go to onnxruntime-genai's model builder: it makes the form that onnxruntime serves (fused attention with
-a cache, packed q, k and v, and a genai_config.json), and its releases follow those of onnxruntime and transformers.
-Everything else, and language models that the builder lacks, goes to ``torch.onnx.export``, which is a part of torch.
-optimum-onnx was left out: its release takes no transformers from 4.58 on.
+Two exporters are used. onnxruntime-genai's model builder exports language models as onnxruntime serves them: fused
+attention with a cache, packed q, k and v, and a genai_config.json. Its releases follow those of onnxruntime and
+transformers. ``torch.onnx.export`` exports all other models, and language models that the builder does not support.
+optimum-onnx is not used: its release does not support transformers 4.58 and newer.
 """
 
 import inspect
@@ -21,26 +21,26 @@ OPSET = 21
 
 
 def export(source: Path, target: Path, dtype: str) -> None:
-    """Writes ``target/model.onnx`` and its data.
+    """Write ``target/model.onnx`` and its external data.
 
     Args:
-        source: A folder with config.json and weights.
-        target: A folder that exists.
+        source: Folder with config.json and weights.
+        target: Folder for the model; it has to exist.
         dtype: "float32" or "float16".
     """
     from transformers import AutoConfig  # pyright: ignore[reportMissingImports]
 
     config = AutoConfig.from_pretrained(source)
-    name = (config.architectures or [""])[0]
-    if not (name.endswith("ForCausalLM") and build(source, target, dtype)):
-        trace(name, config, source, target, dtype)
+    architecture = (config.architectures or [""])[0]
+    if not (architecture.endswith("ForCausalLM") and build(source, target, dtype)):
+        trace(architecture, config, source, target, dtype)
 
 
 def build(source: Path, target: Path, dtype: str) -> bool:
-    """Exports with onnxruntime-genai's model builder; False where it does not know the architecture."""
-    short = {"float32": "fp32", "float16": "fp16"}[dtype]
-    places = ["-i", str(source), "-o", str(target), "-c", str(target / ".cache")]
-    sys.argv = ["builder", *places, "-p", short, "-e", "cpu", "--extra_options", "hf_token=false"]
+    """Export with onnxruntime-genai's model builder; returns False if the builder does not support the architecture."""
+    precision = {"float32": "fp32", "float16": "fp16"}[dtype]
+    paths = ["-i", str(source), "-o", str(target), "-c", str(target / ".cache")]
+    sys.argv = ["builder", *paths, "-p", precision, "-e", "cpu", "--extra_options", "hf_token=false"]
     try:
         runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")  # its documented interface
     except NotImplementedError:
@@ -48,28 +48,28 @@ def build(source: Path, target: Path, dtype: str) -> bool:
     return True
 
 
-def trace(name: str, config: Any, source: Path, target: Path, dtype: str) -> None:
-    """Exports with ``torch.onnx.export``, without a cache, with free batch and sequence axes."""
+def trace(architecture: str, config: Any, source: Path, target: Path, dtype: str) -> None:
+    """Export with ``torch.onnx.export``: no cache, dynamic batch and sequence axes."""
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
-    kind = getattr(transformers, name, None) or transformers.AutoModel
-    model = kind.from_pretrained(source, dtype=getattr(torch, dtype)).eval()
+    model_class = getattr(transformers, architecture, None) or transformers.AutoModel
+    model = model_class.from_pretrained(source, dtype=getattr(torch, dtype)).eval()
     if config.is_encoder_decoder:
-        sys.exit(f"{name} has an encoder and a decoder: export each by itself, then take model=onnx")
+        sys.exit(f"{architecture} has an encoder and a decoder: export each by itself, and use model=onnx")
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     examples = _examples(model, config, dtype)
     if not examples:
-        sys.exit(f"{name} takes neither input_ids nor pixel_values: export it yourself, then take model=onnx")
+        sys.exit(f"{architecture} takes neither input_ids nor pixel_values: export it yourself, and use model=onnx")
     with torch.no_grad():
         outputs = [key for key, value in model(**examples).items() if isinstance(value, torch.Tensor)]
-    free = {key: {0: "batch", 1: "sequence"} if key != "pixel_values" else {0: "batch"} for key in examples}
+    dynamic_axes = {key: {0: "batch", 1: "sequence"} if key != "pixel_values" else {0: "batch"} for key in examples}
     program = torch.onnx.export(
         model,
         kwargs=examples,
         dynamo=True,
-        dynamic_shapes=free,
+        dynamic_shapes=dynamic_axes,
         input_names=list(examples),
         output_names=outputs,
         opset_version=OPSET,
@@ -81,14 +81,14 @@ def trace(name: str, config: Any, source: Path, target: Path, dtype: str) -> Non
 
 
 def _examples(model: Any, config: Any, dtype: str) -> dict[str, Any]:
-    """Inputs that the model is traced with."""
+    """Inputs for the trace, by name; none for a model that is neither of text nor of images."""
     import torch  # pyright: ignore[reportMissingImports]
 
     accepted = inspect.signature(model.forward).parameters
     if model.main_input_name == "input_ids":
         ids = torch.arange(14).reshape(2, 7) % config.get_text_config().vocab_size
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if getattr(config, "type_vocab_size", 0) > 0:  # others take the input, but never the one that texts need
+        if getattr(config, "type_vocab_size", 0) > 0:  # a model without types may accept the input and ignore it
             inputs["token_type_ids"] = torch.zeros_like(ids)
     elif model.main_input_name == "pixel_values" and hasattr(config, "image_size"):
         size = config.image_size
@@ -102,47 +102,47 @@ def _examples(model: Any, config: Any, dtype: str) -> dict[str, Any]:
 
 
 def _name_weights(model: Any) -> None:
-    """Names the weights that torch transposed after the module that they are of: "encoder.layer.0.query.weight"."""
-    taken = {value.name for value in model.graph.initializers.values()}
+    """Name transposed weights after their module: "encoder.layer.0.query.weight" in place of torch's "val_12"."""
+    names = {value.name for value in model.graph.initializers.values()}
     for node in model.graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
         if node.op_type not in ("MatMul", "Gemm") or not scopes or len(node.inputs) < 2:
             continue
         weight = node.inputs[1]
-        path = [part.strip("'\" ") for part in scopes.strip("[]").split(",")]
-        if weight is None or not weight.is_initializer() or not weight.name.startswith("val_") or len(path) < 2:
+        modules = [scope.strip("'\" ") for scope in scopes.strip("[]").split(",")]
+        if weight is None or not weight.is_initializer() or not weight.name.startswith("val_") or len(modules) < 2:
             continue
-        name = f"{path[-2]}.weight" if path[-2] else "weight"
-        if name in taken:  # such as a tied embedding: the table keeps its name
+        name = f"{modules[-2]}.weight" if modules[-2] else "weight"
+        if name in names:  # such as that of a tied embedding, which stays with the table
             name = f"{name}.transposed"
-        if name in taken:
+        if name in names:
             continue
         del model.graph.initializers[weight.name]
         weight.name = name
         model.graph.initializers[name] = weight
-        taken.add(name)
+        names.add(name)
 
 
 def save_tokenizer(source: Path, target: Path) -> None:
-    """Writes ``tokenizer.json`` where the folder holds a tokenizer in another form; nothing where it holds none."""
+    """Write ``tokenizer.json`` for a folder with a tokenizer in another format; a folder without one is skipped."""
     if (source / "tokenizer.json").is_file() or (target / "tokenizer.json").is_file():
         return
     from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
 
     try:
         AutoTokenizer.from_pretrained(source).save_pretrained(target)
-    except Exception:  # models of images have none; transformers raises many kinds
+    except Exception:  # models of images have no tokenizer; transformers raises many types of errors for that
         return
 
 
 def end_with_parent() -> None:
-    """Ends this process when the one that started it is gone, killed or not: its end of standard input closes then.
+    """End this process when its parent ends or is killed: the parent's end of the standard input closes then.
 
-    What asks a question on standard input finds none, and does not wait.
+    Standard input itself becomes empty, so that code that asks the user a question does not wait for an answer.
     """
-    pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    pipe, empty = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
 
     def watch() -> None:
         os.read(pipe, 1)
@@ -153,7 +153,7 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
-    os.environ["HF_HUB_OFFLINE"] = "1"  # all is in the folder
-    folder, made, number = sys.argv[1:]
-    export(Path(folder), Path(made), number)
-    save_tokenizer(Path(folder), Path(made))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # all files are in the folder
+    source_folder, target_folder, float_type = sys.argv[1:]
+    export(Path(source_folder), Path(target_folder), float_type)
+    save_tokenizer(Path(source_folder), Path(target_folder))

@@ -1,4 +1,4 @@
-"""AWQ's magnitudes and scales as ModelOpt's ``int4`` page has them."""
+"""AWQ's magnitudes and scales, under the names of ModelOpt's ``int4`` page."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from jaxtyping import Float
 from jaxq.errors import JaxqError
 from jaxq.methods import awq
 from jaxq.modelopt.arrays import AnyArray, as_array, as_given
-from jaxq.modelopt.helpers import channel_magnitude, check_matrix, check_same_channels, mean_magnitude
+from jaxq.modelopt.magnitudes import channel_magnitude, check_matrix, check_same_channels, mean_magnitude
 
 TP_AXIS = "tp"
-"""Name of the mapped axis over which `get_scale` reduces."""
+"""Name of the mapped axis that `get_scale` averages over."""
 
 
 def get_act_scale(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
@@ -36,11 +36,11 @@ def get_act_scale(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
 
 
 def get_weight_scale(weight: Float[AnyArray, "c_in c_out"], block_size: int | None = None) -> Float[AnyArray, "c_in"]:
-    """How large each input channel's weights are within their blocks: mean over columns of ``|w| / max|block|``.
+    """Relative magnitude of each input channel of a weight: mean over columns of ``|w| / max|block|``.
 
     Args:
         weight: Weight [c_in, c_out] of any float type.
-        block_size: Consecutive rows a block, the last block may be ragged; None or -1 for whole columns.
+        block_size: Consecutive rows a block; the last block may be ragged. None or -1 for whole columns.
 
     Returns:
         Means [c_in] in float32, in [0, 1]; a block of zeros counts as 0.
@@ -65,20 +65,20 @@ def get_scale(
 ) -> Float[AnyArray, "c_in"]:
     """AWQ's scale: ``s = clip(x^alpha / w^(1 - alpha), 1e-4, 1e4)``, divided by ``sqrt(max s * min s)``.
 
-    With ``reduce_across_tp`` both magnitudes are first averaged over the mapped axis "tp" of `jax.vmap` or
-    `jax.shard_map`: shards with as many output columns each then give the scale of the whole weight.
+    With ``reduce_across_tp`` both magnitudes are first averaged over the axis "tp" of `jax.vmap` or `jax.shard_map`:
+    shards of a weight with equally many output columns then give the scale of the whole weight.
 
     Args:
-        x_max: `get_act_scale`, at least 0.
-        w_max: `get_weight_scale`, at least 0.
-        alpha: In [0, 1]; a negative one (`jaxq.methods.awq.IDENTITY`, "no scaling") gives ones.
-        reduce_across_tp: The weight's columns are spread over the mapped axis `TP_AXIS`.
+        x_max: Result of `get_act_scale` [c_in], at least 0.
+        w_max: Result of `get_weight_scale` [c_in], at least 0.
+        alpha: In [0, 1]; a negative alpha (`jaxq.methods.awq.IDENTITY`, "no scaling") gives ones.
+        reduce_across_tp: The weight's columns are distributed over the mapped axis `TP_AXIS`.
 
     Returns:
         Scales [c_in] in float32: the weight is multiplied, the activation divided by them.
 
     Raises:
-        JaxqError: ``reduce_across_tp`` outside such a mapping, or the magnitudes differ in length.
+        JaxqError: the magnitudes differ in length, or ``reduce_across_tp`` is set and no axis "tp" is mapped.
 
     Source: Lin et al., "AWQ" (arXiv:2306.00978); NVIDIA ModelOpt's ``int4.get_scale``.
 
@@ -86,7 +86,7 @@ def get_scale(
         >>> get_scale(jnp.array([4.0, 1.0]), jnp.array([0.5, 0.5]), 0.5).tolist()
         [1.4142135381698608, 0.7071067690849304]
     """
-    a, w_mean = (jnp.asarray(as_array(part)).astype(jnp.float32) for part in (x_max, w_max))
+    a, w_mean = (jnp.asarray(as_array(magnitudes)).astype(jnp.float32) for magnitudes in (x_max, w_max))
     check_same_channels(a.shape, w_mean.shape)
     if reduce_across_tp:
         try:

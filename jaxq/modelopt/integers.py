@@ -1,4 +1,4 @@
-"""The integer functions of ModelOpt's ``quant_utils`` page."""
+"""The integer functions of ModelOpt's ``quant_utils`` page: scales, codes and weights by blocks, 2 to 8 bits."""
 
 import math
 from typing import Any
@@ -30,8 +30,9 @@ def find_scales(
         w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite.
         block_size: Rows a block, or -1 for the whole axis; the last block may be ragged.
         quantize_axis: The axis that is split into blocks.
-        alpha: Clip ratio above 0: a number; an array that broadcasts against the scales; or one number a block, flat,
-            all blocks of the first column (or row, for axis 1) first, as `jaxq.int4.AWQClipHelper.best_alpha` has them.
+        alpha: Clip ratio above 0: a number; an array that broadcasts against the scales; or a flat array with one
+            number for each block, those of the first column (or row, for axis 1) first, as
+            `jaxq.int4.AWQClipHelper.best_alpha`.
         use_zero_point: Asymmetric, unsigned codes.
         num_bits: 2 to 8.
 
@@ -39,7 +40,7 @@ def find_scales(
         ``s`` in ``w``'s dtype with ``n_blocks`` in place of the axis, and ``zp`` (uint8, the same shape) or None.
 
     Raises:
-        JaxqError: an argument is out of range, ``alpha`` fits no block, or ``w`` is not of a float type.
+        JaxqError: an argument is out of range, ``alpha`` does not fit the blocks, or ``w`` has no float type.
 
     Source: NVIDIA ModelOpt's ``quant_utils.find_scales``.
 
@@ -56,7 +57,7 @@ def find_scales(
 
 def _clip_ratio(alpha: Any, shape: tuple[int, ...], block_size: int, axis: int) -> Array:
     """``alpha`` as an array that broadcasts against the scales of a weight of this shape."""
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(alpha)):
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(alpha)):  # a trace has no values to check
         _check_alpha(alpha)
     ratio = jnp.asarray(alpha, jnp.float32)
     if ratio.ndim == 0:
@@ -64,6 +65,7 @@ def _clip_ratio(alpha: Any, shape: tuple[int, ...], block_size: int, axis: int) 
     axis = check_axis(len(shape), axis)
     blocks = count_blocks(shape[axis], block_size)
     scales = (*shape[:axis], blocks, *shape[axis + 1 :])
+    # Flat: the blocks of one line of the weight are neighbours.
     if ratio.ndim == 1 and len(shape) > 1 and ratio.size == math.prod(scales):
         return jnp.moveaxis(ratio.reshape(*shape[:axis], *shape[axis + 1 :], blocks), -1, axis)
     padded = (1,) * (len(scales) - ratio.ndim) + ratio.shape
@@ -73,16 +75,16 @@ def _clip_ratio(alpha: Any, shape: tuple[int, ...], block_size: int, axis: int) 
 
 
 def _check_alpha(alpha: Any) -> None:
-    """Refuse what is no number above 0, and arrays that hold such a thing."""
+    """Raise an error for an alpha, or an element of it, that is no number above 0."""
     try:
         valid = not isinstance(alpha, bool | np.bool_) and bool((np.asarray(alpha).astype(np.float32) > 0).all())
     except (TypeError, ValueError):
         valid = False
     if not valid:
-        what = (
-            f"has shape {list(np.shape(alpha))} and a number that is not above 0" if np.ndim(alpha) else f"is {alpha}"
-        )
-        raise JaxqError(f"alpha {what}: give a clip ratio above 0, up to 1, and an axis by name, quantize_axis")
+        fault = f"is {alpha}"
+        if np.ndim(alpha):
+            fault = f"has shape {list(np.shape(alpha))} and a number that is not above 0"
+        raise JaxqError(f"alpha {fault}: give a clip ratio above 0, up to 1, and an axis by name, quantize_axis")
 
 
 def rtn(
@@ -97,7 +99,7 @@ def rtn(
 
     Args:
         w: Weight, ``[c_in, c_out]`` or of any rank, finite.
-        s: Scales as `find_scales` gives them; not 0.
+        s: Scales as `find_scales` returns them; not 0.
         block_size: Rows a block, or -1.
         quantize_axis: The axis that is split into blocks.
         zp: Zero points of any integer or float type, or None for symmetric codes.
@@ -115,15 +117,15 @@ def rtn(
         >>> rtn(np.array([[2.5], [-9.0]], np.float32), np.ones((1, 1), np.float32), block_size=2).tolist()
         [[2], [-8]]
     """
-    x, scales, zero = _codes_arguments(w, s, zp)
+    x, scales, zero_points = _as_jax(w, s, zp)
     block, axis = check_blocks(x.shape, block_size, quantize_axis)
-    return as_given(integer.rtn(x, scales, block, axis, zero, check_integer("num_bits", num_bits)), w, s, zp)
+    return as_given(integer.rtn(x, scales, block, axis, zero_points, check_integer("num_bits", num_bits)), w, s, zp)
 
 
-def _codes_arguments(w: Any, s: Any, zp: Any) -> tuple[Array, Array, Array | None]:
-    """Weights or codes, scales, and zero points or None, as JAX arrays."""
-    zero = None if zp is None else jnp.asarray(as_array(zp, "zp"))
-    return jnp.asarray(as_array(w)), jnp.asarray(as_array(s, "s")), zero
+def _as_jax(w: Any, s: Any, zp: Any) -> tuple[Array, Array, Array | None]:
+    """Weights or codes, scales, and zero points (or None) as JAX arrays."""
+    zero_points = None if zp is None else jnp.asarray(as_array(zp, "zp"))
+    return jnp.asarray(as_array(w)), jnp.asarray(as_array(s, "s")), zero_points
 
 
 def dq_tensor(
@@ -154,9 +156,9 @@ def dq_tensor(
         >>> dq_tensor(np.array([[2], [-8]], np.int8), np.array([[0.5]], np.float32), block_size=2).tolist()
         [[1.0], [-4.0]]
     """
-    q, scales, zero = _codes_arguments(w, s, zp)
+    q, scales, zero_points = _as_jax(w, s, zp)
     block, axis = check_blocks(q.shape, block_size, quantize_axis)
-    return as_given(integer.dq_tensor(q, scales, block, axis, zero), w, s, zp)
+    return as_given(integer.dq_tensor(q, scales, block, axis, zero_points), w, s, zp)
 
 
 def quant_tensor(

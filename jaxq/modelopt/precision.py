@@ -1,4 +1,4 @@
-"""Bits, block sizes and scale shapes of single weights, as ModelOpt's ``quant_utils`` page has them."""
+"""Bits, block sizes and shapes of scales by weight name: functions of ModelOpt's ``quant_utils`` page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,21 +12,22 @@ from jaxq.numerics import integer
 from jaxq.numerics.blocks import check_axis
 
 Layer = int | Mapping[str, Any]
-"""Bits of a weight; or ModelOpt's record of it, ``{"precision": 8, "block_size": -1, "axis": 0}``."""
+"""Bits of a weight, or ModelOpt's record for a weight: ``{"precision": 8, "block_size": -1, "axis": 0}``."""
 
 
 def get_num_bits(precision_info: Mapping[str, Layer] | None = None, name: str | None = None) -> int:
     """Bits of the weight of that name: ``precision_info[name]``, else 4.
 
     Args:
-        precision_info: Bits by weight name; ModelOpt's ``layer_info`` records, ``{"precision": 8, ...}``, do too.
+        precision_info: Bits by weight name; records of ModelOpt's ``layer_info``, ``{"precision": 8, ...}``, are read
+            too.
         name: The weight's name.
 
     Returns:
         2 to 8.
 
     Raises:
-        JaxqError: the entry is no such number.
+        JaxqError: ``precision_info`` is no dictionary, or its entry gives no number of 2 to 8.
 
     Source: NVIDIA ModelOpt's ``quant_utils.get_num_bits``.
 
@@ -58,13 +59,13 @@ def update_block_size(
         num_bits: Bits of the weight.
         block_size: Rows a block, or -1.
         quantize_axis: The axis that is split into blocks.
-        w: The weight; only its shape is looked at, and only for whole axes.
+        w: The weight, of which only the shape is read; needed for whole axes only.
 
     Returns:
         A number of rows.
 
     Raises:
-        JaxqError: the axis is asked for and ``w`` is missing or lacks it.
+        JaxqError: blocks span the axis, and ``w`` is missing or lacks the axis.
 
     Source: the page of NVIDIA ModelOpt's ``quant_utils.update_block_size``.
 
@@ -85,19 +86,19 @@ def reshape_scales_for_per_channel_nodes(
     block_size: int,
     precision_info: Mapping[str, Layer] | None = None,
 ) -> dict[str, Float[AnyArray, "..."]]:
-    """Scales by weight name, those of per-channel weights flat: ``[1, c_out]`` -> ``[c_out]``.
+    """Scales by weight name, flat for weights with per-channel scales: ``[1, c_out]`` -> ``[c_out]``.
 
     Args:
-        scales_map: Scales by weight name; it stays as it is.
+        scales_map: Scales by weight name; it does not change.
         block_size: Block size of all weights; -1 is per channel.
         precision_info: Bits by weight name, as `get_num_bits` takes it. 8 bits are per channel, unless a record
-            gives a ``block_size`` of its own.
+            gives another ``block_size``.
 
     Returns:
         A new dict with the same names.
 
     Raises:
-        JaxqError: a weight that is per channel has more than one scale a channel.
+        JaxqError: a per-channel weight has more than one scale for a channel.
 
     Source: NVIDIA ModelOpt's ``quant_utils.reshape_scales_for_per_channel_nodes``.
 
@@ -106,18 +107,18 @@ def reshape_scales_for_per_channel_nodes(
         >>> maps["a"].shape, maps["b"].shape
         ((3,), (2, 3))
     """
-    found = {}
-    for name, given in scales_map.items():
-        s = as_array(given, f"the scales of {name!r}")
+    reshaped = {}
+    for name, scales in scales_map.items():
+        s = as_array(scales, f"the scales of {name!r}")
         per_channel = layer_block_size(block_size, precision_info, name) == -1
         if per_channel and s.size != max(s.shape, default=1):
-            raise JaxqError(f"the scales of {name!r} have shape {list(s.shape)}: per channel there is one a channel")
-        found[name] = s.reshape(-1) if per_channel else s
-    return found
+            raise JaxqError(f"the scales of {name!r} have shape {list(s.shape)}: give one scale for each channel")
+        reshaped[name] = s.reshape(-1) if per_channel else s
+    return reshaped
 
 
 def layer_block_size(block_size: int, precision_info: Mapping[str, Layer] | None, name: str) -> int:
-    """Block size of the weight of that name: its record's own, else -1 (per channel) of 8 bits, else ``block_size``.
+    """Block size of a weight: that of its record, else -1 (per channel) for 8 bits, else ``block_size``.
 
     Example:
         >>> [layer_block_size(16, {"a": 8, "b": {"precision": 8, "block_size": 32}}, name) for name in "abc"]

@@ -1,4 +1,4 @@
-"""From texts and datasets to samples: special tokens, folders, tokenizers found by themselves, parts kept apart."""
+"""From texts and datasets to samples: special tokens, folders, the model's own tokenizer, held-out shares."""
 
 import json
 import sys
@@ -53,21 +53,22 @@ def test_special_tokens_stand_around_every_sample(template, ends):
 
 
 def test_samples_of_special_tokens_alone_are_refused():
-    with pytest.raises(JaxqError, match="only the tokenizer's special tokens"):
+    with pytest.raises(JaxqError, match="room for special tokens only"):
         token_rows(_text(100), _words("[CLS] $A [SEP]"), 2, "text")
 
 
-def test_a_chat_template_is_left_alone(tmp_path):
+def test_a_chat_template_is_not_applied(tmp_path):
     _words("<s> $A").save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('never') }}")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "[SEP] {{ messages }}"}))
-    rows = token_rows(_text(40), load_tokenizer(tmp_path / "tokenizer.json"), 11, "text")
+    (tmp_path / "text.txt").write_text(_text(40))
+    rows = token_rows(read_text(tmp_path / "text.txt"), load_tokenizer(tmp_path / "tokenizer.json"), 11, "text")
     assert rows.shape == (4, 11)
     assert not (rows == 2).any()
 
 
 def test_a_folder_is_read_in_order_and_one_without_text_is_refused(tmp_path):
-    with pytest.raises(JaxqError, match=r"holds no text: files that end in \.txt"):
+    with pytest.raises(JaxqError, match=r"has no text: give a folder with files that end in \.txt"):
         read_text(tmp_path)
     (tmp_path / "deep").mkdir()
     for i, suffix in enumerate(TEXT_FILES):
@@ -112,13 +113,13 @@ def test_nothing_is_judged_on_calibration_text(jaxq, model):
     assert "no held-out data was given" in done.report["accuracy"]["none"]
 
 
-def test_a_share_of_the_text_is_kept_apart(jaxq, model, monkeypatch):
+def test_a_share_of_the_text_is_held_out(jaxq, model, monkeypatch):
     seen = {}
     from jaxq.harness import command as run
 
     real = run.evaluate
-    monkeypatch.setattr(run, "quantize_model", _keep(seen, "calib", run.quantize_model, 1))
-    monkeypatch.setattr(run, "evaluate", _keep(seen, "eval", real, 2))
+    monkeypatch.setattr(run, "quantize_model", _record(seen, "calib", run.quantize_model, 1))
+    monkeypatch.setattr(run, "evaluate", _record(seen, "eval", real, 2))
     text = f"calib.text={model.parent}/calib.txt"
     done = jaxq(
         "model=onnx", f"model.path={model}", text, *SMALL, "calib.samples=1000", "eval.samples=1000", "eval.share=0.25"
@@ -126,12 +127,13 @@ def test_a_share_of_the_text_is_kept_apart(jaxq, model, monkeypatch):
     assert done.code == 0, done.err
     calib, held_out = (np.concatenate([b.feeds["input_ids"] for b in seen[part]]) for part in ("calib", "eval"))
     together = np.concatenate([calib, held_out])
-    every = token_rows(read_text(model.parent / "calib.txt"), load_tokenizer(model.parent / "tokenizer.json"), 12, "")
-    np.testing.assert_array_equal(together, every)
-    assert len(held_out) == int(np.ceil(0.25 * len(every)))
+    tokenizer = load_tokenizer(model.parent / "tokenizer.json")
+    all_rows = token_rows(read_text(model.parent / "calib.txt"), tokenizer, 12, "")
+    np.testing.assert_array_equal(together, all_rows)
+    assert len(held_out) == int(np.ceil(0.25 * len(all_rows)))
 
 
-def _keep(seen, name, function, position):
+def _record(seen, name, function, position):
     def wrapped(*arguments):
         seen[name] = arguments[position]
         return function(*arguments)
@@ -154,7 +156,7 @@ def test_a_missing_library_is_one_sentence(monkeypatch):
 
 @pytest.mark.slow
 class TestDatasets:
-    """Local ones, in every form; the hub is out of reach of tests."""
+    """Local datasets of every kind; tests do not reach the hub."""
 
     @pytest.fixture(autouse=True)
     def _offline(self, monkeypatch, tmp_path):
@@ -162,7 +164,7 @@ class TestDatasets:
         monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hub"))
 
     @pytest.mark.parametrize("kind", ["parquet", "json", "csv", "text", "saved", "file"])
-    def test_forms(self, tmp_path, kind):
+    def test_kinds_of_datasets(self, tmp_path, kind):
         import datasets  # pyright: ignore[reportMissingImports]
 
         rows = [_text(6, seed=i) for i in range(30)]
@@ -195,9 +197,9 @@ class TestDatasets:
         where = str(tmp_path)
         assert dataset_text(TextDataset(where, "train", column="b"), 5) == "y"
         for source, words in (
-            (TextDataset(where, "train"), "columns a, b, n: say with column"),
-            (TextDataset(where, "train", column="c"), "no column 'c': there are a, b, n"),
-            (TextDataset(where, "train", column="n"), "no text in the column 'n': take a or b"),
+            (TextDataset(where, "train"), "columns a, b, n: give the one with the text"),
+            (TextDataset(where, "train", column="c"), "no column 'c': choose from a, b, n"),
+            (TextDataset(where, "train", column="n"), "no text in column 'n': choose a or b"),
             (TextDataset(where, "test"), "cannot be read"),
             (TextDataset("nobody/nothing", "train"), "'nobody/nothing', split 'train' cannot be read"),
         ):

@@ -40,23 +40,23 @@ def reference_logits(ids: np.ndarray) -> np.ndarray:
     config, single = load_weights()
     w = {name: array.astype(np.float64) for name, array in single.items()}
     length, half = len(ids), config.head_size // 2
-    turns = np.exp(1j * np.arange(length)[:, None] * config.rope_base ** (-np.arange(half) / half))
+    rotations = np.exp(1j * np.arange(length)[:, None] * config.rope_base ** (-np.arange(half) / half))
 
     def norm(x, name):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_epsilon) * w[f"{name}.weight"]
 
-    def turned(x):
-        z = (x[:, :half] + 1j * x[:, half:]) * turns
+    def rotated(x):
+        z = (x[:, :half] + 1j * x[:, half:]) * rotations
         return np.concatenate([z.real, z.imag], axis=1)
 
     def head(y, layer, number):
-        shared = number * config.kv_heads // config.heads
-        places = [slice(i * config.head_size, (i + 1) * config.head_size) for i in (number, shared, shared)]
+        kv_head = number * config.kv_heads // config.heads
+        places = [slice(i * config.head_size, (i + 1) * config.head_size) for i in (number, kv_head, kv_head)]
         names = ["q_proj", "k_proj", "v_proj"]
         q, k, v = (y @ w[f"{layer}.self_attn.{n}.weight"][:, p] for n, p in zip(names, places, strict=True))
-        scores = turned(q) @ turned(k).T / np.sqrt(config.head_size)
-        shares = np.where(np.tri(length, dtype=bool), np.exp(scores - scores.max(-1, keepdims=True)), 0)
-        return shares / shares.sum(-1, keepdims=True) @ v
+        scores = rotated(q) @ rotated(k).T / np.sqrt(config.head_size)
+        weights = np.where(np.tri(length, dtype=bool), np.exp(scores - scores.max(-1, keepdims=True)), 0)
+        return weights / weights.sum(-1, keepdims=True) @ v
 
     x = w["model.embed_tokens.weight"][ids]
     for number in range(config.layers):
@@ -82,15 +82,15 @@ def test_linear_layers_are_matmuls_with_named_weights():
     model = build_model()
     names = [node.name for node in model.graph]
     assert len(names) == len(set(names))
-    found = {
+    weight_names = {
         node.name: node.inputs[1].name
         for node in model.graph
         if node.op_type == "MatMul" and node.inputs[1] is not None and node.inputs[1].is_initializer()
     }
     expected = [name for name, shape in weight_shapes(ModelConfig()).items() if len(shape) == 2 and "embed" not in name]
-    assert sorted(filter(None, found.values())) == sorted(expected)
-    assert found["/model/layers.0/self_attn/q_proj/MatMul"] == "model.layers.0.self_attn.q_proj.weight"
-    assert found["/lm_head/MatMul"] == "lm_head.weight"
+    assert sorted(filter(None, weight_names.values())) == sorted(expected)
+    assert weight_names["/model/layers.0/self_attn/q_proj/MatMul"] == "model.layers.0.self_attn.q_proj.weight"
+    assert weight_names["/lm_head/MatMul"] == "lm_head.weight"
 
 
 def test_writing_again_gives_the_same_bytes(model_path, tmp_path):
@@ -112,9 +112,9 @@ def test_padding_changes_nothing(session, side):
     plain = run(session, ids, np.ones_like(ids))
     widths = [(0, 0), (9, 0) if side == "left" else (0, 9)]
     padded = run(session, np.pad(ids, widths, constant_values=5), np.pad(np.ones_like(ids), widths))
-    kept = padded[:, 9:] if side == "left" else padded[:, :40]
+    real = padded[:, 9:] if side == "left" else padded[:, :40]
     assert np.isfinite(padded).all()
-    assert np.abs(kept - plain).max() < 1e-4
+    assert np.abs(real - plain).max() < 1e-4
 
 
 def test_training_forward_is_the_shipped_graph(session, monkeypatch):

@@ -1,4 +1,4 @@
-"""The embedded text: the split is stable, repeatable and leaks nothing."""
+"""The embedded text: splits are stable and repeatable, and share no paragraph."""
 
 import re
 import sysconfig
@@ -11,9 +11,9 @@ from jaxq.errors import JaxqError
 
 def paragraphs(documents: tuple[text.Document, ...]) -> list[str]:
     """Long paragraphs without headings and line breaks."""
-    parts = (part for document in documents for part in document.text.split("\n\n"))
-    words = (" ".join(re.sub(r"\A.*:\n", "", part).split()) for part in parts)
-    return [part for part in words if len(part) >= 60]
+    texts = (text for document in documents for text in document.text.split("\n\n"))
+    bodies = (" ".join(re.sub(r"\A.*:\n", "", text).split()) for text in texts)
+    return [body for body in bodies if len(body) >= 60]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def test_documents_are_in_the_split_of_their_name(splits):
 
 
 def test_no_paragraph_occurs_twice_within_or_between_splits(splits):
-    found = [part for documents in splits.values() for part in paragraphs(documents)]
-    assert len(found) > 5000
-    assert len(found) == len(set(found))
+    everything = [paragraph for documents in splits.values() for paragraph in paragraphs(documents)]
+    assert len(everything) > 5000
+    assert len(everything) == len(set(everything))
 
 
 @pytest.mark.parametrize("split", ["eval", "calib"])
@@ -65,7 +65,7 @@ def test_sizes_are_those_of_a_small_held_out_part(splits):
     assert all(len(document.text) >= 200 for documents in splits.values() for document in documents)
 
 
-def test_hash_sees_names_texts_and_their_border():
+def test_hash_depends_on_names_texts_and_their_border():
     hashes = [text.text_hash([text.Document(name, body)]) for name, body in [("a", "bc"), ("ab", "c"), ("a", "bd")]]
     assert len(set(hashes)) == 3
 

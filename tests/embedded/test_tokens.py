@@ -1,4 +1,4 @@
-"""The embedded tokenizer and the windows that figures are measured on."""
+"""The embedded tokenizer, and the windows of the embedded text."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_vocabulary_is_the_models():
     assert load_tokenizer().get_vocab_size() == ModelConfig().vocabulary == 2048
 
 
-def test_each_document_is_led_by_end_of_text():
+def test_end_of_text_precedes_each_document():
     tokenizer = load_tokenizer()
     stream = encode([Document("a", "one"), Document("b", "two")], tokenizer)
     assert stream.dtype == np.int64

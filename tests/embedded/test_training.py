@@ -1,4 +1,4 @@
-"""The training script: batches are functions of the step, and a run continues from its checkpoint exactly."""
+"""The training script: batches depend on the step only, and a resumed run ends as an uninterrupted one does."""
 
 import importlib
 from pathlib import Path

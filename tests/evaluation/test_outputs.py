@@ -1,4 +1,4 @@
-"""Models that predict no next token: told apart from language models, and judged by cosine and relative error."""
+"""Models that are no language models: how they are recognized, and their cosines and relative errors."""
 
 import csv
 import json
@@ -33,20 +33,20 @@ def test_sums_are_those_of_numpy():
     a[3] = 0
     b[4] = 0
     keep = (np.arange(40) < 33).astype(np.float32)
-    found = np.asarray(compare_rows(a, b, keep), np.float64)
+    sums = np.asarray(compare_rows(a, b, keep), np.float64)
     mean, least, error = figures(a[:33], b[:33])
-    assert found[:5].tolist() == [33, 1, 0, 0, 32]
-    np.testing.assert_allclose(found[5] / found[4], mean, rtol=1e-6)
-    np.testing.assert_allclose(found[6], least, atol=1e-6)
-    np.testing.assert_allclose(np.sqrt(found[7] / found[8]), error, rtol=1e-6)
+    assert sums[:5].tolist() == [33, 1, 0, 0, 32]
+    np.testing.assert_allclose(sums[5] / sums[4], mean, rtol=1e-6)
+    np.testing.assert_allclose(sums[6], least, atol=1e-6)
+    np.testing.assert_allclose(np.sqrt(sums[7] / sums[8]), error, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 def test_cosines_of_tiny_and_huge_rows(scale):
     a = RNG.normal(size=(5, 8)).astype(np.float32)
     b = a + 0.5 * RNG.normal(size=a.shape).astype(np.float32)
-    found = np.asarray(compare_rows(a * np.float32(scale), b * np.float32(scale), np.ones(5, np.float32)))
-    np.testing.assert_allclose(found[5] / found[4], figures(a, b)[0], rtol=1e-5)
+    sums = np.asarray(compare_rows(a * np.float32(scale), b * np.float32(scale), np.ones(5, np.float32)))
+    np.testing.assert_allclose(sums[5] / sums[4], figures(a, b)[0], rtol=1e-5)
 
 
 def test_rows_that_are_not_finite_are_counted_and_left_out():
@@ -54,9 +54,9 @@ def test_rows_that_are_not_finite_are_counted_and_left_out():
     b = a + np.float32(0.1)
     a[0, 0], b[0, 0] = -np.inf, -np.inf
     b[1, 2] = np.nan
-    found = np.asarray(compare_rows(a, b, np.ones(6, np.float32)), np.float64)
-    assert found[:5].tolist() == [5, 0, 1, 1, 4]
-    np.testing.assert_allclose(np.sqrt(found[7] / found[8]), figures(a[2:], b[2:])[2], rtol=1e-6)
+    sums = np.asarray(compare_rows(a, b, np.ones(6, np.float32)), np.float64)
+    assert sums[:5].tolist() == [5, 0, 1, 1, 4]
+    np.testing.assert_allclose(np.sqrt(sums[7] / sums[8]), figures(a[2:], b[2:])[2], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_rows_that_are_not_finite_are_counted_and_left_out():
         ((2, 5, 8), (10, 8), 10),
     ],
 )
-def test_what_a_row_is(shape, matrix, real):
+def test_rows_of_outputs_of_every_rank(shape, matrix, real):
     keep = np.array([[1, 1, 1], [1, 0, 0]])
-    found, mask = output_rows(shape, keep)
-    assert (found, mask.sum()) == (matrix, real)
+    rows_and_features, mask = output_rows(shape, keep)
+    assert (rows_and_features, mask.sum()) == (matrix, real)
 
 
 def test_an_encoder_is_judged_by_its_outputs_on_real_tokens(tmp_path):
@@ -82,28 +82,28 @@ def test_an_encoder_is_judged_by_its_outputs_on_real_tokens(tmp_path):
     paths = [encoder(tmp_path / "a.onnx"), encoder(tmp_path / "b.onnx", noise=0.1)]
     data = _padded()
     batches = to_batches(data, read_input_spec(load_model(paths[0])), batch_size=4)
-    found = evaluate(paths[0], paths[1], batches)
-    assert isinstance(found, OutputComparison)
-    assert found.samples == 6
-    assert found.passed_over.keys() == {"labels", "present.0.key"}
-    wanted = ["last_hidden_state", "pooler_output"]
-    a, b = (onnxruntime.InferenceSession(path).run(wanted, data) for path in paths)
+    result = evaluate(paths[0], paths[1], batches)
+    assert isinstance(result, OutputComparison)
+    assert result.samples == 6
+    assert result.passed_over.keys() == {"labels", "present.0.key"}
+    names = ["last_hidden_state", "pooler_output"]
+    a, b = (onnxruntime.InferenceSession(path).run(names, data) for path in paths)
     real = data["attention_mask"].astype(bool)
-    for output, x, y in zip(found.outputs, a, b, strict=True):
+    for output, x, y in zip(result.outputs, a, b, strict=True):
         x, y = (v[real] if v.ndim == 3 else v for v in (np.asarray(x), np.asarray(y)))  # noqa: PLW2901
         assert output.rows == len(x)
         for error in output.runtimes.values():
             np.testing.assert_allclose((error.cosine, error.cosine_min, error.relative_error), figures(x, y), rtol=1e-5)
-    assert [output.name for output in found.outputs] == wanted
+    assert [output.name for output in result.outputs] == names
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_causal_models_alone_are_language_models(tmp_path, causal):
+def test_only_causal_models_are_language_models(tmp_path, causal):
     path = with_logits(tmp_path / "m.onnx", causal)
     batch = Batch({"input_ids": np.random.default_rng(2).integers(0, IDS, (2, 9))})
     assert is_language_model(session(path), "logits", batch) == causal
-    found = evaluate(path, path, [batch])
-    assert isinstance(found, Evaluation if causal else OutputComparison)
+    result = evaluate(path, path, [batch])
+    assert isinstance(result, Evaluation if causal else OutputComparison)
 
 
 def test_states_of_a_causal_model_are_no_logits(tmp_path):
@@ -113,11 +113,11 @@ def test_states_of_a_causal_model_are_no_logits(tmp_path):
     model.graph.node[-1].CopyFrom(helper.make_node("Identity", ["y"], ["states"]))
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("states", TensorProto.FLOAT, ["b", "s", HIDDEN]))
     onnx.save(model, path)
-    found = evaluate(path, path, [Batch({"input_ids": np.arange(10)[None]})])
-    assert isinstance(found, OutputComparison)
+    result = evaluate(path, path, [Batch({"input_ids": np.arange(10)[None]})])
+    assert isinstance(result, OutputComparison)
 
 
-def test_a_single_token_id_and_padding_do_not_hide_what_a_model_sees(tmp_path):
+def test_a_single_token_id_and_padding_do_not_make_a_model_causal(tmp_path):
     path = with_logits(tmp_path / "m.onnx", causal=False)
     keep = np.array([[1, 1, 1, 0]])
     assert not is_language_model(session(path), "logits", Batch({"input_ids": np.full((1, 4), 5)}, keep))
@@ -127,9 +127,9 @@ def test_a_model_without_a_float_output_says_so(tmp_path):
     ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "s"])
     out = helper.make_tensor_value_info("labels", TensorProto.INT64, ["b", "s"])
     path = save(tmp_path / "m.onnx", [helper.make_node("Identity", ["input_ids"], ["labels"])], [ids], [out], {})
-    found = evaluate(path, path, [Batch({"input_ids": np.ones((1, 4), np.int64)})])
-    assert isinstance(found, str)
-    assert "no output to compare: labels is of type INT64" in found
+    result = evaluate(path, path, [Batch({"input_ids": np.ones((1, 4), np.int64)})])
+    assert isinstance(result, str)
+    assert "no output to compare: labels is of type INT64" in result
 
 
 def test_an_images_model_runs_from_npz_files(jaxq, tmp_path):

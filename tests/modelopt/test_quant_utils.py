@@ -1,4 +1,4 @@
-"""jaxq.quant_utils: what its functions add to the maths, against numpy."""
+"""jaxq.quant_utils against numpy: kinds of arrays, flat alphas, NVFP4, MX exponents, packing, bits by name."""
 
 from typing import Any
 
@@ -172,9 +172,9 @@ def test_nvfp4_round_trip() -> None:
     stored = round_e4m3(jnp.asarray(s))
     scaled = quant_utils.quantize(w, 16, np.asarray(stored), s2)
     assert isinstance(scaled, np.ndarray) and scaled.shape == w.shape
-    each = np.repeat(np.asarray(stored, np.float32) * s2, 16, axis=1)[:, :40]
-    np.testing.assert_allclose(scaled, w / each, rtol=1e-6)
-    back = np.asarray(decode_e2m1(encode_e2m1(jnp.asarray(scaled)))) * each
+    block_scales = np.repeat(np.asarray(stored, np.float32) * s2, 16, axis=1)[:, :40]
+    np.testing.assert_allclose(scaled, w / block_scales, rtol=1e-6)
+    back = np.asarray(decode_e2m1(encode_e2m1(jnp.asarray(scaled)))) * block_scales
     assert (np.abs(back - w) <= np.repeat(magnitudes(w, 1, 16), 16, axis=1)[:, :40] / 5.5).all()
 
 

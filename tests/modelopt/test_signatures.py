@@ -1,4 +1,4 @@
-"""Every name of ModelOpt's two pages: its parameters, their order and defaults, its docstring, and a call."""
+"""Every function and class of ModelOpt's two pages: parameters, order, defaults, docstring, and a call."""
 
 import inspect
 import subprocess
@@ -56,7 +56,7 @@ ALL_PARAMETERS: dict[Any, tuple[str, ...]] = {
         "awq_lite, inputs, tqdm_msg_append_str, **kwargs)",
     ),
 }
-"""As the pages give them; where both have a function, the fuller parameters."""
+"""Signatures of the pages; for functions of both pages, the fuller one."""
 
 MODULES = {"quant_utils": quant_utils, "int4": int4}
 
@@ -178,7 +178,7 @@ def test_inside_the_callers_jit_and_vmap(call: Call) -> None:
 
 
 def test_the_rest_is_callable() -> None:
-    """What takes no array, or packs of them; their own tests look closer."""
+    """Functions that take no array, or packs; other tests check their results."""
     assert quant_utils.get_num_bits() == 4
     assert quant_utils.update_block_size(4, 32) == 32
     assert quant_utils.reshape_scales_for_per_channel_nodes({"w": S[:1]}, -1)["w"].shape == (4,)
@@ -187,12 +187,12 @@ def test_the_rest_is_callable() -> None:
         means = int4.get_x_w_mean_for_subgraph(PACKS, [0], "", x, 8)
         assert all(isinstance(mean, jax.Array) == isinstance(x, jax.Array) for mean in means)
     session = Constant()
-    found, ratios = int4.run_awq_scale_search_per_node(
+    helpers, ratios = int4.run_awq_scale_search_per_node(
         PACKS, "", 8, False, session, [None], [{}], "", True, False, [], {}
     )
-    assert isinstance(found[0], int4.AWQLiteHelper) and isinstance(ratios["w"], np.ndarray)
-    found = int4.run_awq_scale_search_per_subgraph(PACKS, "", 8, False, session, [None], [{}], "")
-    assert isinstance(found[0].best_scale, np.ndarray)
+    assert isinstance(helpers[0], int4.AWQLiteHelper) and isinstance(ratios["w"], np.ndarray)
+    helpers = int4.run_awq_scale_search_per_subgraph(PACKS, "", 8, False, session, [None], [{}], "")
+    assert isinstance(helpers[0].best_scale, np.ndarray)
 
 
 def test_importing_int4_is_light() -> None:

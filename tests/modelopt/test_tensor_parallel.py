@@ -1,4 +1,4 @@
-"""get_scale across shards of a weight's columns gives the whole weight's scale. Run as a program, it uses 8 devices."""
+"""`get_scale` of shards of a weight's columns is the scale of the whole weight; run as a program, on eight devices."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def arrays() -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def shard_scale(x: jax.Array, w: jax.Array) -> jax.Array:
-    """What each shard computes."""
+    """The scale that a shard computes."""
     return jnp.asarray(get_scale(get_act_scale(x), get_weight_scale(w, 8), 0.5, reduce_across_tp=True))
 
 

@@ -1,4 +1,4 @@
-"""jaxq.int4: the page's order of parameters, AWQ's scales, and the helper classes."""
+"""jaxq.int4 on arrays: the shorter and the fuller calls, AWQ's scales, and the helper classes."""
 
 from typing import Any
 
@@ -141,7 +141,7 @@ def test_scale() -> None:
     np.testing.assert_array_equal(int4.get_scale(a, w_mean, IDENTITY), np.ones(6))
 
 
-def test_lite_helper_holds_the_pages_attributes() -> None:
+def test_lite_helper_has_the_pages_attributes() -> None:
     x, w = weight(9, 8), weight(8, 3, seed=1)
     helper = int4.AWQLiteHelper(x, w, 4)
     assert int4.AWQLiteHelper.alpha_step == helper.alpha_step == 0.1
@@ -171,7 +171,7 @@ def test_lite_helper_chooses() -> None:
         int4.AWQLiteHelper(None, None, 4).update_best_params()
 
 
-def test_clip_helper_holds_the_pages_attributes() -> None:
+def test_clip_helper_has_the_pages_attributes() -> None:
     w = weight(10, 3)
     helper = int4.AWQClipHelper(w, 4)
     assert (helper.min_alpha, helper.alpha_step) == (0.5, 0.05)
@@ -204,7 +204,7 @@ def test_clip_helper_chooses() -> None:
     np.testing.assert_allclose(got, whole * want.T, rtol=1e-6)
 
 
-def test_helpers_of_jax_arrays_hold_jax_arrays() -> None:
+def test_helpers_of_jax_arrays_give_jax_arrays() -> None:
     w = jnp.asarray(weight(8, 3))
     lite, clip = int4.AWQLiteHelper(jnp.ones((2, 8)), w, 4), int4.AWQClipHelper(w, 4)
     lite.update_best_params()

@@ -1,7 +1,8 @@
 """jaxq.numerics.integer against NVIDIA ModelOpt: recorded numbers (golden/integer.npz), and live where it is installed.
 
-Integers must be equal, scales at most one rounding apart. Where ModelOpt is wrong, the case says why (`reasons`; their
-meaning is in the file) and the test says what jaxq does instead. experiments/parity/make_golden.py writes the files.
+Integers must be equal, and scales at most one rounding apart. Where ModelOpt is wrong, the case gives the reason
+(`reasons`, explained in the file), and the test says what jaxq does instead. experiments/parity/make_golden.py writes
+the files.
 """
 
 import json
@@ -21,7 +22,7 @@ WRONG_SCALES = {"scale_floor", "zero_block", "range_without_zero", "alpha_ignore
 
 @dataclass(frozen=True)
 class Case:
-    """One call of ModelOpt's: the weight, the arguments, and what came out."""
+    """One call of ModelOpt: the weight, the arguments and the results."""
 
     id: str
     parameters: dict[str, Any]
@@ -33,11 +34,11 @@ class Case:
     dq: np.ndarray | None
 
     def layout(self) -> dict[str, int]:
-        """The arguments that every function takes."""
+        """The arguments of all functions."""
         return {name: self.parameters[name] for name in ("block_size", "quantize_axis")}
 
     def true_codes(self) -> np.ndarray:
-        """The codes as numbers: unsigned 8-bit codes were cast to int8 and came out negative."""
+        """The codes as numbers: ModelOpt casts unsigned 8-bit codes to int8, which makes some negative."""
         return self.codes if self.zp is None else self.codes.astype(np.uint8)
 
 
@@ -151,8 +152,8 @@ def test_every_weight_comes_back_to_half_a_step(case: Case) -> None:
 def test_tiny_weights_keep_their_resolution(case: Case) -> None:
     """The columns near 1e-5, 5e-6 and 1e-20: ModelOpt loses the last one wholly, jaxq none of them."""
     dq, _ = round_trip(case)
-    own = np.linalg.norm(dq - case.w, axis=0) / np.linalg.norm(case.w.astype(np.float64), axis=0)
-    assert own.max() < 0.2
+    errors = np.linalg.norm(dq - case.w, axis=0) / np.linalg.norm(case.w.astype(np.float64), axis=0)
+    assert errors.max() < 0.2
     if case.dq is not None:
         assert (case.dq[:, 3] == 0).all()
 

@@ -1,4 +1,4 @@
-"""The searches over wa_packs, against float64 numpy on the tokens themselves."""
+"""jaxq.int4 on wa_packs: maps, means and searches, against numpy in float64 on the tokens."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,12 +66,12 @@ def per_node(packs: Any = PACKS, clip: bool = False, zero: bool = False, block: 
     )
 
 
-def output_error(x: list[np.ndarray], w: np.ndarray, s: np.ndarray, **how: Any) -> float:
+def output_error(x: list[np.ndarray], w: np.ndarray, s: np.ndarray, **options: Any) -> float:
     """Mean squared output error per element of ``w`` scaled by ``s``, quantized and applied to ``x / s``."""
-    block = how.pop("block", BLOCK)
-    q, scale, zp = int4.quant_tensor((w * s[:, None]).astype(np.float32), block, **how)
+    block = options.pop("block", BLOCK)
+    q, scale, zp = int4.quant_tensor((w * s[:, None]).astype(np.float32), block, **options)
     dq = np.asarray(int4.dq_tensor(q, scale, block, zp), np.float64)
-    rows = np.concatenate([part.reshape(-1, len(w)) for part in x]).astype(np.float64)
+    rows = np.concatenate([array.reshape(-1, len(w)) for array in x]).astype(np.float64)
     return float(np.mean((rows @ w.astype(np.float64) - (rows / s) @ dq) ** 2))
 
 
@@ -123,50 +123,50 @@ def test_external_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"zero": True}, {"block": 7}, {"block": -1}, {"precision_info": {"w1": 8, "w3": 3}}]
+    "arguments", [{}, {"zero": True}, {"block": 7}, {"block": -1}, {"precision_info": {"w1": 8, "w3": 3}}]
 )
-def test_per_node_losses(how: dict[str, Any]) -> None:
-    found, ratios = per_node(**how, awqlite_alpha_step=0.5)
+def test_per_node_losses(arguments: dict[str, Any]) -> None:
+    helpers, ratios = per_node(**arguments, awqlite_alpha_step=0.5)
     assert ratios == {}
-    bits = how.get("precision_info", {})
+    bits = arguments.get("precision_info", {})
     cases = (("w1", W1, X), ("w3", W3, Y), ("w2", W2, X))
-    for helper_of_pack, (name, w, x) in zip(found, cases, strict=True):
-        block = C_IN if bits.get(name) == 8 or how.get("block") == -1 else how.get("block", BLOCK)
-        assert helper_of_pack.block_size == block
-        assert list(helper_of_pack.loss) == [IDENTITY, 0.0, 0.5, 1.0]
+    for search, (name, w, x) in zip(helpers, cases, strict=True):
+        block = C_IN if bits.get(name) == 8 or arguments.get("block") == -1 else arguments.get("block", BLOCK)
+        assert search.block_size == block
+        assert list(search.loss) == [IDENTITY, 0.0, 0.5, 1.0]
         act, mean = np.concatenate(x).reshape(-1, C_IN), int4.get_weight_scale(w, block)
-        for alpha, loss in helper_of_pack.loss.items():
+        for alpha, loss in search.loss.items():
             s = np.asarray(int4.get_scale(int4.get_act_scale(act), mean, alpha))
-            options = {"num_bits": bits.get(name, 4), "use_zero_point": how.get("zero", False)}
+            options = {"num_bits": bits.get(name, 4), "use_zero_point": arguments.get("zero", False)}
             assert loss == pytest.approx(output_error(x, w, s, block=block, **options), rel=2e-3)
-        assert helper_of_pack.best_alpha == min(helper_of_pack.loss, key=helper_of_pack.loss.__getitem__)
-        best = int4.get_scale(helper_of_pack.act_scale, helper_of_pack.weight_scale, helper_of_pack.best_alpha)
-        np.testing.assert_array_equal(helper_of_pack.best_scale, best)
+        assert search.best_alpha == min(search.loss, key=search.loss.__getitem__)
+        best = int4.get_scale(search.act_scale, search.weight_scale, search.best_alpha)
+        np.testing.assert_array_equal(search.best_scale, best)
 
 
 def test_the_search_beats_round_to_nearest() -> None:
     """With channels of large activations some scale is better than none."""
-    found, _ = per_node()
-    for helper_of_pack in found:
-        assert helper_of_pack.loss[helper_of_pack.best_alpha] < 0.8 * helper_of_pack.loss[IDENTITY]
+    helpers, _ = per_node()
+    for search in helpers:
+        assert search.loss[search.best_alpha] < 0.8 * search.loss[IDENTITY]
 
 
 def test_no_scaling_where_none_helps() -> None:
     """Weights that 4 bits hold exactly: the identity's loss is zero."""
     exact = np.random.default_rng(0).integers(-7, 8, (C_IN, 4)).astype(np.float32)
     exact[::BLOCK] = 7
-    found, _ = per_node([pack("x", exact, "w")])
-    assert found[0].best_alpha == IDENTITY
-    np.testing.assert_array_equal(found[0].best_scale, np.ones(C_IN))
+    helpers, _ = per_node([pack("x", exact, "w")])
+    assert helpers[0].best_alpha == IDENTITY
+    np.testing.assert_array_equal(helpers[0].best_scale, np.ones(C_IN))
 
 
 def test_the_model_runs_once_an_input() -> None:
     counted = session()
     places: list[Any] = [None] * 3
-    found, _ = int4.run_awq_scale_search_per_node(
+    helpers, _ = int4.run_awq_scale_search_per_node(
         PACKS, "", BLOCK, False, counted, places, feeds(2), "", False, False, [], {}
     )
-    assert found is places
+    assert helpers is places
     assert counted.asked == [["x", "y"]] * 2
 
 
@@ -187,13 +187,13 @@ def test_the_fast_path() -> None:
 @pytest.mark.parametrize("block", [BLOCK, 7, -1])
 def test_clip_ratios(block: int) -> None:
     """Flat as quant_tensor takes them; the output error, of the scaled activation, never grows."""
-    found, ratios = per_node(clip=True, block=block)
-    for helper_of_pack, name, w, x in zip(found, ("w1", "w3", "w2"), (W1, W3, W2), (X, Y, X), strict=True):
+    helpers, ratios = per_node(clip=True, block=block)
+    for search, name, w, x in zip(helpers, ("w1", "w3", "w2"), (W1, W3, W2), (X, Y, X), strict=True):
         size = C_IN if block == -1 else block
         assert ratios[name].shape == (w.shape[1] * -(-C_IN // size),)
         assert set(np.unique(ratios[name]).round(6)) <= {np.float32(a) for a in int4.AWQClipHelper(w, size).alphas}
-        plain = output_error(x, w, helper_of_pack.best_scale, block=size)
-        clipped = output_error(x, w, helper_of_pack.best_scale, block=size, alpha=ratios[name])
+        plain = output_error(x, w, search.best_scale, block=size)
+        clipped = output_error(x, w, search.best_scale, block=size, alpha=ratios[name])
         assert clipped <= plain * (1 + 1e-5)
         assert (ratios[name] < 1).any()
     _, batched = per_node(clip=True, block=block, awqclip_bsz_col=3)
@@ -209,15 +209,15 @@ def test_clip_options() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision(dtype: Any) -> None:
-    """Losses of half-precision weights and activations neither under- nor overflow."""
+    """Losses of half-precision weights and activations are finite and above 0."""
     small, large = (W1 * 1e-2).astype(dtype), [(x * 500).astype(dtype) for x in X]
-    found, _ = int4.run_awq_scale_search_per_node(
+    helpers, _ = int4.run_awq_scale_search_per_node(
         [pack("x", small, "w")], "", BLOCK, False, Recorded(x=large), [None], feeds(2), "", False, False, [], {}
     )
-    assert all(0 < loss < np.inf for loss in found[0].loss.values())
-    s = np.asarray(found[0].best_scale)
+    assert all(0 < loss < np.inf for loss in helpers[0].loss.values())
+    s = np.asarray(helpers[0].best_scale)
     want = output_error([x.astype(np.float32) for x in large], small.astype(np.float32), s)
-    assert found[0].loss[found[0].best_alpha] == pytest.approx(want, rel=1e-2)
+    assert helpers[0].loss[helpers[0].best_alpha] == pytest.approx(want, rel=1e-2)
 
 
 def per_subgraph(**kwargs: Any) -> list[Any]:
@@ -228,8 +228,8 @@ def per_subgraph(**kwargs: Any) -> list[Any]:
 
 @pytest.mark.parametrize("bits", [{}, {"w1": 8, "w2": 4}])
 def test_siblings_are_searched_together(bits: dict[str, int]) -> None:
-    found = per_subgraph(awqlite_alpha_step=0.5, precision_info=bits)
-    first, alone, second = found
+    helpers = per_subgraph(awqlite_alpha_step=0.5, precision_info=bits)
+    first, alone, second = helpers
     assert first is not second and first.loss == second.loss and first.loss is not second.loss
     np.testing.assert_array_equal(first.best_scale, second.best_scale)
     blocks = C_IN if bits else BLOCK, BLOCK
@@ -238,11 +238,11 @@ def test_siblings_are_searched_together(bits: dict[str, int]) -> None:
     np.testing.assert_allclose(first.weight_scale, 0.6 * means[0] + 0.4 * means[1], rtol=1e-5)
     for alpha, loss in first.loss.items():
         s = np.asarray(int4.get_scale(first.act_scale, first.weight_scale, alpha))
-        parts = [
+        errors = [
             output_error(X, w, s, block=block, num_bits=bits.get(name, 4))
             for name, w, block in zip(("w1", "w2"), (W1, W2), blocks, strict=True)
         ]
-        assert loss == pytest.approx(0.6 * parts[0] + 0.4 * parts[1], rel=2e-3)
+        assert loss == pytest.approx(0.6 * errors[0] + 0.4 * errors[1], rel=2e-3)
     single, _ = per_node([PACKS[1]], awqlite_alpha_step=0.5)
     assert alone.loss == pytest.approx(single[0].loss)
 
@@ -257,8 +257,8 @@ def test_an_onnxruntime_session() -> None:
     running = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     inputs = [{"a": array.reshape(-1, C_IN)} for array in X]
     packs = [(x, graph.initializer[0], False, 1, "MatMul")]
-    found = int4.run_awq_scale_search_per_subgraph(packs, "", BLOCK, False, running, [None], inputs, "")
-    np.testing.assert_allclose(found[0].act_scale, np.maximum(np.concatenate(X), 0).mean(axis=(0, 1)), rtol=1e-5)
+    helpers = int4.run_awq_scale_search_per_subgraph(packs, "", BLOCK, False, running, [None], inputs, "")
+    np.testing.assert_allclose(helpers[0].act_scale, np.maximum(np.concatenate(X), 0).mean(axis=(0, 1)), rtol=1e-5)
 
 
 def bad(*, packs: Any = PACKS, given: Any = None, inputs: Any = (), places: int = 3, **kwargs: Any) -> None:

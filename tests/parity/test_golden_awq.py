@@ -1,11 +1,7 @@
-"""jaxq's AWQ functions and packing against NVIDIA ModelOpt's recorded numbers: golden/awq.npz and golden/packing.npz.
+"""The maths of AWQ and of packing against recorded numbers of NVIDIA ModelOpt: golden/awq.npz and golden/packing.npz.
 
-Where ModelOpt is wrong, the case says why (`reasons`) and the test says what jaxq does instead.
+Where ModelOpt is wrong, the case gives the reason (`reasons`), and the test says what jaxq does instead.
 """
-
-import json
-from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,31 +12,9 @@ from jaxq.methods.awq import alpha_grid, awq_scale, ratio_grid, search_scales, w
 from jaxq.numerics.integer import quant_tensor
 from jaxq.numerics.moments import Moments, accumulate, finish, zero_sums
 from jaxq.numerics.packing import pack_int4
-
-FOLDER = Path(__file__).parent / "golden"
-
-
-def load(name: str) -> list[dict[str, Any]]:
-    """The cases of a file, their places in the flat pools replaced by arrays."""
-    data = np.load(FOLDER / f"{name}.npz")
-
-    def read(value: Any) -> Any:
-        if not isinstance(value, dict) or "pool" not in value:
-            return value
-        flat = data[value["pool"]][value["offset"] :][: int(np.prod(value["shape"]))]
-        return flat.reshape(value["shape"]).astype(value["dtype"])
-
-    cases = json.loads(str(data["meta"]))["cases"]
-    return [{key: read(value) for key, value in case.items()} for case in cases]
-
+from tests.support.golden import case_of, cases, load
 
 AWQ, PACKING = load("awq"), load("packing")
-
-
-def cases(source: list[dict[str, Any]], function: str) -> list[Any]:
-    found = [pytest.param(case, id=case["id"]) for case in source if case.get("function") == function]
-    assert found, f"no case of {function}"
-    return found
 
 
 def moments(x: np.ndarray) -> Moments:
@@ -60,7 +34,7 @@ def test_weight_magnitude(case):
     if "strided_blocks" in case["reasons"]:
         blocks = np.abs(w).reshape(-1, block_size, w.shape[1]) if len(w) % block_size == 0 else None
         assert not np.allclose(got, case["weight_scale"], rtol=1e-3)
-        if blocks is not None:  # consecutive rows, the blocks that are quantized
+        if blocks is not None:  # blocks of consecutive rows, as they are quantized
             amax = blocks.max(axis=1, keepdims=True)
             expected = (blocks / np.where(amax > 0, amax, 1)).mean(axis=2).ravel()
             np.testing.assert_allclose(got, expected, rtol=1e-6)
@@ -85,11 +59,11 @@ def test_search_per_node(case):
     w = jnp.asarray(case["w"])
     fmt = IntegerFormat(block_size, use_zero_point=asymmetric)
     if "strided_blocks" not in case["reasons"] and not asymmetric:
-        found = search_scales(w, moments(case["x"]), jnp.array(case["candidates"], jnp.float32), fmt)
-        losses = np.asarray(found.losses) / w.shape[1]  # theirs is a mean over columns too
+        choice = search_scales(w, moments(case["x"]), jnp.array(case["candidates"], jnp.float32), fmt)
+        losses = np.asarray(choice.losses) / w.shape[1]  # ModelOpt's are means over columns too
         np.testing.assert_allclose(losses, case["losses"], rtol=1e-3)
-        assert case["candidates"][int(found.best)] == pytest.approx(case["best_alpha"])
-        np.testing.assert_allclose(found.s, case["best_scale"], rtol=1e-5)
+        assert case["candidates"][int(choice.best)] == pytest.approx(case["best_alpha"])
+        np.testing.assert_allclose(choice.s, case["best_scale"], rtol=1e-5)
     if not asymmetric:
         q, s, _ = quant_tensor(w * jnp.asarray(case["best_scale"], jnp.float32)[:, None], block_size)
         np.testing.assert_array_equal(q, case["codes"])
@@ -97,7 +71,7 @@ def test_search_per_node(case):
 
 
 def test_candidates():
-    helpers = next(case for case in AWQ if case["id"] == "helpers")
+    helpers = case_of(AWQ, "helpers")
     np.testing.assert_allclose(alpha_grid(0.1)[1:], helpers["lite_candidates"], atol=1e-6)
     np.testing.assert_allclose(sorted(ratio_grid(0.5, 0.05)), helpers["clip_candidates"], atol=1e-6)
     # ModelOpt accepts awqlite_alpha_step and ignores it; and a tie takes its least ratio, jaxq's takes 1
