@@ -1,126 +1,31 @@
 """Stacks of matrices, such as experts: each is quantized by itself, on the tokens that it sees."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
-from jaxq.calibration.capture import capture_moments
 from jaxq.errors import JaxqError
-from jaxq.files.model_file import load_model, save_model
+from jaxq.files.model_file import load_model
 from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.microscaling import MxFormat
-from jaxq.formats.registry import WeightFormat, make_format
-from jaxq.graph.prepare import prepare
-from jaxq.graph.sites import find_sites
 from jaxq.harness.command import _notes
 from jaxq.methods.registry import MethodSpec
-from jaxq.numerics.moments import Moments
 from jaxq.pipeline.job import Job
 from jaxq.pipeline.outcome import Outcome
 from jaxq.pipeline.quantize import quantize_model
-from jaxq.readback.float_model import float_model
 from jaxq.readback.weights import read_back
 from jaxq.runtime.batches import Batch
 from tests.support import models
-from tests.support.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight
+from tests.support.models import HIDDEN, MODELS, tokens
+from tests.support.moe_models import EXPERT_FFN, EXPERTS, UNREACHED, experts
 from tests.support.running import initializers, quantize, relative, run, save, with_weights
+from tests.support.stacks import ROUTER, X, expected_stack, in_float, product, stack
 from tests.support.unpacked import dequantized
 
 MOES = ("dense_moe", "masked_moe", "broadcast_moe", "gathered_moe")
-X = {"x": tokens(3, 20, HIDDEN)}
-ROUTER = ("router*",)
-
-
-def product(shape: Sequence[int | str], stack: np.ndarray, out: Sequence[int | str]) -> onnx.ModelProto:
-    """A stack times an activation of any shape."""
-    kind = TensorProto.FLOAT16 if stack.dtype == np.float16 else TensorProto.FLOAT
-    return build([node("MatMul", "x w", "y")], {"w": stack}, {"y": out}, [value("x", shape, kind)], dtype=kind)
-
-
-def stack(count: int = 3, rows: int = 72, columns: int = 20, dtype: type = np.float32) -> np.ndarray:
-    return np.stack([weight(rows, columns, seed=i, dtype=dtype) for i in range(count)])
-
-
-def read_moments(proto: onnx.ModelProto, batches: Sequence[Batch], name: str) -> list[Moments]:
-    """Those of the matrices that multiply an activation; one where they are the same for all."""
-    model = ir.from_proto(proto)
-    prepare(model)
-    sites, _ = find_sites(model.graph, ROUTER)
-    (activation,) = {r for site in sites for r in site.activations if r.value.name == name}
-    found: dict[str, Moments] = {}
-    capture_moments(model, [activation], batches, found.__setitem__)
-    return [found[key] for key in (activation.keys if activation.shared_key not in found else [activation.shared_key])]
-
-
-def assert_moments_of(got: Moments, rows: np.ndarray) -> None:
-    """Compares with float64; rows of zeros are no tokens."""
-    rows = rows[(rows != 0).any(axis=1)].astype(np.float64)
-    assert int(got.tokens) == len(rows)
-    count = max(1, len(rows))
-    np.testing.assert_allclose(got.h, rows.T @ rows / count, rtol=1e-4, atol=1e-5 * abs(rows**2).max(initial=0))
-    np.testing.assert_allclose(got.a, abs(rows).sum(axis=0) / count, rtol=1e-4)
-
-
-SHAPES = {
-    "experts, tokens": (3, 5, 8),
-    "batch, experts, tokens": (2, 3, 5, 8),
-    "more in front": (2, 2, 3, 5, 8),
-    "tokens": (5, 8),
-    "one, tokens": (1, 5, 8),
-    "batch, one, tokens": (2, 1, 5, 8),
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_moments_of_each_matrix_are_those_of_its_tokens(shape):
-    w, x = stack(3, 8, 4), [tokens(*shape, seed=i) for i in range(2)]
-    proto = product([*"abcd"[: len(shape) - 1], 8], w, [*"efgh"[: max(len(shape), 3) - 1], 4])
-    found = read_moments(proto, [Batch({"x": each}) for each in x], "x")
-    own = len(shape) > 2 and shape[-3] == 3
-    assert len(found) == (3 if own else 1)
-    for i, moments in enumerate(found):
-        rows = [np.moveaxis(each, -3, 0)[i] if own else each for each in x]
-        assert_moments_of(moments, np.concatenate([r.reshape(-1, 8) for r in rows]))
-
-
-def test_padding_of_a_stacks_activation_is_left_out():
-    keep = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
-    for shape in ((2, 3, 5, 8), (3, 10, 8)):
-        x = tokens(*shape)
-        proto = product([*"abc"[: len(shape) - 1], 8], stack(3, 8, 4), [*"efg"[: len(shape) - 1], 4])
-        for i, moments in enumerate(read_moments(proto, [Batch({"x": x}, keep)], "x")):
-            rows = np.moveaxis(x, -3, 0)[i].reshape(-1, 8)
-            assert_moments_of(moments, rows[keep.ravel() > 0])
-
-
-def test_matrices_that_begin_with_the_same_tokens():
-    """One sum for all, as long as it is; from then on one for each."""
-    first = np.broadcast_to(tokens(5, 8), (3, 5, 8)).copy()
-    batches = [first, tokens(3, 7, 8, seed=1), first]
-    proto = product(["a", "b", 8], stack(3, 8, 4), ["e", "f", 4])
-    for i, moments in enumerate(read_moments(proto, [Batch({"x": x}) for x in batches], "x")):
-        assert_moments_of(moments, np.concatenate([x[i] for x in batches]))
-    (same,) = read_moments(proto, [Batch({"x": first})] * 2, "x")
-    assert int(same.tokens) == 10
-
-
-@pytest.mark.parametrize(("name", "own"), [("masked_moe", True), ("dense_moe", False), ("broadcast_moe", False)])
-def test_moments_of_experts(name, own):
-    proto = MODELS[name]()
-    activation = {"masked_moe": "slots", "dense_moe": "copies", "broadcast_moe": "tokens"}[name]
-    (x,) = run(proto, X, activation)
-    found = read_moments(proto, [Batch(X)], activation)
-    assert len(found) == (EXPERTS if own else 1)
-    for i, moments in enumerate(found):
-        assert_moments_of(moments, x[i] if own else X["x"].reshape(-1, HIDDEN))
-    if own:
-        assert int(found[UNREACHED].tokens) == 0 and not np.asarray(found[UNREACHED].h).any()
 
 
 FORMATS = [
@@ -138,20 +43,6 @@ FORMATS = [
     ("portable", MxFormat("mxfp4")),
     ("portable", MxFormat("mxfp8")),
 ]
-
-
-def in_float(path: Path) -> Path:
-    """The file with float weights in place of those that its bytes stand for."""
-    model = load_model(path)
-    float_model(model)
-    save_model(model, path.with_suffix(".float.onnx"), external_above=1 << 30)
-    return path.with_suffix(".float.onnx")
-
-
-def expected_stack(w: np.ndarray, fmt: WeightFormat) -> np.ndarray:
-    """Each matrix by itself after quantization."""
-    each = [np.asarray(fmt.of_weights(w.dtype.name).round_trip(jnp.asarray(m))) for m in w.reshape(-1, *w.shape[-2:])]
-    return np.stack(each).reshape(w.shape)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +141,7 @@ def test_a_mixture_of_experts_is_quantized(name, method, tmp_path):
     source, target = save(MODELS[name](), tmp_path), tmp_path / "out.onnx"
     outcome = quantize(source, target, method, [Batch(X)], IntegerFormat(32, num_bits=8), exclude=ROUTER)
     onnx.checker.check_model(str(target), full_check=True)
-    assert sum(layer.size for layer in outcome.layers) == 3 * EXPERTS * HIDDEN * models.EXPERT_FFN
+    assert sum(layer.size for layer in outcome.layers) == 3 * EXPERTS * HIDDEN * EXPERT_FFN
     assert {d.name for d in outcome.skipped} == {"router", "router_bias", "off_on"} & set(
         initializers(onnx.load(source))
     )
@@ -293,7 +184,7 @@ def test_an_expert_without_tokens_is_rounded_to_nearest_and_told(method, tmp_pat
             assert notes(outcome) == dict.fromkeys(unreached, said)
             assert all(layer.loss is None for layer in outcome.layers if layer.name in unreached)
             got = held[f"gate_{UNREACHED}"]
-        np.testing.assert_allclose(got, expected_stack(models.experts()["gate"], fmt)[UNREACHED], rtol=1e-5)
+        np.testing.assert_allclose(got, expected_stack(experts()["gate"], fmt)[UNREACHED], rtol=1e-5)
 
 
 def test_the_report_names_weights_with_the_same_note(tmp_path):
@@ -318,95 +209,6 @@ def test_a_stack_that_multiplies_a_vector_is_refused(tmp_path):
     proto = product([8], stack(3, 8, 4), [3, 4])
     with pytest.raises(JaxqError, match="activation 'x' is a vector that a stack multiplies: exclude it"):
         quantize(save(proto, tmp_path), tmp_path / "o.onnx", "awq_lite", [Batch({"x": tokens(8)})])
-
-
-def picked(index: str) -> onnx.ModelProto:
-    """One expert's matrix, taken out of a stack by a number that the model computes or gets."""
-    nodes = [
-        node("ReduceSum", "x", "total", keepdims=0),
-        node("Cast", "total", "number", to=TensorProto.INT64),
-        node("Clip", "number zero one", "expert"),
-        node("Gather", f"experts {index}", "w"),
-        node("MatMul", "x w", "h"),
-        node("MatMul", "h last", "y"),
-    ]
-    weights = {"zero": np.array(0), "one": np.array(1), "experts": stack(2, HIDDEN, HIDDEN)}
-    return build(nodes, weights | {"last": weight(HIDDEN, HIDDEN)}, {"y": models.ACTIVATION})
-
-
-def microsoft(op: str, integers: bool) -> onnx.ModelProto:
-    """An operator of onnxruntime that holds all experts, and a product."""
-    proto = models.linear_pair()
-    held = {"fc1": stack(2, HIDDEN, 64), "fc2": stack(2, 64, HIDDEN)}
-    if integers:
-        held = {name: np.abs(w * 100).astype(np.uint8) for name, w in held.items()}
-        held |= {f"{name}_scale": stack(2, 64, 1)[..., 0] for name in held}
-    for name, array in {**held, "routing": weight(4, 2)}.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    names = ["fc1", "fc1_scale", "", "fc2", "fc2_scale"] if integers else ["fc1", "", "fc2"]
-    proto.graph.node[1].input[0] = "moe"
-    moe = onnx.helper.make_node(op, ["h", "routing", *names], ["moe"], f"/moe/{op}", "", "com.microsoft", k=1)
-    proto.graph.node.insert(1, moe)
-    proto.opset_import.add(domain="com.microsoft", version=1)
-    return proto
-
-
-READ_WHOLE = "one that MatMul reads as a whole can be quantized"
-LEFT = {
-    "computed index": (
-        lambda: picked("expert"),
-        {"experts": f"a stack of shape [2, 64, 64] that Gather picks from by a computed index: {READ_WHOLE}"},
-    ),
-    "MoE": (
-        lambda: microsoft("MoE", False),
-        {
-            "fc1": "read by MoE as input 2: that operator's experts are left as they are",
-            "fc2": "read by MoE as input 4: that operator's experts are left as they are",
-        },
-    ),
-    "QMoE": (
-        lambda: microsoft("QMoE", True),
-        {"fc1_scale": "part of a weight that is quantized already"},
-    ),
-    "stacks of stacks": (
-        lambda: product([2, 3, 5, 72], stack(6).reshape(2, 3, 72, 20), [2, 3, 5, 20]),
-        {"w": "a stack of shape [2, 3, 72, 20]: stacks [matrices, c_in, c_out] can be quantized"},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LEFT)
-def test_what_is_left_alone_says_why(name):
-    make, reasons = LEFT[name]
-    model = ir.from_proto(make())
-    prepare(model)
-    sites, skipped = find_sites(model.graph)
-    found = {d.name: d.reason for d in skipped}
-    assert {key: found[key] for key in reasons} == reasons
-    assert not {site.name for site in sites} & set(reasons)
-
-
-FORMS_WITHOUT = [
-    ("matmulnbits", IntegerFormat(32), "the form 'matmulnbits' holds matrices only; dq, qdq, column_major hold it"),
-    ("trt", IntegerFormat(32), "the form 'trt' holds matrices only; dq, qdq, column_major hold it"),
-    ("trt_qdq", IntegerFormat(-1), "the form 'trt_qdq' holds matrices only; dq, qdq, column_major hold it"),
-    ("portable", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
-    ("nvfp4_standard", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
-]
-
-
-@pytest.mark.parametrize(("form", "fmt", "reason"), FORMS_WITHOUT, ids=str)
-def test_forms_that_hold_no_stacks_leave_them_alone(form, fmt, reason, tmp_path):
-    proto = build(
-        [node("MatMul", "x w", "h"), node("MatMul", "h stack", "y")],
-        {"w": weight(HIDDEN, 72), "stack": stack(3)},
-        {"y": (3, "b", 20)},
-        [value("x", (3, "b", HIDDEN))],
-    )
-    outcome = quantize(save(proto, tmp_path), tmp_path / "out.onnx", fmt=fmt, form=form)
-    assert [layer.name for layer in outcome.layers] == ["w"]
-    assert [d.name for d in outcome.skipped] == ["stack"]
-    assert outcome.skipped[0].reason.startswith("a stack of matrices") and reason in outcome.skipped[0].reason
 
 
 def test_a_matrix_that_is_not_finite_is_refused(tmp_path):

@@ -1,22 +1,15 @@
-"""A run that is killed, at whatever moment, goes on when it is started again, and ends with the same bytes."""
+"""A run that was stopped resumes when it is started again, and ends with the same bytes."""
 
-import multiprocessing
-import random
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from multiprocessing.context import BaseContext, ForkServerContext
 from pathlib import Path
 
-import jax
-import numpy as np
 import onnx
 import pytest
 
 from jaxq.files.model_file import load_model
 from jaxq.formats.integers import IntegerFormat
-from jaxq.formats.registry import make_format
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites, sibling_groups
 from jaxq.methods.registry import MethodSpec
@@ -29,63 +22,6 @@ from tests.support import models
 from tests.support.decoder import decoder_batches
 from tests.support.models import HIDDEN, build, node, tokens, value, weight
 from tests.support.running import quantize, save
-
-KILLS = 10
-
-
-def work(source: Path, target: Path, cache: Path, compiled: Path) -> None:
-    """What is killed: AWQ with clipping in many small windows."""
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    spec = MethodSpec("awq_full", IntegerFormat(block_size=32), alpha_step=0.5, clip_step=0.5)
-    job = Job(source, target, spec, "dq", ("*lm_head*",), cache, window_bytes=40_000)
-    quantize_model(job, decoder_batches())
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    """Processes that have jaxq imported when they start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.pipeline.test_resume"])
-    return context
-
-
-def finish(processes: BaseContext, *args: Path) -> None:
-    process = processes.Process(target=work, args=args)  # pyright: ignore[reportAttributeAccessIssue]
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-
-
-def test_killed_at_random_moments(processes, decoder, tmp_path):
-    compiled = tmp_path / "compiled"
-    finish(processes, decoder, tmp_path / "warm.onnx", tmp_path / "c0", compiled)
-    start = time.perf_counter()
-    finish(processes, decoder, tmp_path / "whole.onnx", tmp_path / "c1", compiled)
-    seconds = time.perf_counter() - start
-    expected = (tmp_path / "whole.onnx").read_bytes()
-    rng, kills, runs, resumed = random.Random(20), 0, 0, 0
-    while kills < KILLS:
-        cache, target = tmp_path / f"cache-{runs}", tmp_path / f"{runs}" / "out.onnx"
-        for _ in range(4):
-            process = processes.Process(target=work, args=(decoder, target, cache, compiled))
-            process.start()
-            process.join(rng.uniform(0, seconds))
-            process.kill()
-            process.join()
-            killed = process.exitcode != 0
-            kills += killed
-            assert process.exitcode == (-9 if killed else 0)
-            assert killed or target.read_bytes() == expected
-            assert not target.exists() or target.read_bytes() == expected  # whole or absent
-            if not killed:
-                break
-            resumed += bool(list(cache.glob("run-*/w*/*")))
-        finish(processes, decoder, target, cache, compiled)
-        assert target.read_bytes() == expected
-        assert not list(cache.glob("run-*"))
-        runs += 1
-    assert resumed  # some of them had something to go on from
 
 
 class Interrupted(Exception):
@@ -290,34 +226,6 @@ def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
     with run_state(tmp_path, "id", {"model": "m"}, notices.append) as third:
         assert third.folder == first.folder
         assert not third.found
-
-
-@pytest.mark.parametrize("dtype", ["int4", "uint4", "int8", "nvfp4", "mxfp8", "mxfp4"])
-@pytest.mark.parametrize("name", ["swiglu", "half", "stacked", "masked_moe", "convolution", "grouped"])
-def test_weights_come_back_from_disk_as_they_were(dtype, name, tmp_path):
-    proto = models.convolution(group=2) if name == "grouped" else models.MODELS[name]()
-    model = load_model(save(proto, tmp_path))
-    prepare(model)
-    spec = MethodSpec("rtn_dq", make_format(dtype))
-    sites = [site for site in find_sites(model.graph)[0] if dtype != "nvfp4" or site.count == 1]
-    store = ResultStore(tmp_path / "weights", "key")
-    for group in sibling_groups(sites):
-        formats = [spec.fmt] * len(group.sites)
-        result = quantize_group(group, formats, None, spec)
-        store.put(result)
-        back = store.get(group, formats)
-        assert back is not None
-        assert back.layers == result.layers
-        assert (back.scaled, back.tokens) == (result.scaled, result.tokens)
-        np.testing.assert_array_equal(back.s, result.s)
-        for old, new in zip(result.weights, back.weights, strict=True):
-            assert (old.fmt, old.shape, old.nbytes) == (new.fmt, new.shape, new.nbytes)
-            for a, b in ((old.codes, new.codes), (old.s, new.s), (old.zp, new.zp), (old.s2, new.s2)):
-                assert (a is None) == (b is None)
-                if a is not None and b is not None:
-                    assert a().dtype == b().dtype
-                    assert a().tobytes() == b().tobytes()
-                    assert a().shape == b().shape
 
 
 def images() -> onnx.ModelProto:
