@@ -43,7 +43,7 @@ class Spool:
         np.save(self._path(batch, name), array)
 
     def commit(self, plan: str, done: int, needed: Collection[str]) -> None:
-        """Records that the first ``done`` windows of a plan are finished, and drops values that no later window needs."""
+        """Records that the first ``done`` windows of a plan are finished, and drops values that no later one needs."""
         unneeded = self._hashes.keys() - set(needed)
         paths = [self._path(batch, name) for name in unneeded for batch in self._hashes.pop(name)]
         kept = {name: [hashes[i] for i in range(len(self.batches))] for name, hashes in sorted(self._hashes.items())}

@@ -1,38 +1,37 @@
 """Stacks of matrices, such as experts: each is quantized by itself, on the tokens that it sees."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import TensorProto
 
 from jaxq.errors import JaxqError
-from jaxq.files.model_file import load_model, save_model
+from jaxq.files.model_file import load_model
 from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.microscaling import MxFormat
-from jaxq.formats.registry import WeightFormat, make_format
-from jaxq.graph.prepare import prepare
-from jaxq.graph.sites import find_sites
 from jaxq.harness.command import _notes
 from jaxq.methods.registry import MethodSpec
-from jaxq.numerics.moments import Moments
 from jaxq.pipeline.job import Job
 from jaxq.pipeline.outcome import Outcome
 from jaxq.pipeline.quantize import quantize_model
-from jaxq.readback.float_model import float_model
 from jaxq.readback.weights import read_back
 from jaxq.runtime.batches import Batch
 from tests.support import models
+<<<<<<< HEAD
 from tests.support.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight
 from tests.support.moments import captured_moments
+=======
+from tests.support.models import HIDDEN, MODELS, tokens
+from tests.support.moe_models import EXPERT_FFN, EXPERTS, UNREACHED, experts
+>>>>>>> 29c8b6ad97355c89ff973e9409c69333770824d8
 from tests.support.running import initializers, quantize, relative, run, save, with_weights
+from tests.support.stacks import ROUTER, X, expected_stack, in_float, product, stack
 from tests.support.unpacked import dequantized
 
 MOES = ("dense_moe", "masked_moe", "broadcast_moe", "gathered_moe")
+<<<<<<< HEAD
 X = {"x": tokens(3, 20, HIDDEN)}
 ROUTER = ("router*",)
 
@@ -120,6 +119,8 @@ def test_moments_of_experts(name, own):
         assert_moments_of(moments, x[i] if own else X["x"].reshape(-1, HIDDEN))
     if own:
         assert int(found[UNREACHED].tokens) == 0 and not np.asarray(found[UNREACHED].h).any()
+=======
+>>>>>>> 29c8b6ad97355c89ff973e9409c69333770824d8
 
 
 FORMATS = [
@@ -137,20 +138,6 @@ FORMATS = [
     ("portable", MxFormat("mxfp4")),
     ("portable", MxFormat("mxfp8")),
 ]
-
-
-def in_float(path: Path) -> Path:
-    """The file with float weights in place of those that its bytes stand for."""
-    model = load_model(path)
-    float_model(model)
-    save_model(model, path.with_suffix(".float.onnx"), external_above=1 << 30)
-    return path.with_suffix(".float.onnx")
-
-
-def expected_stack(w: np.ndarray, fmt: WeightFormat) -> np.ndarray:
-    """Each matrix by itself after quantization."""
-    each = [np.asarray(fmt.of_weights(w.dtype.name).round_trip(jnp.asarray(m))) for m in w.reshape(-1, *w.shape[-2:])]
-    return np.stack(each).reshape(w.shape)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +236,7 @@ def test_a_mixture_of_experts_is_quantized(name, method, tmp_path):
     source, target = save(MODELS[name](), tmp_path), tmp_path / "out.onnx"
     outcome = quantize(source, target, method, [Batch(X)], IntegerFormat(32, num_bits=8), exclude=ROUTER)
     onnx.checker.check_model(str(target), full_check=True)
-    assert sum(layer.size for layer in outcome.layers) == 3 * EXPERTS * HIDDEN * models.EXPERT_FFN
+    assert sum(layer.size for layer in outcome.layers) == 3 * EXPERTS * HIDDEN * EXPERT_FFN
     assert {d.name for d in outcome.skipped} == {"router", "router_bias", "off_on"} & set(
         initializers(onnx.load(source))
     )
@@ -292,7 +279,7 @@ def test_an_expert_without_tokens_is_rounded_to_nearest_and_told(method, tmp_pat
             assert notes(outcome) == dict.fromkeys(unreached, said)
             assert all(layer.loss is None for layer in outcome.layers if layer.name in unreached)
             got = held[f"gate_{UNREACHED}"]
-        np.testing.assert_allclose(got, expected_stack(models.experts()["gate"], fmt)[UNREACHED], rtol=1e-5)
+        np.testing.assert_allclose(got, expected_stack(experts()["gate"], fmt)[UNREACHED], rtol=1e-5)
 
 
 def test_the_report_names_weights_with_the_same_note(tmp_path):
@@ -319,6 +306,7 @@ def test_a_stack_that_multiplies_a_vector_is_refused(tmp_path):
         quantize(save(proto, tmp_path), tmp_path / "o.onnx", "awq_lite", [Batch({"x": tokens(8)})])
 
 
+<<<<<<< HEAD
 def picked(index: str) -> onnx.ModelProto:
     """One expert's matrix, taken out of a stack by a number that the model computes or gets."""
     nodes = [
@@ -408,6 +396,8 @@ def test_forms_that_hold_no_stacks_leave_them_alone(form, fmt, reason, tmp_path)
     assert outcome.skipped[0].reason.startswith("a stack of matrices") and reason in outcome.skipped[0].reason
 
 
+=======
+>>>>>>> 29c8b6ad97355c89ff973e9409c69333770824d8
 def test_a_matrix_that_is_not_finite_is_refused(tmp_path):
     w = stack(3)
     w[1, 4, [5, 6]] = np.inf

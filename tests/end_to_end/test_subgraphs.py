@@ -17,8 +17,9 @@ from jaxq.readback.weights import read_weights
 from jaxq.runtime.batches import Batch
 from tests.support import models
 from tests.support.forms import in_place, run_form, skip_old
-from tests.support.models import HIDDEN, looped, merged, tokens
+from tests.support.models import HIDDEN, tokens
 from tests.support.running import RUNTIME, graphs, quantize, relative, run, save, with_weights
+from tests.support.subgraph_models import looped, merged
 from tests.support.unpacked import dequantized
 
 X = tokens(5, HIDDEN)

@@ -15,6 +15,7 @@ from jaxq.graph.sites import Group, Site, find_sites, sibling_groups
 from jaxq.pipeline.outcome import Outcome
 from jaxq.runtime.batches import Batch
 from tests.support import models
+from tests.support.build import branch
 from tests.support.models import ACTIVATION, FFN, HIDDEN, build, linear_pair, node, tokens, vector, weight
 from tests.support.running import OPSET_23, initializers, quantize, relative, run, save, with_weights
 from tests.support.unpacked import dequantized
@@ -71,7 +72,7 @@ def add_to_input() -> onnx.ModelProto:
 
 
 def read_in_branch() -> onnx.ModelProto:
-    inner = [models.branch(node("Neg", "h", name)) for name in ("t", "e")]
+    inner = [branch(node("Neg", "h", name)) for name in ("t", "e")]
     extra = node("If", "condition", "z", then_branch=inner[0], else_branch=inner[1])
     nodes = [node("MatMul", "x first", "h"), node("MatMul", "h second", "y"), extra]
     weights = {"first": weight(HIDDEN, HIDDEN), "second": weight(HIDDEN, HIDDEN), "condition": np.array(True)}

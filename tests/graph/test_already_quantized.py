@@ -9,17 +9,19 @@ from onnx import numpy_helper
 from jaxq.graph.already_quantized import ALREADY
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites
-from tests.support.quantized_models import PRESENT, X
+from tests.support.quantized_models import QUANTIZED, X
 from tests.support.running import quantize, relative, run, save, with_weights
 from tests.support.unpacked import dequantized
 
-CASES = [(name, opset) for name in PRESENT for opset in (13, 17, 19, 21) if name != "dequantized_blocks" or opset == 21]
+CASES = [
+    (name, opset) for name in QUANTIZED for opset in (13, 17, 19, 21) if name != "dequantized_blocks" or opset == 21
+]
 
 
 @pytest.mark.parametrize("form", ["dq", "matmulnbits"])
 @pytest.mark.parametrize(("name", "opset"), CASES)
 def test_float_weights_are_quantized_and_the_others_stay(name, opset, form, tmp_path):
-    source = PRESENT[name](opset)
+    source = QUANTIZED[name](opset)
     outcome = quantize(save(source, tmp_path), tmp_path / "out.onnx", form=form)
     assert [layer.name for layer in outcome.layers] == ["w"]
     written = onnx.load(tmp_path / "out.onnx")
@@ -39,9 +41,9 @@ def test_float_weights_are_quantized_and_the_others_stay(name, opset, form, tmp_
     assert relative(run(tmp_path / "out.onnx", X)[0], expected) < 5e-6
 
 
-@pytest.mark.parametrize("name", PRESENT)
+@pytest.mark.parametrize("name", QUANTIZED)
 def test_scales_are_no_weights(name):
-    model = ir.from_proto(PRESENT[name](21))
+    model = ir.from_proto(QUANTIZED[name](21))
     prepare(model)
     sites, skipped = find_sites(model.graph)
     assert [site.name for site in sites] == ["w"]

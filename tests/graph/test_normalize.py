@@ -1,6 +1,5 @@
 """Graphs brought to the plain shape: results stay, weights are found, and no number is read before it is needed."""
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,46 +9,23 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from jaxq.errors import JaxqError
 from jaxq.files.model_file import load_model
 from jaxq.graph.normalize.views import View, restore_views
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites, unmatched
-from jaxq.graph.skipped import skipped_in_functions
 from jaxq.runtime.batches import Batch
-from tests.support import normalize_models as plain
+from tests.support import normalize_models
 from tests.support.models import ACTIVATION, FFN, HIDDEN, build, node, tokens, value, weight
-from tests.support.normalize_models import PLAIN
-from tests.support.running import OPSET_23, quantize, relative, run, save, with_weights
+from tests.support.normalize_models import NORMALIZED
+from tests.support.prepared import FUNCTIONS, OPSETS, X, prepared, with_values
+from tests.support.running import quantize, relative, run, save
 from tests.support.unpacked import dequantized
 
-X = {"x": tokens(2, 6, HIDDEN)}
-OPSETS = [*range(13, 22), pytest.param(22, marks=OPSET_23), pytest.param(23, marks=OPSET_23)]
-FUNCTIONS = ("given", "attributed", "turned_by_function")
 
-
-def prepared(model: onnx.ModelProto) -> ir.Model:
-    result = ir.from_proto(model)
-    prepare(result)
-    return result
-
-
-def with_values(model: onnx.ModelProto, values: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """The model whose products read these numbers in place of values, whatever those are computed from."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for name, array in values.items():
-        for each in copy.graph.node:
-            if each.op_type == "MatMul" and each.input[1] == name:
-                each.input[1] = f"{name}/given"
-        copy.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), f"{name}/given"))
-    return copy
-
-
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", NORMALIZED)
 def test_results_stay_bit_for_bit(name):
     """Without the optimizer, which fuses other nodes in each."""
-    source = PLAIN[name].make(18)
+    source = NORMALIZED[name].make(18)
     result = ir.to_proto(prepared(source))
     onnx.checker.check_model(result, full_check=True)
     for a, b in zip(run(source, X, optimize=False), run(result, X, optimize=False), strict=True):
@@ -58,39 +34,25 @@ def test_results_stay_bit_for_bit(name):
 
 @pytest.mark.parametrize("form", ["dq", "matmulnbits"])
 @pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("name", [n for n in PLAIN if n not in FUNCTIONS])
+@pytest.mark.parametrize("name", [n for n in NORMALIZED if n not in FUNCTIONS])
 def test_each_opset_gives_what_the_codes_stand_for(name, opset, form, tmp_path):
-    source, target = PLAIN[name].make(opset), tmp_path / "out.onnx"
+    source, target = NORMALIZED[name].make(opset), tmp_path / "out.onnx"
     outcome = quantize(save(source, tmp_path), target, form=form)
     onnx.checker.check_model(str(target), full_check=form == "dq")
     weights = dequantized(onnx.load(target))
-    assert {layer.name for layer in outcome.layers} == set(weights) == set(PLAIN[name].values)
-    values = {v: weights[w] for w, names in PLAIN[name].values.items() for v in names.split()}
+    assert {layer.name for layer in outcome.layers} == set(weights) == set(NORMALIZED[name].values)
+    values = {v: weights[w] for w, names in NORMALIZED[name].values.items() for v in names.split()}
     assert relative(run(target, X)[0], run(with_values(source, values), X)[0]) < 2e-6
 
 
-@pytest.mark.parametrize("form", ["dq", "matmulnbits"])
-@pytest.mark.parametrize("opset", OPSETS)
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_each_opset_with_functions(name, opset, form, tmp_path):
-    """The weights of functions have no names in the source: the float model that is compared with is written out."""
-    source, target = PLAIN[name].make(opset), tmp_path / "out.onnx"
-    outcome = quantize(save(source, tmp_path), target, form=form)
-    assert len(outcome.layers) == 2
-    whole = ir.to_proto(prepared(source))
-    assert relative(run(whole, X)[0], run(source, X)[0]) < 1e-6
-    values = dequantized(onnx.load(target))
-    assert relative(run(target, X)[0], run(with_values(whole, values), X)[0]) < 2e-6
-
-
 def test_views_are_sites_with_names_that_stay(tmp_path):
-    names = [[site.name for site in find_sites(prepared(plain.experts()).graph)[0]] for _ in range(2)]
+    names = [[site.name for site in find_sites(prepared(normalize_models.experts()).graph)[0]] for _ in range(2)]
     assert names[0] == names[1] == [f"stack_{i}_transposed" for i in range(3)]
 
 
 @pytest.mark.parametrize("pattern", ["w", "w_transposed", "/y/*"])
 def test_views_are_excluded_by_either_name(pattern):
-    graph = prepared(plain.transposed()).graph
+    graph = prepared(normalize_models.transposed()).graph
     sites, skipped = find_sites(graph, (pattern,))
     assert not sites
     assert [(d.name, d.reason) for d in skipped] == [("w_transposed", f"excluded by the pattern {pattern!r}")]
@@ -98,7 +60,7 @@ def test_views_are_excluded_by_either_name(pattern):
 
 
 def test_a_name_that_is_taken_is_not_given_again():
-    source = plain.transposed()
+    source = normalize_models.transposed()
     source.graph.node.append(node("Neg", "x", "w_transposed"))
     source.graph.output.append(value("w_transposed", ACTIVATION))
     model = prepared(source)
@@ -107,11 +69,11 @@ def test_a_name_that_is_taken_is_not_given_again():
 
 
 def test_nodes_and_constants_that_nothing_reads_any_more_are_gone():
-    source = plain.packed()
+    source = normalize_models.packed()
     source.graph.initializer.append(numpy_helper.from_array(weight(4, 4), "unread"))
     graph = prepared(source).graph
     assert [n.op_type for n in graph] == ["MatMul"] * 3 + ["Concat"]
-    assert set(graph.initializers) == {*PLAIN["packed"].values, "unread"}
+    assert set(graph.initializers) == {*NORMALIZED["packed"].values, "unread"}
     assert {d.name: d.reason for d in find_sites(graph)[1]} == {"unread": "no node reads it"}
 
 
@@ -155,8 +117,8 @@ def test_no_tensor_is_read_before_it_is_needed():
     def fail() -> ir.TensorProtocol:
         raise AssertionError("a tensor was read")
 
-    for name in set(PLAIN) - {"turned_by_function"}:  # its second weight lies in a Constant node
-        model = ir.from_proto(PLAIN[name].make(18))
+    for name in set(NORMALIZED) - {"transposed_by_function"}:  # its second weight lies in a Constant node
+        model = ir.from_proto(NORMALIZED[name].make(18))
         for v in model.graph.initializers.values():
             t = v.const_value
             if t is not None and t.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and t.size > 1:
@@ -172,7 +134,7 @@ def mapped(path: Path) -> bool:
 
 def test_views_of_one_file_can_be_read_side_by_side(tmp_path):
     """Each in its own thread, as the pipeline's searches do."""
-    model = load_model(save(plain.experts(), tmp_path, external=True))
+    model = load_model(save(normalize_models.experts(), tmp_path, external=True))
     prepare(model)
     sites, _ = find_sites(model.graph)
     expected = weight(3, FFN, HIDDEN).transpose(0, 2, 1)
@@ -183,7 +145,7 @@ def test_views_of_one_file_can_be_read_side_by_side(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
 def test_views_of_a_file_leave_nothing_of_it_in_memory(tmp_path):
-    path = save(plain.experts(), tmp_path, external=True)
+    path = save(normalize_models.experts(), tmp_path, external=True)
     model = load_model(path)
     prepare(model)
     sites, _ = find_sites(model.graph)
@@ -204,7 +166,7 @@ def test_what_is_not_quantized_is_written_as_it_was(external_above, tmp_path):
         nodes += [node("MatMul", f"x t{i}", f"y{i}")]
     nodes.append(node("Sum", "y0 y1 y2", "y"))
     weights = {f"w{i}": weight(FFN, HIDDEN, seed=i, dtype=np.float16) for i in range(3)}
-    source = save(plain.linear(nodes, weights, 21), tmp_path)
+    source = save(normalize_models.linear(nodes, weights, 21), tmp_path)
     quantize(source, tmp_path / "out" / "out.onnx", exclude=("w[12]*",), external_above=external_above)
     onnx.checker.check_model(str(tmp_path / "out" / "out.onnx"), full_check=True)
     written = onnx.load(tmp_path / "out" / "out.onnx")
@@ -219,9 +181,9 @@ def test_what_is_not_quantized_is_written_as_it_was(external_above, tmp_path):
     assert relative(got, run(given, X)[0]) < 2e-6
 
 
-@pytest.mark.parametrize("name", [n for n in PLAIN if n not in FUNCTIONS])
+@pytest.mark.parametrize("name", [n for n in NORMALIZED if n not in FUNCTIONS])
 def test_views_put_back_compute_the_same(name):
-    source = PLAIN[name].make(18)
+    source = NORMALIZED[name].make(18)
     model = prepared(source)
     restore_views(model)
     result = ir.to_proto(model)
@@ -232,7 +194,7 @@ def test_views_put_back_compute_the_same(name):
 
 
 def test_weights_of_subgraphs_and_unnamed_nodes():
-    source = plain.unnamed_branches()
+    source = normalize_models.unnamed_branches()
     model = prepared(source)
     assert all(n.name for n in model.graph.all_nodes())
     assert set(model.graph.initializers) >= {"w_transposed", "last", "condition"}
@@ -241,132 +203,17 @@ def test_weights_of_subgraphs_and_unnamed_nodes():
 
 @pytest.mark.parametrize("form", ["dq", "matmulnbits"])
 def test_sparse_weights_are_quantized_as_dense_ones(form, tmp_path):
-    source, target = plain.sparse_weights(), tmp_path / "out.onnx"
+    source, target = normalize_models.sparse_weights(), tmp_path / "out.onnx"
     outcome = quantize(save(source, tmp_path), target, form=form)
     assert [layer.name for layer in outcome.layers] == ["w", "v"]
     given = with_values(source, dequantized(onnx.load(target)))
     assert relative(run(target, X)[0], run(given, X)[0]) < 2e-6
 
 
-BIASES = [None, (), (1,), (FFN,), (1, FFN), (8, 1), (8, FFN)]
-
-
-@pytest.mark.parametrize("computed", [False, True], ids=["constant", "computed"])
-@pytest.mark.parametrize("shape", BIASES, ids=str)
-@pytest.mark.parametrize("transA", [0, 1], ids=["", "transA"])
-@pytest.mark.parametrize("transB", [0, 1], ids=["", "transB"])
-@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.5, 1.0), (1.0, 2.0), (0.25, -0.5), (1.0, 0.0), (-2.0, 0.0)])
-def test_each_gemm_is_a_plain_one(alpha, beta, transB, transA, shape, computed):
-    if computed and shape is None:
-        pytest.skip("no bias")
-    source = plain.gemm(shape, computed, alpha=alpha, beta=beta, transA=transA, transB=transB)
-    model = prepared(source)
-    ((site,), _) = find_sites(model.graph)
-    (gemm,) = [n for n in model.graph if n.op_type == "Gemm"]
-    assert (site.name, site.transposed, gemm.name, set(gemm.attributes)) == (
-        "w",
-        bool(transB),
-        "/y/Gemm",
-        {"transB"} | set(gemm.attributes),
-    )
-    assert not {"alpha", "beta", "transA"} & set(gemm.attributes)
-    result = ir.to_proto(model)
-    onnx.checker.check_model(result, full_check=True)
-    x = {"x": tokens(HIDDEN, 8) if transA else tokens(8, HIDDEN)}
-    assert relative(run(result, x)[0], run(source, x)[0]) < 1e-6
-
-
-@pytest.mark.parametrize("form", ["dq", "matmulnbits"])
-@pytest.mark.parametrize("shape", BIASES, ids=str)
-@pytest.mark.parametrize("how", [{}, {"alpha": 0.5, "beta": 2.0, "transA": 1, "transB": 1}], ids=["plain", "all"])
-def test_each_bias_is_right_when_the_weight_is_quantized(how, shape, form, tmp_path):
-    source, target = plain.gemm(shape, **how), tmp_path / "out.onnx"
-    quantize(save(source, tmp_path), target, form=form)
-    w = dequantized(onnx.load(target))["w"]
-    reference = with_weights(source, {"w": w.T if how else w})
-    x = {"x": tokens(HIDDEN, 8) if how else tokens(8, HIDDEN)}
-    assert relative(run(target, x)[0], run(reference, x)[0]) < 2e-6
-
-
-def test_a_gemm_in_float16_stays_in_float16():
-    source = plain.gemm((FFN,), dtype=np.float16, alpha=0.5, beta=2.0, transA=1)
-    result = ir.to_proto(prepared(source))
-    onnx.checker.check_model(result, full_check=True)
-    assert {t.data_type for t in result.graph.initializer} == {TensorProto.FLOAT16}
-    x = {"x": tokens(HIDDEN, 8).astype(np.float16)}
-    assert relative(run(result, x)[0], run(source, x)[0]) < 2e-3
-
-
-def test_a_gemm_with_alpha_0_is_left_alone():
-    ((), (skipped, *_)) = find_sites(prepared(plain.gemm(alpha=0.0)).graph)
-    assert (skipped.name, skipped.reason) == ("w", "read by a Gemm with alpha=0")
-
-
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", NORMALIZED)
 def test_awq_sees_the_activations_of_each(name, tmp_path):
-    source, target = PLAIN[name].make(18), tmp_path / "out.onnx"
+    source, target = NORMALIZED[name].make(18), tmp_path / "out.onnx"
     outcome = quantize(save(source, tmp_path), target, "awq_lite", [Batch({"x": tokens(4, 10, HIDDEN)})])
     assert all(x.loss is not None and x.loss_rtn is not None for x in outcome.layers)
     assert all((x.loss or 0) <= (x.loss_rtn or 0) * (1 + 1e-6) for x in outcome.layers)
     assert relative(run(target, X)[0], run(source, X)[0]) < 0.25
-
-
-@pytest.mark.parametrize("form", ["dq", "matmulnbits"])
-@pytest.mark.parametrize("opset", OPSETS)
-def test_each_opset_with_a_gemm_of_all_attributes(opset, form, tmp_path):
-    source = plain.gemm((8, 1), opset=opset, alpha=0.5, beta=2.0, transA=1, transB=1)
-    quantize(save(source, tmp_path), tmp_path / "out.onnx", form=form)
-    w = dequantized(onnx.load(tmp_path / "out.onnx"))["w"]
-    x = {"x": tokens(HIDDEN, 8)}
-    assert relative(run(tmp_path / "out.onnx", x)[0], run(with_weights(source, {"w": w.T}), x)[0]) < 2e-6
-
-
-def test_functions_with_weights_are_written_out_and_others_stay():
-    model = prepared(plain.given())
-    assert [f.name for f in model.functions.values()] == ["Act"]
-    assert [n.op_type for n in model.graph] == ["MatMul", "Act", "MatMul", "Act", "Act"]
-    assert [site.name for site in find_sites(model.graph)[0]] == ["up_transposed", "down_transposed"]
-
-
-@pytest.mark.parametrize("own", [17, 19])
-def test_a_function_for_another_opset_is_taken_where_its_operators_mean_the_same(own, tmp_path):
-    source = plain.given(18, own)
-    for form in ("dq", "matmulnbits"):
-        outcome = quantize(save(source, tmp_path), tmp_path / "out.onnx", form=form)
-        assert [layer.name for layer in outcome.layers] == ["up_transposed", "down_transposed"]
-        assert relative(run(tmp_path / "out.onnx", X)[0], run(source, X)[0]) < 0.25
-
-
-def misfit() -> onnx.ModelProto:
-    """A function of opset 13, whose ReduceMean has its axes as attributes, in a model of opset 18."""
-    held = node("Constant", "", "c", value=numpy_helper.from_array(weight(HIDDEN, HIDDEN)))
-    nodes = [held, node("MatMul", "a c", "p"), node("ReduceMean", "p", "m", axes=[-1]), node("Sub", "p m", "q")]
-    functions = [plain.function("Centred", "a", "q", nodes, 13)]
-    outer = [plain.call("Centred", "x", "h"), node("MatMul", "h w", "y")]
-    return plain.with_functions(outer, {"w": weight(HIDDEN, FFN)}, functions, check=False)
-
-
-def test_a_function_that_cannot_be_written_out_is_told_of(tmp_path):
-    reason = (
-        "it lies in the function 'local.Centred', which is written for opset 13 of 'ai.onnx', the model for 18, and "
-        "ReduceMean differs between them: convert the model first"
-    )
-    model = prepared(misfit())
-    ((site,), others) = find_sites(model.graph)
-    assert (site.name, others) == ("w", [])
-    assert [(d.name, d.shape, d.reason) for d in skipped_in_functions(model)] == [
-        ("Centred/c", (HIDDEN, HIDDEN), reason)
-    ]
-    source = save(misfit(), tmp_path)
-    outcome = quantize(source, tmp_path / "out.onnx", form="matmulnbits")
-    assert [d.reason for d in outcome.skipped] == [reason]
-    with pytest.raises(JaxqError, match=r"cannot be converted from opset 18 to 21: .*'local::Centred'"):
-        quantize(source, tmp_path / "dq.onnx")
-
-
-def test_functions_that_call_each_other_in_a_circle_are_refused():
-    source = plain.given()
-    source.functions[0].node.append(plain.call("Linear", "u u", "again"))
-    model = ir.from_proto(source)
-    with pytest.raises(JaxqError, match=r"the model's functions cannot be written out: .*yclic"):
-        prepare(model)

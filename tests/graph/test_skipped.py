@@ -10,10 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from jaxq.errors import JaxqError
-from tests.support import models
-from tests.support import normalize_models as plain
+from tests.support import models, normalize_models, subgraph_models
 from tests.support.models import FFN, HIDDEN, MODELS, build, node, tokens, value, vector, weight
-from tests.support.normalize_models import PLAIN, WIDE, function, ir_version, linear, with_functions
+from tests.support.normalize_models import NORMALIZED, WIDE, function, ir_version, linear, with_functions
 from tests.support.running import initializers, quantize, relative, run, save
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE}
@@ -73,9 +72,9 @@ NO_MATRIX = {"convolution", "stacked"}
 NOTHING_LEFT = {"gemm_mixed", "weight_as_output", "double"}
 BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
     **{name: make for name, make in MODELS.items() if name not in NOTHING_LEFT},
-    "merged": models.merged,
-    "merged Gemm": lambda: models.merged("Gemm"),
-    "looped": models.looped,
+    "merged": subgraph_models.merged,
+    "merged Gemm": lambda: subgraph_models.merged("Gemm"),
+    "looped": subgraph_models.looped,
     "tied": models.tied,
 }
 
@@ -97,12 +96,12 @@ def test_every_tensor_is_listed_once(name, opset, form, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("form", ["dq", "matmulnbits"])
 @pytest.mark.parametrize("opset", [13, 17, 21])
-@pytest.mark.parametrize("name", [name for name, each in PLAIN.items() if each.values])
+@pytest.mark.parametrize("name", [name for name, each in NORMALIZED.items() if each.values])
 def test_every_tensor_behind_views_is_listed_by_each_view(name, opset, form, tmp_path):
     """The names that weights get stand for all tensors of the file, each of which leads some of these names."""
-    source = PLAIN[name].make(opset)
+    source = NORMALIZED[name].make(opset)
     names, _ = reported(source, tmp_path, form)
-    assert names == Counter(list(PLAIN[name].values))
+    assert names == Counter(list(NORMALIZED[name].values))
     leading = {next(t for t in float_tensors(source) if n == t or n.startswith(f"{t}_")) for n in names}
     assert leading == set(float_tensors(source))
 
@@ -207,10 +206,12 @@ def with_unused_function(opset: int) -> onnx.ModelProto:
     scale = node("Constant", "", "s", value_floats=vector().tolist())
     functions = [
         function("Inner", "a", "b", [held[0], node("MatMul", "a u", "b")], opset),
-        function("Unused", "a", "b", [held[1], node("MatMul", "a v", "i"), plain.call("Inner", "i", "b")], opset),
+        function(
+            "Unused", "a", "b", [held[1], node("MatMul", "a v", "i"), normalize_models.call("Inner", "i", "b")], opset
+        ),
         function("Scale", "a", "b", [scale, node("Mul", "a s", "b")], opset),
     ]
-    nodes = [plain.call("Scale", "x", "h"), node("MatMul", "h w", "y")]
+    nodes = [normalize_models.call("Scale", "x", "h"), node("MatMul", "h w", "y")]
     return with_functions(nodes, {"w": weight(HIDDEN, FFN)}, functions, opset)
 
 
@@ -239,7 +240,7 @@ BIASES = {"a row": (1, FFN), "a column": (8, 1), "a matrix": (8, FFN), "a vector
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 @pytest.mark.parametrize("opset", [13, 21])
 def test_the_bias_of_a_gemm_is_called_so(opset, alpha, shape, beta, tmp_path):
-    source = plain.gemm(shape, opset=opset, alpha=alpha, beta=beta)
+    source = normalize_models.gemm(shape, opset=opset, alpha=alpha, beta=beta)
     names, reasons = reported(source, tmp_path)
     assert names == float_tensors(source) == Counter(["w", "c"])
     assert reasons == {"c": UNREAD if beta == 0 else VECTOR if len(shape) == 1 else "the bias of a Gemm"}

@@ -13,7 +13,7 @@ WIDE = (*ACTIVATION[:2], FFN)
 
 
 @dataclass(frozen=True)
-class Plain:
+class NormalizedModel:
     """A model, and the name that each weight to be quantized gets by the value of the model that it is.
 
     Values that are no initializers of the model are computed from them.
@@ -21,7 +21,6 @@ class Plain:
 
     make: Callable[[int], onnx.ModelProto]
     values: Mapping[str, str] = field(default_factory=dict)
-    left: tuple[str, ...] = ()
 
 
 def ir_version(opset: int) -> int:
@@ -102,7 +101,7 @@ def packed(opset: int = 18) -> onnx.ModelProto:
 
 
 def twice(opset: int = 18) -> onnx.ModelProto:
-    """A weight turned by two nodes, one for each reader."""
+    """A weight transposed by two nodes, one for each reader."""
     nodes = [
         node("Relu", "x", "r"),
         node("Transpose", "w", "wt", perm=[1, 0]),
@@ -115,12 +114,12 @@ def twice(opset: int = 18) -> onnx.ModelProto:
 
 
 def both_ways(opset: int = 18) -> onnx.ModelProto:
-    """A weight as it is and turned."""
+    """A weight as it is and transposed."""
     nodes = [node("MatMul", "x w", "h"), node("Transpose", "w", "wt"), node("MatMul", "h wt", "y")]
     return linear(nodes, {"w": weight(HIDDEN, FFN)}, opset, HIDDEN)
 
 
-def held(opset: int = 18) -> onnx.ModelProto:
+def in_constants(opset: int = 18) -> onnx.ModelProto:
     """Weights in Constant nodes: one behind a Transpose, one of few numbers, one of a list of them."""
     nodes = [
         node("Constant", "", "w", value=numpy_helper.from_array(weight(FFN, HIDDEN))),
@@ -162,7 +161,7 @@ def sparse_weights(opset: int = 18) -> onnx.ModelProto:
 
 
 def unnamed_branches(opset: int = 18) -> onnx.ModelProto:
-    """Unnamed nodes with subgraphs; a branch reads a weight of the main graph turned."""
+    """Unnamed nodes with subgraphs; a branch reads a weight of the main graph transposed."""
     inner = [helper.make_node("Transpose", ["w"], ["wt"]), helper.make_node("MatMul", ["x", "wt"], ["t"])]
     then = helper.make_graph(inner, "then", [], [value("t", WIDE)])
     other = helper.make_graph(
@@ -261,36 +260,36 @@ def given(opset: int = 18, own: int | None = None) -> onnx.ModelProto:
 
 def attributed(opset: int = 18) -> onnx.ModelProto:
     """Functions in functions, with attributes that are passed on, or have a default."""
-    inner = function("Turn", "w", "t", [referring("Transpose", "w", "t", perm="order")], opset, ["order"])
-    turn = call("Turn", "w", "wt")
-    turn.attribute.add(name="order", ref_attr_name="axes", type=onnx.AttributeProto.INTS)
-    nodes = [turn, node("MatMul", "a wt", "p"), referring("Softmax", "p", "q", axis="axis")]
+    inner = function("Swap", "w", "t", [referring("Transpose", "w", "t", perm="order")], opset, ["order"])
+    swap = call("Swap", "w", "wt")
+    swap.attribute.add(name="order", ref_attr_name="axes", type=onnx.AttributeProto.INTS)
+    nodes = [swap, node("MatMul", "a wt", "p"), referring("Softmax", "p", "q", axis="axis")]
     outer = function("Layer", "a w", "q", nodes, opset, ["axes"], [helper.make_attribute("axis", -1)])
-    plain, other = call("Layer", "x up", "h"), call("Layer", "h down", "y", axis=1)
-    for each, perm in ((plain, [1, 0]), (other, [0, 1])):
+    first, second = call("Layer", "x up", "h"), call("Layer", "h down", "y", axis=1)
+    for each, perm in ((first, [1, 0]), (second, [0, 1])):
         each.attribute.append(helper.make_attribute("axes", perm))
     weights = {"up": weight(FFN, HIDDEN), "down": weight(FFN, HIDDEN)}
-    return with_functions([plain, other], weights, [inner, outer], opset, HIDDEN)
+    return with_functions([first, second], weights, [inner, outer], opset, HIDDEN)
 
 
-def turned_by_function(opset: int = 18) -> onnx.ModelProto:
+def transposed_by_function(opset: int = 18) -> onnx.ModelProto:
     """A function that holds no product is given a weight; another holds a weight and gives it."""
     hold = node("Constant", "", "c", value=numpy_helper.from_array(weight(FFN, HIDDEN)))
     functions = [
-        function("Turn", "w", "t", [node("Transpose", "w", "t", perm=[1, 0])], opset),
+        function("Swap", "w", "t", [node("Transpose", "w", "t", perm=[1, 0])], opset),
         function("Hold", "", "c", [hold], opset),
     ]
-    nodes = [call("Turn", "w", "wt"), node("MatMul", "x wt", "h"), call("Hold", "", "c"), node("MatMul", "h c", "y")]
+    nodes = [call("Swap", "w", "wt"), node("MatMul", "x wt", "h"), call("Hold", "", "c"), node("MatMul", "h c", "y")]
     return with_functions(nodes, {"w": weight(FFN, HIDDEN)}, functions, opset, HIDDEN)
 
 
-PLAIN = {
-    "transposed": Plain(transposed, {"w_transposed": "wt"}),
-    "cast": Plain(cast, {"w_float32": "wf"}),
-    "cast_transposed": Plain(cast_transposed, {"w_transposed_float32": "wj"}),
-    "reshaped": Plain(reshaped, {"w_reshaped_reshaped_reshaped_reshaped": "wf"}),
-    "experts": Plain(experts, {f"stack_{i}_transposed": f"t{i}" for i in range(3)}),
-    "packed": Plain(
+NORMALIZED = {
+    "transposed": NormalizedModel(transposed, {"w_transposed": "wt"}),
+    "cast": NormalizedModel(cast, {"w_float32": "wf"}),
+    "cast_transposed": NormalizedModel(cast_transposed, {"w_transposed_float32": "wj"}),
+    "reshaped": NormalizedModel(reshaped, {"w_reshaped_reshaped_reshaped_reshaped": "wf"}),
+    "experts": NormalizedModel(experts, {f"stack_{i}_transposed": f"t{i}" for i in range(3)}),
+    "packed": NormalizedModel(
         packed,
         {
             f"w_transposed_0_to_{FFN}": "q",
@@ -298,11 +297,11 @@ PLAIN = {
             f"w_transposed_{FFN}_to_{2 * FFN}_32_to_{FFN}": "v",
         },
     ),
-    "twice": Plain(twice, {"w_transposed": "wt wt2"}),
-    "both_ways": Plain(both_ways, {"w": "w", "w_transposed": "wt"}),
-    "held": Plain(held, {"w_transposed": "wt", "list_reshaped": "wl", "few": "few"}),
-    "given": Plain(given),
-    "attributed": Plain(attributed),
-    "turned_by_function": Plain(turned_by_function),
+    "twice": NormalizedModel(twice, {"w_transposed": "wt wt2"}),
+    "both_ways": NormalizedModel(both_ways, {"w": "w", "w_transposed": "wt"}),
+    "in_constants": NormalizedModel(in_constants, {"w_transposed": "wt", "list_reshaped": "wl", "few": "few"}),
+    "given": NormalizedModel(given),
+    "attributed": NormalizedModel(attributed),
+    "transposed_by_function": NormalizedModel(transposed_by_function),
 }
 """Models by name. Those with functions hold their weights' values where no name reaches them."""

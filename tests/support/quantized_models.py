@@ -30,7 +30,7 @@ def dequantized_columns(opset: int) -> onnx.ModelProto:
     return beside(nodes, {"q": q, "s": np.full(HIDDEN, 0.004, np.float32), "zp": np.zeros(HIDDEN, np.int8)}, opset)
 
 
-def dequantized_turned(opset: int) -> onnx.ModelProto:
+def dequantized_transposed(opset: int) -> onnx.ModelProto:
     q, _ = codes()
     nodes = [
         node("DequantizeLinear", "q s", "d", axis=0),
@@ -102,11 +102,11 @@ def dynamic(opset: int) -> onnx.ModelProto:
     return beside(nodes, {"q": q, "s": np.full((1, HIDDEN), 0.004, np.float32)}, opset)
 
 
-PRESENT = {
+QUANTIZED = {
     f.__name__: f
     for f in (
         dequantized_columns,
-        dequantized_turned,
+        dequantized_transposed,
         dequantized_blocks,
         scaled_by_mul,
         mat_mul_n_bits,
