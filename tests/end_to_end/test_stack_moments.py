@@ -7,13 +7,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from jaxq.calibration.capture import capture_moments
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites
 from jaxq.numerics.moments import Moments
 from jaxq.runtime.batches import Batch
 from tests.support.models import HIDDEN, MODELS, tokens
 from tests.support.moe_models import EXPERTS, UNREACHED
+from tests.support.moments import captured_moments
 from tests.support.running import run
 from tests.support.stacks import ROUTER, X, product, stack
 
@@ -24,9 +24,8 @@ def read_moments(proto: onnx.ModelProto, batches: Sequence[Batch], name: str) ->
     prepare(model)
     sites, _ = find_sites(model.graph, ROUTER)
     (activation,) = {r for site in sites for r in site.activations if r.value.name == name}
-    found: dict[str, Moments] = {}
-    capture_moments(model, [activation], batches, found.__setitem__)
-    return [found[key] for key in (activation.keys if activation.shared_key not in found else [activation.shared_key])]
+    moments, _ = captured_moments(model, [activation], batches)
+    return [moments[k] for k in ([activation.shared_key] if activation.shared_key in moments else activation.keys)]
 
 
 def assert_moments_of(got: Moments, rows: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from jaxq.errors import JaxqError
 from jaxq.files.model_file import load_model
 from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.microscaling import MxFormat
+from jaxq.forms.registry import find_form
 from jaxq.harness.command import _notes
 from jaxq.methods.registry import MethodSpec
 from jaxq.pipeline.job import Job
@@ -19,108 +20,13 @@ from jaxq.pipeline.quantize import quantize_model
 from jaxq.readback.weights import read_back
 from jaxq.runtime.batches import Batch
 from tests.support import models
-<<<<<<< HEAD
-from tests.support.models import EXPERTS, HIDDEN, MODELS, UNREACHED, build, node, tokens, value, weight
-from tests.support.moments import captured_moments
-=======
 from tests.support.models import HIDDEN, MODELS, tokens
 from tests.support.moe_models import EXPERT_FFN, EXPERTS, UNREACHED, experts
->>>>>>> 29c8b6ad97355c89ff973e9409c69333770824d8
 from tests.support.running import initializers, quantize, relative, run, save, with_weights
 from tests.support.stacks import ROUTER, X, expected_stack, in_float, product, stack
 from tests.support.unpacked import dequantized
 
 MOES = ("dense_moe", "masked_moe", "broadcast_moe", "gathered_moe")
-<<<<<<< HEAD
-X = {"x": tokens(3, 20, HIDDEN)}
-ROUTER = ("router*",)
-
-
-def product(shape: Sequence[int | str], stack: np.ndarray, out: Sequence[int | str]) -> onnx.ModelProto:
-    """A stack times an activation of any shape."""
-    kind = TensorProto.FLOAT16 if stack.dtype == np.float16 else TensorProto.FLOAT
-    return build([node("MatMul", "x w", "y")], {"w": stack}, {"y": out}, [value("x", shape, kind)], dtype=kind)
-
-
-def stack(count: int = 3, rows: int = 72, columns: int = 20, dtype: type = np.float32) -> np.ndarray:
-    return np.stack([weight(rows, columns, seed=i, dtype=dtype) for i in range(count)])
-
-
-def read_moments(proto: onnx.ModelProto, batches: Sequence[Batch], name: str) -> list[Moments]:
-    """Those of the matrices that multiply an activation; one where they are the same for all."""
-    model = ir.from_proto(proto)
-    prepare(model)
-    sites, _ = find_sites(model.graph, ROUTER)
-    (activation,) = {r for site in sites for r in site.activations if r.value.name == name}
-    found, _ = captured_moments(model, [activation], batches)
-    return [found[key] for key in (activation.keys if activation.shared_key not in found else [activation.shared_key])]
-
-
-def assert_moments_of(got: Moments, rows: np.ndarray) -> None:
-    """Compares with float64; rows of zeros are no tokens."""
-    rows = rows[(rows != 0).any(axis=1)].astype(np.float64)
-    assert int(got.tokens) == len(rows)
-    count = max(1, len(rows))
-    np.testing.assert_allclose(got.h, rows.T @ rows / count, rtol=1e-4, atol=1e-5 * abs(rows**2).max(initial=0))
-    np.testing.assert_allclose(got.a, abs(rows).sum(axis=0) / count, rtol=1e-4)
-
-
-SHAPES = {
-    "experts, tokens": (3, 5, 8),
-    "batch, experts, tokens": (2, 3, 5, 8),
-    "more in front": (2, 2, 3, 5, 8),
-    "tokens": (5, 8),
-    "one, tokens": (1, 5, 8),
-    "batch, one, tokens": (2, 1, 5, 8),
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_moments_of_each_matrix_are_those_of_its_tokens(shape):
-    w, x = stack(3, 8, 4), [tokens(*shape, seed=i) for i in range(2)]
-    proto = product([*"abcd"[: len(shape) - 1], 8], w, [*"efgh"[: max(len(shape), 3) - 1], 4])
-    found = read_moments(proto, [Batch({"x": each}) for each in x], "x")
-    own = len(shape) > 2 and shape[-3] == 3
-    assert len(found) == (3 if own else 1)
-    for i, moments in enumerate(found):
-        rows = [np.moveaxis(each, -3, 0)[i] if own else each for each in x]
-        assert_moments_of(moments, np.concatenate([r.reshape(-1, 8) for r in rows]))
-
-
-def test_padding_of_a_stacks_activation_is_left_out():
-    keep = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
-    for shape in ((2, 3, 5, 8), (3, 10, 8)):
-        x = tokens(*shape)
-        proto = product([*"abc"[: len(shape) - 1], 8], stack(3, 8, 4), [*"efg"[: len(shape) - 1], 4])
-        for i, moments in enumerate(read_moments(proto, [Batch({"x": x}, keep)], "x")):
-            rows = np.moveaxis(x, -3, 0)[i].reshape(-1, 8)
-            assert_moments_of(moments, rows[keep.ravel() > 0])
-
-
-def test_matrices_that_begin_with_the_same_tokens():
-    """One sum for all, as long as it is; from then on one for each."""
-    first = np.broadcast_to(tokens(5, 8), (3, 5, 8)).copy()
-    batches = [first, tokens(3, 7, 8, seed=1), first]
-    proto = product(["a", "b", 8], stack(3, 8, 4), ["e", "f", 4])
-    for i, moments in enumerate(read_moments(proto, [Batch({"x": x}) for x in batches], "x")):
-        assert_moments_of(moments, np.concatenate([x[i] for x in batches]))
-    (same,) = read_moments(proto, [Batch({"x": first})] * 2, "x")
-    assert int(same.tokens) == 10
-
-
-@pytest.mark.parametrize(("name", "own"), [("masked_moe", True), ("dense_moe", False), ("broadcast_moe", False)])
-def test_moments_of_experts(name, own):
-    proto = MODELS[name]()
-    activation = {"masked_moe": "slots", "dense_moe": "copies", "broadcast_moe": "tokens"}[name]
-    (x,) = run(proto, X, activation)
-    found = read_moments(proto, [Batch(X)], activation)
-    assert len(found) == (EXPERTS if own else 1)
-    for i, moments in enumerate(found):
-        assert_moments_of(moments, x[i] if own else X["x"].reshape(-1, HIDDEN))
-    if own:
-        assert int(found[UNREACHED].tokens) == 0 and not np.asarray(found[UNREACHED].h).any()
-=======
->>>>>>> 29c8b6ad97355c89ff973e9409c69333770824d8
 
 
 FORMATS = [
@@ -286,7 +192,7 @@ def test_the_report_names_weights_with_the_same_note(tmp_path):
     """The sentences that a reader of the report should not miss."""
     source, target = save(models.gathered_moe(), tmp_path), tmp_path / "out.onnx"
     spec = MethodSpec("awq_lite", IntegerFormat(32), alpha_step=0.5)
-    job = Job(source, target, spec, exclude=ROUTER, cache=tmp_path / "cache")
+    job = Job(source, target, spec, find_form("dq"), ROUTER, tmp_path / "cache")
     said = list(_notes(quantize_model(job, [Batch(X)]), job))
     assert said == ["'gate_2', 'up_2', 'down_2': saw no calibration token: rounded to nearest"]
 
@@ -306,98 +212,6 @@ def test_a_stack_that_multiplies_a_vector_is_refused(tmp_path):
         quantize(save(proto, tmp_path), tmp_path / "o.onnx", "awq_lite", [Batch({"x": tokens(8)})])
 
 
-<<<<<<< HEAD
-def picked(index: str) -> onnx.ModelProto:
-    """One expert's matrix, taken out of a stack by a number that the model computes or gets."""
-    nodes = [
-        node("ReduceSum", "x", "total", keepdims=0),
-        node("Cast", "total", "number", to=TensorProto.INT64),
-        node("Clip", "number zero one", "expert"),
-        node("Gather", f"experts {index}", "w"),
-        node("MatMul", "x w", "h"),
-        node("MatMul", "h last", "y"),
-    ]
-    weights = {"zero": np.array(0), "one": np.array(1), "experts": stack(2, HIDDEN, HIDDEN)}
-    return build(nodes, weights | {"last": weight(HIDDEN, HIDDEN)}, {"y": models.ACTIVATION})
-
-
-def microsoft(op: str, integers: bool) -> onnx.ModelProto:
-    """An operator of onnxruntime that holds all experts, and a product."""
-    proto = models.linear_pair()
-    held = {"fc1": stack(2, HIDDEN, 64), "fc2": stack(2, 64, HIDDEN)}
-    if integers:
-        held = {name: np.abs(w * 100).astype(np.uint8) for name, w in held.items()}
-        held |= {f"{name}_scale": stack(2, 64, 1)[..., 0] for name in held}
-    for name, array in {**held, "routing": weight(4, 2)}.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    names = ["fc1", "fc1_scale", "", "fc2", "fc2_scale"] if integers else ["fc1", "", "fc2"]
-    proto.graph.node[1].input[0] = "moe"
-    moe = onnx.helper.make_node(op, ["h", "routing", *names], ["moe"], f"/moe/{op}", "", "com.microsoft", k=1)
-    proto.graph.node.insert(1, moe)
-    proto.opset_import.add(domain="com.microsoft", version=1)
-    return proto
-
-
-READ_WHOLE = "one that MatMul reads as a whole can be quantized"
-LEFT = {
-    "computed index": (
-        lambda: picked("expert"),
-        {"experts": f"a stack of shape [2, 64, 64] that Gather picks from by a computed index: {READ_WHOLE}"},
-    ),
-    "MoE": (
-        lambda: microsoft("MoE", False),
-        {
-            "fc1": "read by MoE as input 2: that operator's experts are left as they are",
-            "fc2": "read by MoE as input 4: that operator's experts are left as they are",
-        },
-    ),
-    "QMoE": (
-        lambda: microsoft("QMoE", True),
-        {"fc1_scale": "part of a weight that is quantized already"},
-    ),
-    "stacks of stacks": (
-        lambda: product([2, 3, 5, 72], stack(6).reshape(2, 3, 72, 20), [2, 3, 5, 20]),
-        {"w": "a stack of shape [2, 3, 72, 20]: stacks [matrices, c_in, c_out] can be quantized"},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LEFT)
-def test_what_is_left_alone_says_why(name):
-    make, reasons = LEFT[name]
-    model = ir.from_proto(make())
-    prepare(model)
-    sites, skipped = find_sites(model.graph)
-    found = {d.name: d.reason for d in skipped}
-    assert {key: found[key] for key in reasons} == reasons
-    assert not {site.name for site in sites} & set(reasons)
-
-
-FORMS_WITHOUT = [
-    ("matmulnbits", IntegerFormat(32), "form 'matmulnbits' supports matrices only; dq, qdq, column_major support it"),
-    ("trt", IntegerFormat(32), "form 'trt' supports matrices only; dq, qdq, column_major support it"),
-    ("trt_qdq", IntegerFormat(-1), "form 'trt_qdq' supports matrices only; dq, qdq, column_major support it"),
-    ("portable", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
-    ("nvfp4_standard", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
-]
-
-
-@pytest.mark.parametrize(("form", "fmt", "reason"), FORMS_WITHOUT, ids=str)
-def test_forms_that_hold_no_stacks_leave_them_alone(form, fmt, reason, tmp_path):
-    proto = build(
-        [node("MatMul", "x w", "h"), node("MatMul", "h stack", "y")],
-        {"w": weight(HIDDEN, 72), "stack": stack(3)},
-        {"y": (3, "b", 20)},
-        [value("x", (3, "b", HIDDEN))],
-    )
-    outcome = quantize(save(proto, tmp_path), tmp_path / "out.onnx", fmt=fmt, form=form)
-    assert [layer.name for layer in outcome.layers] == ["w"]
-    assert [d.name for d in outcome.skipped] == ["stack"]
-    assert outcome.skipped[0].reason.startswith("a stack of matrices") and reason in outcome.skipped[0].reason
-
-
-=======
->>>>>>> 29c8b6ad97355c89ff973e9409c69333770824d8
 def test_a_matrix_that_is_not_finite_is_refused(tmp_path):
     w = stack(3)
     w[1, 4, [5, 6]] = np.inf

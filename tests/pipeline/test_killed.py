@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from jaxq.formats.integers import IntegerFormat
+from jaxq.forms.registry import find_form
 from jaxq.methods.registry import MethodSpec
 from jaxq.pipeline.job import Job
 from jaxq.pipeline.quantize import quantize_model
@@ -23,7 +24,7 @@ def work(source: Path, target: Path, cache: Path, compiled: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(compiled))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     spec = MethodSpec("awq_full", IntegerFormat(block_size=32), alpha_step=0.5, clip_step=0.5)
-    job = Job(source, target, spec, "dq", ("*lm_head*",), cache, window_bytes=40_000)
+    job = Job(source, target, spec, find_form("dq"), ("*lm_head*",), cache, window_bytes=40_000)
     quantize_model(job, decoder_batches())
 
 

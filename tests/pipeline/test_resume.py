@@ -23,67 +23,6 @@ from tests.support.decoder import decoder_batches
 from tests.support.models import HIDDEN, build, node, tokens, value, weight
 from tests.support.running import quantize, save
 
-<<<<<<< HEAD
-KILLS = 10
-
-
-def work(source: Path, target: Path, cache: Path, compiled: Path) -> None:
-    """What is killed: AWQ with clipping in many small windows."""
-    jax.config.update("jax_compilation_cache_dir", str(compiled))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    spec = MethodSpec("awq_full", IntegerFormat(block_size=32), alpha_step=0.5, clip_step=0.5)
-    job = Job(source, target, spec, exclude=("*lm_head*",), cache=cache, window_bytes=40_000)
-    quantize_model(job, decoder_batches())
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    """Processes that have jaxq imported when they start."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.pipeline.test_resume"])
-    return context
-
-
-def finish(processes: BaseContext, *args: Path) -> None:
-    process = processes.Process(target=work, args=args)  # pyright: ignore[reportAttributeAccessIssue]
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-
-
-@pytest.mark.long
-def test_killed_at_random_moments(processes, decoder, tmp_path):
-    compiled = tmp_path / "compiled"
-    finish(processes, decoder, tmp_path / "warm.onnx", tmp_path / "c0", compiled)
-    start = time.perf_counter()
-    finish(processes, decoder, tmp_path / "whole.onnx", tmp_path / "c1", compiled)
-    seconds = time.perf_counter() - start
-    expected = (tmp_path / "whole.onnx").read_bytes()
-    rng, kills, runs, resumed = random.Random(20), 0, 0, 0
-    while kills < KILLS:
-        cache, target = tmp_path / f"cache-{runs}", tmp_path / f"{runs}" / "out.onnx"
-        for _ in range(4):
-            process = processes.Process(target=work, args=(decoder, target, cache, compiled))
-            process.start()
-            process.join(rng.uniform(0, seconds))
-            process.kill()
-            process.join()
-            killed = process.exitcode != 0
-            kills += killed
-            assert process.exitcode == (-9 if killed else 0)
-            assert killed or target.read_bytes() == expected
-            assert not target.exists() or target.read_bytes() == expected  # whole or absent
-            if not killed:
-                break
-            resumed += bool(list(cache.glob("run-*/w*/*")))
-        finish(processes, decoder, target, cache, compiled)
-        assert target.read_bytes() == expected
-        assert not list(cache.glob("run-*"))
-        runs += 1
-    assert resumed  # some of them had something to go on from
-
-=======
->>>>>>> 29c8b6ad97355c89ff973e9409c69333770824d8
 
 class Interrupted(Exception):
     pass
@@ -121,8 +60,9 @@ class Setup:
             self.source,
             target,
             spec,
-            exclude=("*lm_head*",),
-            cache=self.folder / "cache",
+            find_form("dq"),
+            ("*lm_head*",),
+            self.folder / "cache",
             window_bytes=self.window_bytes,
         )
 
@@ -317,7 +257,7 @@ def test_stacks_and_kernels_go_on_as_matrices_do(make, batches, label, tmp_path)
 
     def job(name: str, cache: str) -> Job:
         spec = MethodSpec("awq_full", IntegerFormat(block_size=32, num_bits=3), alpha_step=0.5, clip_step=0.25)
-        return Job(source, tmp_path / f"{name}.onnx", spec, cache=tmp_path / cache, window_bytes=1000)
+        return Job(source, tmp_path / f"{name}.onnx", spec, find_form("dq"), (), tmp_path / cache, window_bytes=1000)
 
     whole = quantize_model(job("whole", "another"), batches)
     steps = 1 if label == "search" else len(batches) * len(whole.windows)
