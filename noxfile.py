@@ -50,7 +50,7 @@ def quick(session: nox.Session) -> None:
     """Tests of what changed since origin/main, under a minute; `nox -s quick -- HEAD~3` names another commit."""
     paths = changed_paths(session.posargs[0] if session.posargs else base())
     selected = dict.fromkeys([*STRUCTURE, *(test for path in paths for test in tests_of(path))])
-    options = ["-n", "2", "-m", "not slow and not long", f"--stop-after={QUICK_SECONDS}"]
+    options = ["-n", "2", "-m", "not slow and not long", "-rs", f"--stop-after={QUICK_SECONDS}"]
     run(session, "pytest", *options, *selected)
 
 

@@ -30,19 +30,19 @@ hypothesis.settings.register_profile("jaxq", deadline=None, derandomize=True, ma
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "jaxq"))
 
+
+# Of the imports' end: a machine under load takes longer to get here, and shall test as much all the same.
 START = time.monotonic()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--stop-after", type=float, default=math.inf, help="seconds after which all other tests are skipped"
-    )
+    parser.addoption("--stop-after", type=float, default=math.inf, help="seconds after which tests are skipped")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     limit = float(item.config.getoption("--stop-after", math.inf) or math.inf)
     if time.monotonic() - START > limit:
-        pytest.skip(f"{limit:g} seconds are over")
+        pytest.skip(f"{limit:g} seconds are over: `nox -s test` runs all")
 
 
 @pytest.fixture(autouse=True, scope="module")
