@@ -56,8 +56,8 @@ LEFT = {
     "MoE": (
         lambda: microsoft("MoE", False),
         {
-            "fc1": "read by MoE as input 2: that operator's experts are left as they are",
-            "fc2": "read by MoE as input 4: that operator's experts are left as they are",
+            "fc1": "read by MoE as input 2: jaxq does not quantize that operator's experts",
+            "fc2": "read by MoE as input 4: jaxq does not quantize that operator's experts",
         },
     ),
     "QMoE": (
