@@ -1,4 +1,4 @@
-"""``python -m jaxq.inspect model.onnx``: what of a model is quantized, how, and how many bits a weight takes in all."""
+"""``python -m jaxq.inspect model.onnx``: which weights are quantized, how, and how many bits a weight takes."""
 
 import argparse
 import json
@@ -26,35 +26,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _main(arguments)
     except JaxqError as error:
         sys.exit(_fail(str(error)))
-    except BrokenPipeError:  # as of `| head`; what is buffered goes nowhere when Python ends
+    except BrokenPipeError:  # as of `| head`; Python would write its buffer at exit, so stdout goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         sys.exit(_fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted"))
-    except Exception as error:  # not bad input that jaxq knows of, perhaps its own fault
+    except Exception as error:  # no known kind of bad input: perhaps a bug of jaxq
         sys.exit(_fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {_TRACEBACK}=1 shows where"))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as jaxq does."""
+    """Raises a JaxqError on bad arguments."""
 
     def error(self, message: str) -> NoReturn:
         raise JaxqError(f"{message}; {self.prog} --help shows what can be given")
 
 
 def _main(arguments: Sequence[str] | None) -> None:
-    parser = _Parser("jaxq.inspect", description="Shows what of an ONNX model is quantized, and how.")
+    parser = _Parser("jaxq.inspect", description="Shows which weights of an ONNX model are quantized, and how.")
     parser.add_argument("model", type=Path, help="an .onnx file")
     parser.add_argument("--all", action="store_true", help="show every weight")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args(arguments)
-    inspection = inspect_model(given.model)
-    if given.json:
+    options = parser.parse_args(arguments)
+    inspection = inspect_model(options.model)
+    if options.json:
         print(json.dumps(to_json(inspection), indent=1), flush=True)
     else:
-        print_inspection(inspection, Console(), every=given.all)
+        print_inspection(inspection, Console(), every=options.all)
 
 
 def _fail(sentence: str) -> int:

@@ -1,4 +1,4 @@
-"""Files: models and what lies beside them, read lazily and written whole or not at all; hashes of both."""
+"""Model files and the files beside them: read without their weights, written completely or not at all, hashed."""
 
 from jaxq.files.atomic import write_whole, written_whole
 from jaxq.files.companions import Companions, copy_companions, find_companions

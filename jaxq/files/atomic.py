@@ -1,4 +1,4 @@
-"""Write files that appear whole or not at all."""
+"""Write files that appear complete or not at all."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path to write to that takes another's place when the block ends; after an error, or Ctrl-C, it is removed."""
+    """A temporary path that replaces ``path`` when the block ends; after an error, or Ctrl-C, it is removed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield beside
@@ -21,6 +21,6 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a file that appears complete or not at all."""
     with written_whole(path) as beside:
         beside.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Hashes of files and arrays: by these, work is found again."""
+"""Hashes of files and arrays, which name stored work so that later runs find it."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -28,10 +28,10 @@ def hash_arrays(arrays: Iterable[Mapping[str, np.ndarray]]) -> str:
     return total.hexdigest()
 
 
-def digest(arrays: Mapping[str, np.ndarray], *more: str) -> str:
-    """A fast hash of named arrays and words, by which a file that was damaged or exchanged is recognised."""
+def digest(arrays: Mapping[str, np.ndarray], *words: str) -> str:
+    """A fast hash of named arrays and words, which shows that a file was damaged or exchanged."""
     total = xxhash.xxh3_128()
-    for word in more:
+    for word in words:
         total.update(f"{len(word)} {word}\n".encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

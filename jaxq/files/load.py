@@ -1,7 +1,7 @@
-"""Load an ONNX file without its weights: they stay in the file, memory-mapped, whichever way it stores them.
+"""Load an ONNX file without its weights: they stay in the file, memory-mapped, inside it or as external data.
 
-`onnx.load` reads a file into memory and parses that into a second copy. Here the file's protobuf is walked, the bytes
-of large initializers are left where they are, and the rest, small, is parsed as usual.
+`onnx.load` reads a file into memory and parses that into a second copy. Here only the small rest
+is parsed; for large initializers the loader notes where their bytes are in the file.
 """
 
 import mmap
@@ -23,7 +23,7 @@ _SMALL = 1024
 def load_lazily(path: Path) -> ir.Model:
     """The model, each large initializer an `onnx_ir.ExternalTensor` into the file itself or its external data.
 
-    The tensors' ``location`` is the whole path, and their ``base_dir`` is empty. Files may be links to anywhere, as in
+    The tensors' ``location`` is the full path, and their ``base_dir`` is empty. Files may be links to anywhere, as in
     the cache of the Hugging Face hub; the names in the model may not leave its folder.
 
     Raises:
@@ -43,7 +43,7 @@ def load_lazily(path: Path) -> ir.Model:
 
 
 def _locate(tensor: onnx.TensorProto, path: Path) -> None:
-    """Makes the location of external data a whole path: onnx_ir refuses links where a tensor has a base_dir."""
+    """Makes the location of external data a full path: onnx_ir refuses links where a tensor has a base_dir."""
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
     for entry in tensor.external_data:
@@ -51,8 +51,8 @@ def _locate(tensor: onnx.TensorProto, path: Path) -> None:
             continue
         if os.path.isabs(entry.value) or os.path.normpath(entry.value).split(os.sep)[0] == os.pardir:
             raise JaxqError(
-                f"model file {str(path)!r} keeps weights in {entry.value!r}, outside its folder: "
-                "move them beside it, and name them by that"
+                f"model file {str(path)!r} stores weights in {entry.value!r}, outside its folder: "
+                "move that file beside the model, and correct the location that the model names"
             )
         entry.value = str(path.parent / entry.value)
 

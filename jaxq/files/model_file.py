@@ -1,4 +1,4 @@
-"""Read and write ONNX files: inputs are never touched, outputs appear whole or not at all."""
+"""Read and write ONNX files: inputs are never changed, outputs appear complete or not at all."""
 
 import shutil
 import tempfile
@@ -16,7 +16,7 @@ from jaxq.graph.constants import all_initializers
 from jaxq.graph.tensors import in_memory
 
 PROTOBUF_LIMIT = 1900 << 20
-"""Bytes of weights that a file can hold by itself: protobuf stops at 2 GiB."""
+"""Most bytes of weights in a file without external data: protobuf stops at 2 GiB."""
 
 
 def load_model(path: Path) -> ir.Model:
@@ -26,8 +26,8 @@ def load_model(path: Path) -> ir.Model:
         JaxqError: the file is missing, cannot be read, or is not an ONNX model.
     """
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise JaxqError(f"model file {str(path)!r} {what}: give the path of an .onnx file")
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise JaxqError(f"model file {str(path)!r} {problem}: give the path of an .onnx file")
     try:
         model = load_lazily(path)
     except JaxqError:
@@ -43,9 +43,9 @@ def load_model(path: Path) -> ir.Model:
     for tensor in _external(model):
         file = Path(tensor.location)
         if not file.is_file():
-            raise JaxqError(f"model file {str(path)!r} keeps weights in {str(file)!r}, which does not exist")
+            raise JaxqError(f"model file {str(path)!r} stores weights in {str(file)!r}, which does not exist")
         if (tensor.offset or 0) + (tensor.length or 0) > file.stat().st_size:
-            raise JaxqError(f"model file {str(path)!r} keeps weights in {str(file)!r}, which is cut off")
+            raise JaxqError(f"model file {str(path)!r} stores weights in {str(file)!r}, which is cut off")
     return model
 
 
@@ -55,11 +55,11 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def data_files(path: Path, model: ir.Model) -> list[Path]:
-    """Files beside the model that hold its external data, sorted.
+    """Files beside the model with its external data, sorted.
 
     Args:
         path: The model's file.
-        model: What `load_model` made of it.
+        model: From `load_model`.
     """
     return sorted({Path(t.location) for t in _external(model)} - {path})
 
@@ -76,12 +76,12 @@ def file_bytes(path: Path) -> int:
 
 
 def data_path(path: Path) -> Path:
-    """Where a model that jaxq writes keeps external data."""
+    """The file with the external data of a model that jaxq writes."""
     return path.with_name(f"{path.name}.data")
 
 
 def _check_written(written: Path, path: Path) -> None:
-    """A full disk can cut external data off without an error."""
+    """Raises an error where the file cannot be loaded: a full disk can cut off external data without one."""
     try:
         load_model(written)
     except JaxqError as error:
@@ -107,12 +107,12 @@ def save_model(model: ir.Model, path: Path, external_above: int) -> None:
             ir.save(model, folder / path.name, external_data=data_path(path).name)
         else:
             for value in all_initializers(model):
-                if isinstance(value.const_value, ir.ExternalTensor):  # it has to move into this file
+                if isinstance(value.const_value, ir.ExternalTensor):  # its numbers move into this file
                     value.const_value = in_memory(value)
             save_lazily(model, folder / path.name)
         _check_written(folder / path.name, path)
-        for part in sorted(folder.iterdir(), reverse=True):  # the data first: the model file is whole once it is there
-            part.replace(path.with_name(part.name))
+        for file in sorted(folder.iterdir(), reverse=True):  # data first: a model file that exists is complete
+            file.replace(path.with_name(file.name))
         if not external:
             data_path(path).unlink(missing_ok=True)  # of an older file that this one replaces
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Write a model as one ONNX file without holding its weights: each is made, or read, when its turn comes.
+"""Write a model as one ONNX file, one weight in memory at a time: each is computed or read when it is written.
 
 A protobuf library builds the whole message, and then its bytes: memory for the weights twice or three times. Here the
 message's fields are written one after the other; the file is a plain ONNX file.
@@ -45,12 +45,12 @@ def save_lazily(model: ir.Model, path: Path) -> None:
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
-    """Whether it is written as bytes in its turn; so is all that lies in another file."""
+    """Whether a tensor is written by itself: large ones, and all that are in another file."""
     return tensor.dtype != ir.DataType.STRING and (tensor.nbytes > _SMALL or isinstance(tensor, ir.ExternalTensor))
 
 
 def _with_placeholders(model: ir.Model, large: Mapping[ir.Value, ir.TensorProtocol]) -> onnx.ModelProto:
-    """The model, its large tensors with names and shapes alone."""
+    """The model as a protobuf message, in which large tensors have names and shapes but no data."""
     try:
         for value, tensor in large.items():
             value.const_value = ir.ExternalTensor(
@@ -72,7 +72,7 @@ def _with_placeholders(model: ir.Model, large: Mapping[ir.Value, ir.TensorProtoc
 def _initializer_fields(
     graph: onnx.GraphProto, large: Mapping[str, ir.TensorProtocol]
 ) -> Iterator[tuple[bytes, ir.TensorProtocol | None]]:
-    """Each initializer's bytes; of a large one those before its data, and the tensor that has the data."""
+    """The bytes of each initializer; for a large one the bytes before its data, and the tensor with the data."""
     for proto in graph.initializer:
         tensor = large.get(proto.name)
         if tensor is None:
@@ -94,7 +94,7 @@ def _write_data(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
 
 
 def _key(number: int, length: int) -> bytes:
-    """What leads a field of bytes."""
+    """The bytes before the content of a length-delimited field: its key and its length."""
     return _varint(number << 3 | _LENGTH_DELIMITED) + _varint(length)
 
 

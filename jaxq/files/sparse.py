@@ -12,8 +12,8 @@ def densify(model: onnx.ModelProto, folder: Path) -> None:
     """Gives a model, in place, dense tensors for its sparse initializers and constants.
 
     Args:
-        model: Any model; initializers of subgraphs and constants in functions are seen to as well.
-        folder: Where its external data lies.
+        model: Any model; initializers of subgraphs and constants in functions are made dense too.
+        folder: The folder of its external data.
     """
     _densify_graph(model.graph, folder)
     for function in model.functions:

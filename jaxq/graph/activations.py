@@ -1,4 +1,4 @@
-"""What the matrices of a weight multiply: an activation as it is, a part of it for each matrix, or its patches."""
+"""The activations that a weight's matrices multiply: all rows, a part of them for each matrix, or Conv's patches."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class Patches:
-    """How a Conv cuts its activation [batch, channels, ...]; equal for those whose matrices have the same rows.
+    """How a Conv cuts its activation [batch, channels, ...] into patches; equal patches give equal matrix rows.
 
     Attributes:
         kernel, strides, dilations: One number for each spatial axis.
         pads: Zeros before the first entry of each spatial axis, then behind the last of each.
         auto_pad: "NOTSET", where ``pads`` count, "SAME_UPPER", "SAME_LOWER" or "VALID".
-        groups: The channels are cut into so many groups, each with a matrix of its own.
+        groups: Number of groups of channels, each with a matrix of its own.
     """
 
     kernel: tuple[int, ...]
@@ -26,7 +26,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation, and the rows that a weight's matrices multiply of it; equal ones have the same moments.
+    """An activation and the rows of it that a weight's matrices multiply; equal activations have the same moments.
 
     Attributes:
         value: The activation: [..., c_in], [..., matrices, tokens, c_in] of a stack, or [batch, channels, ...] of Conv.
@@ -40,7 +40,7 @@ class Activation:
 
     @property
     def name(self) -> str:
-        """The activation's name, where that says it all, or else more."""
+        """The activation's name, with the number of matrices or the patches where there are any."""
         if self.patches is not None:
             return f"{self.value.name} in {self.patches}"
         return str(self.value.name) if self.count == 1 else f"{self.value.name} for {self.count} matrices"
@@ -57,7 +57,7 @@ class Activation:
 
 
 def patches_of(node: ir.Node, shape: tuple[int, ...]) -> Patches:
-    """How a Conv with a kernel of that shape [c_out, channels / groups, ...] cuts its activation."""
+    """How a Conv with a kernel of ``shape`` [c_out, channels / groups, ...] cuts its activation."""
     rank = len(shape) - 2
     ones, zeros = (1,) * rank, (0,) * (2 * rank)
     return Patches(

@@ -1,4 +1,4 @@
-"""What of a model is quantized already: tensors of codes, and what belongs to them. It is left as it is."""
+"""Tensors that a model quantizes already: codes with their scales and zero points. jaxq skips them."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +9,7 @@ PART = "part of a weight that is quantized already"
 
 _NO_CODES = (ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UNDEFINED)
 
-# Inputs that hold codes, of operators that compute with them; the other small or float inputs belong to these.
+# Which inputs of an operator are codes; its other inputs of few bits or floats are their scales and zero points.
 _CODES = {
     "DequantizeLinear": (0,),
     "TRT_INT4DequantizeLinear": (0,),
@@ -32,14 +32,14 @@ _CODES = {
 
 
 def find_already_quantized(graphs: Iterable[ir.Graph]) -> Iterator[tuple[ir.Value, str]]:
-    """Tensors of codes of 8 bits or fewer, and zero points beside them, each with what to say of it."""
+    """Codes of at most 8 bits and their zero points, each with its skip reason."""
     for graph in graphs:
         for value in graph.initializers.values():
-            if _is_small(value) and (reason := _reason(value)):
+            if _is_small(value) and (reason := _skip_reason(value)):
                 yield value, reason
 
 
-def is_part(weight: ir.Value) -> bool:
+def is_parameter(weight: ir.Value) -> bool:
     """Whether a float tensor is the scales of a weight that is quantized already."""
     return any(node.op_type in _CODES and node.op_type != "Cast" and index for node, index in weight.uses())
 
@@ -51,7 +51,7 @@ def _is_small(value: ir.Value) -> bool:
     return dtype.bitwidth <= 8 and value.const_value.size > 1
 
 
-def _reason(value: ir.Value) -> str | None:
+def _skip_reason(value: ir.Value) -> str | None:
     uses = [(node.op_type, index) for node, index in value.uses()]
     if any(index in _CODES.get(op, ()) for op, index in uses):
         return ALREADY

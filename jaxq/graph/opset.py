@@ -1,4 +1,4 @@
-"""A model brought to a newer opset: by the converter of onnxscript, and by hand where that one gets it wrong."""
+"""Convert a model to a newer opset: with onnxscript's converter, and by hand where that converter is wrong."""
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
@@ -15,17 +15,17 @@ from jaxq.graph.edit import Names, graph_of
 
 _ASIDE = "jaxq.aside"
 _CONVERTER = "onnxscript.version_converter"
-_EXPECTED = "fallback is enabled"  # it tells that it hands an old opset to onnx's own converter
-
+_EXPECTED = "fallback is enabled"  # a warning without harm: onnx's own converter takes over for an old opset
 
 FLOAT8_OPSET = 19
-"""The least that casts float8."""
+"""The first opset whose Cast knows float8."""
 
 
 def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
     """Converts a model, in place, to at least these versions of the operators and the file format.
 
-    Functions are written out, and what no output depends on goes; see `jaxq.graph.unused.remove_unused`.
+    Functions are written out, and nodes that no output depends on are removed: `jaxq.graph.unused.remove_unused`
+    lists the weights among them.
 
     Raises:
         JaxqError: an operator cannot be converted.
@@ -33,21 +33,21 @@ def raise_opset(model: ir.Model, opset: int, ir_version: int) -> None:
     old = model.opset_imports.get("", opset)
     if old < opset:
         try:
-            passes.InlinePass()(model)  # the converter does so too: operators in functions are to be seen to before
-            done = _spread_group_norms(model) if 18 <= old < 21 <= opset else []
-            with _set_aside(model, done), _overheard(_CONVERTER) as records:
+            passes.InlinePass()(model)  # as the converter does: operators inside functions need the steps below first
+            converted = _spread_group_norms(model) if 18 <= old < 21 <= opset else []
+            with _hidden_from_converter(model, converted), _collected_warnings(_CONVERTER) as records:
                 convert_version(model, opset, fallback=True)
-        except Exception as error:  # the converter raises many kinds
-            raise _cannot(old, opset, str(error.__cause__ or error)) from error  # a pass that fails wraps the reason
-        for record in records:  # it goes on where it fails, and the file would be wrong
+        except Exception as error:  # the converter raises many kinds, and a pass that fails wraps the reason
+            raise _conversion_error(old, opset, str(error.__cause__ or error)) from error
+        for record in records:  # the converter logs a failure and goes on: its result would be wrong
             if _EXPECTED not in record.getMessage():
-                raise _cannot(old, opset, _reason(record))
+                raise _conversion_error(old, opset, _reason(record))
         if model.opset_imports.get("", 0) < opset:
-            raise _cannot(old, opset, "an operator has no conversion")
+            raise _conversion_error(old, opset, "an operator has no conversion")
     model.ir_version = max(model.ir_version, ir_version)
 
 
-def _cannot(old: int, opset: int, why: str) -> JaxqError:
+def _conversion_error(old: int, opset: int, why: str) -> JaxqError:
     why = " ".join(why.split()).rstrip(".")
     other = "form=matmulnbits" if opset > FLOAT8_OPSET else "scale_dtype=float16"
     return JaxqError(
@@ -83,31 +83,31 @@ def _spread_group_norms(model: ir.Model) -> list[ir.Node]:
 def _spread_vectors(node: ir.Node, groups: int, names: Names) -> None:
     graph, x, prefix = graph_of(node), node.inputs[0], node.name or node.outputs[0].name
 
-    def constant(what: str, *numbers: int) -> ir.Value:
-        return names.initializer(graph, f"{prefix}_{what}", np.array(numbers, np.int64))
+    def constant(suffix: str, *numbers: int) -> ir.Value:
+        return names.initializer(graph, f"{prefix}_{suffix}", np.array(numbers, np.int64))
 
     def add(op: str, *inputs: ir.Value | None, attributes: Sequence[ir.Attr] = ()) -> ir.Value:
         name = names.unique(f"{prefix}_{op}")
-        made = ir.Node("", op, inputs, attributes, outputs=[ir.Value(name=name)], name=name)
-        graph.insert_before(node, made)
-        return made.outputs[0]
+        new = ir.Node("", op, inputs, attributes, outputs=[ir.Value(name=name)], name=name)
+        graph.insert_before(node, new)
+        return new.outputs[0]
 
     last, flat = constant("last", 1), constant("flat", -1)
     second = [ir.AttrInt64("start", 1), ir.AttrInt64("end", 2)]
-    each = add("Div", add("Shape", x, attributes=second), constant("groups", groups))
-    shape = add("Concat", constant("one", 1), each, attributes=[ir.AttrInt64("axis", 0)])
+    channels_per_group = add("Div", add("Shape", x, attributes=second), constant("groups", groups))
+    shape = add("Concat", constant("one", 1), channels_per_group, attributes=[ir.AttrInt64("axis", 0)])
     for index in (1, 2):
         spread = add("Expand", add("Unsqueeze", node.inputs[index], last), shape)
         node.replace_input_with(index, add("Reshape", spread, flat))
 
 
 @contextmanager
-def _set_aside(model: ir.Model, done: Collection[ir.Node]) -> Iterator[None]:
-    """Hides nodes that are converted, and operators in ONNX's domain that are not ONNX's, as onnxruntime has some.
+def _hidden_from_converter(model: ir.Model, converted: Collection[ir.Node]) -> Iterator[None]:
+    """Hides nodes from the converter: those converted already, and onnxruntime's operators in ONNX's domain.
 
-    SimplifiedLayerNormalization is one of these: no opset changes them, and the converter would stop at them.
+    SimplifiedLayerNormalization is such an operator: no opset changes it, and the converter would stop at it.
     """
-    hidden = [n for n in model.graph.all_nodes() if n in done or (n.domain == "" and not onnx.defs.has(n.op_type))]
+    hidden = [n for n in model.graph.all_nodes() if n in converted or (n.domain == "" and not onnx.defs.has(n.op_type))]
     for node in hidden:
         node.domain = _ASIDE
     if hidden:
@@ -121,27 +121,27 @@ def _set_aside(model: ir.Model, done: Collection[ir.Node]) -> Iterator[None]:
         model.opset_imports.pop(_ASIDE, None)
 
 
-class _Records(logging.Handler):
-    """Keeps what is logged."""
+class _WarningCollector(logging.Handler):
+    """Collects the warnings of a logger."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.kept: list[logging.LogRecord] = []
+        self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.kept.append(record)
+        self.records.append(record)
 
 
 @contextmanager
-def _overheard(name: str) -> Iterator[list[logging.LogRecord]]:
+def _collected_warnings(name: str) -> Iterator[list[logging.LogRecord]]:
     """Warnings and errors that a logger is given, which are not shown meanwhile."""
-    logger, handler = logging.getLogger(name), _Records()
+    logger, handler = logging.getLogger(name), _WarningCollector()
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     try:
-        yield handler.kept
+        yield handler.records
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Bring a model to the shape in which its weights are found."""
+"""Prepare a model so that its weights can be found: products read initializers, and everything has a name."""
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
@@ -11,21 +11,21 @@ from jaxq.graph.normalize.views import fold_views, remove_identities
 
 
 def prepare(model: ir.Model) -> None:
-    """Brings a model, in place, to the shape that the other functions expect; its results stay the same.
+    """Prepares a model, in place, as the other functions of `jaxq.graph` expect it; its outputs stay the same.
 
     Functions with weights are written out. Constants become initializers, initializers are no longer inputs
-    (onnxruntime fuses neither otherwise; a caller could have given such an input another value), nodes and values have
-    names, and nodes stand in topological order. See `jaxq.graph.prepare.normalize` for the rest.
+    (onnxruntime fuses no others; a caller can no longer feed such an input), nodes and values have
+    names, and nodes stand in topological order. `normalize` does the rest.
 
     Raises:
-        JaxqError: the graph has a cycle, or names that cannot be told apart.
+        JaxqError: the graph has a cycle, or names that are not unique.
     """
     tidy(model)
     normalize(model)
 
 
 def tidy(model: ir.Model) -> None:
-    """The part of `prepare` that leaves weights as the file has them; functions with weights are written out.
+    """The part of `prepare` that keeps weights as the file stores them; functions with weights are written out.
 
     Raises:
         JaxqError: as in `prepare`.
@@ -45,11 +45,11 @@ def tidy(model: ir.Model) -> None:
 
 
 def normalize(model: ir.Model) -> None:
-    """Lets products read their weights as initializers, in place; the model's results stay the same.
+    """Makes products read their weights from initializers, in place; the model's outputs stay the same.
 
-    What lies between an initializer and a MatMul, Gemm or Conv (Transpose, Reshape, Squeeze, Unsqueeze, Flatten, Cast
-    between float types, Slice, Split, Gather of one entry) is folded into initializers that are computed when they are
-    read. A tensor that something else reads too, such as a table that Gather reads, is left as it is.
+    Nodes between an initializer and a MatMul, Gemm or Conv (Transpose, Reshape, Squeeze, Unsqueeze, Flatten, Cast
+    between float types, Slice, Split, Gather of one entry) are replaced by initializers that are computed when they
+    are read. A tensor that other nodes read too, such as a table of Gather, stays as it is.
 
     Args:
         model: With constants as initializers that are no inputs, and with names. No weight is read.

@@ -1,4 +1,4 @@
-"""The nodes that read a weight: directly, or, of a table, through Transpose and Cast; in subgraphs too."""
+"""The nodes that read a weight, in subgraphs too; for a table, also those behind Transpose and Cast."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ class Reader:
 
     Attributes:
         node, index: The node, and which of its inputs.
-        transposed: It reads the weight transposed, by nodes between or by its own ``transB``.
-        dtype: The type that it reads: the weight's, or what a Cast between made of it.
+        transposed: It reads the weight transposed: by nodes between, or by its own ``transB``.
+        dtype: The type that it reads: the weight's, or that of a Cast between.
     """
 
     node: ir.Node
@@ -25,7 +25,7 @@ class Reader:
 
     @property
     def table(self) -> bool:
-        """It looks rows up."""
+        """It looks up rows of the weight."""
         return is_table(self.node) and self.index == 0
 
 
@@ -37,25 +37,25 @@ def is_table(node: ir.Node) -> bool:
 def find_readers(weight: ir.Value) -> list[Reader]:
     """The nodes that read an initializer.
 
-    Those behind a Transpose or a Cast are found where Gather reads the weight too: other weights have none of these
-    between, see `jaxq.graph.prepare.prepare`.
+    Readers behind a Transpose or a Cast are found only where Gather reads the weight too: for other weights
+    `jaxq.graph.prepare.prepare` has removed these nodes.
     """
     assert weight.dtype is not None
     direct = [Reader(node, index, _transposes(node), weight.dtype) for node, index in weight.uses()]
     if not any(reader.table for reader in direct):
         return direct
-    return [reader for each in direct for reader in _behind(each)]
+    return [behind for reader in direct for behind in _behind(reader)]
 
 
 def float_type(weight: ir.Value, node: ir.Node) -> ir.DataType:
     """The type in which a node reads a weight: that of the last Cast between, or else the weight's own."""
-    found = next(dtype for value in node.inputs if (dtype := _type_below(weight, value)) is not None)
-    assert found is not None
-    return found
+    dtype = next(dtype for value in node.inputs if (dtype := _type_below(weight, value)) is not None)
+    assert dtype is not None
+    return dtype
 
 
 def _type_below(weight: ir.Value, value: ir.Value | None) -> ir.DataType | None:
-    """The type of a view of the weight; None where the value is none."""
+    """The type of a value that is the weight or a view of it; None for any other value."""
     if value is weight or value is None:
         return value and value.dtype
     node = value.producer()
@@ -74,7 +74,7 @@ def views_of(weight: ir.Value) -> Iterator[ir.Value]:
 
 
 def _behind(reader: Reader) -> Iterator[Reader]:
-    """The readers behind a view; the reader itself where it is none."""
+    """The readers behind a Transpose or a Cast; any other reader itself."""
     node, transposed, dtype = reader.node, reader.transposed, reader.dtype
     if _is_transpose(node):
         transposed = not transposed

@@ -1,4 +1,4 @@
-"""What the product of a weight is added to: the residual stream of a transformer."""
+"""The residual stream of a transformer: the sum that the product of a weight is added to."""
 
 from dataclasses import dataclass
 
@@ -7,15 +7,15 @@ import onnx_ir as ir
 from jaxq.graph.sites import Site
 
 _SKIP_NORMS = ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
-_MOST_STEPS = 4
+_MAX_NODES_BETWEEN = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Residual:
-    """A sum that a product goes into.
+    """A sum in which a product is one term.
 
     Attributes:
-        other: What the product is added to.
+        other: The other term.
         sum: The first output of the node that adds.
     """
 
@@ -24,15 +24,15 @@ class Residual:
 
 
 def residual_of(site: Site) -> Residual | None:
-    """What a site's product is added to; None where its only node's output goes elsewhere too.
+    """The sum that a site's product is a term of; None where something else reads the product too.
 
-    A bias, and casts between, change nothing of that. The sum may be an Add, or the first two inputs of a
+    A bias and casts may come between. The sum may be an Add, or the first two inputs of a
     SkipLayerNormalization.
     """
     if len(site.nodes) != 1 or site.nested or site.kernel or site.has_table or site.count > 1:
         return None
     value = site.nodes[0].outputs[0]
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_NODES_BETWEEN):
         uses = value.uses()
         if len(uses) != 1 or value.is_graph_output():
             return None

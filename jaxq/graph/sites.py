@@ -1,4 +1,4 @@
-"""What of an ONNX graph can be quantized: weights, their siblings, and why the others are left alone."""
+"""The weights of an ONNX graph that can be quantized, their sibling groups, and the skipped weights with reasons."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from jaxq.graph.constants import is_listed, weight_shape
 from jaxq.graph.nodes import attribute
 from jaxq.graph.normalize.views import View
 from jaxq.graph.readers import Reader, find_readers, is_table
-from jaxq.graph.skip_reasons import why_not, why_not_lifted
+from jaxq.graph.skip_reasons import constant_skip_reason, skip_reason
 from jaxq.graph.skipped import Skipped, skip
 from jaxq.graph.tensors import read_weight
 
-MOST_PATCH_MOMENTS = 1 << 30
+MAX_PATCH_MOMENT_BYTES = 1 << 30
 """Bytes that the moments of a Conv's patches may take; they grow with the square of the kernel's size."""
 
 
@@ -52,12 +52,12 @@ class Site:
 
     @property
     def name(self) -> str:
-        """The weight's name: unique in a graph, and present where node names are not."""
+        """The weight's name; unlike names of nodes, names of weights are unique and never missing."""
         return str(self.weight.name)
 
     @property
     def activation_values(self) -> tuple[ir.Value, ...]:
-        """The values ``x`` that the nodes multiply, each once: one, several of a shared weight, none of a table.
+        """The values ``x`` that the nodes multiply, each once: several for a shared weight, none for a table.
 
         Those in subgraphs do not count: calibration does not see them.
         """
@@ -71,19 +71,21 @@ class Site:
 
     @property
     def can_scale(self) -> bool:
-        """All that read the weight multiply one activation by it, which can be divided by what the weight is scaled."""
+        """Whether AWQ can scale the rows: all readers multiply one activation, which can be divided by the scale."""
         return len(self.activation_values) == 1 and not (self.has_table or self.nested or self.kernel)
 
     @property
     def activations(self) -> tuple[Activation, ...]:
-        """What the nodes multiply, each once; none of a table, and of a kernel too large for moments of its patches."""
+        """Activations that the nodes multiply, each once; none for a table, or a kernel too large for patch moments."""
         if not self.kernel:
             return tuple(Activation(value, self.count) for value in self.activation_values)
-        if 4 * self.count * self.c_in**2 > MOST_PATCH_MOMENTS:
+        if 4 * self.count * self.c_in**2 > MAX_PATCH_MOMENT_BYTES:
             return ()
         nodes = [node for node in self.nodes if node not in self.nested]
         pairs = [(node.inputs[0], patches_of(node, self.shape)) for node in nodes]
-        return tuple(dict.fromkeys(Activation(value, self.count, how) for value, how in pairs if value is not None))
+        return tuple(
+            dict.fromkeys(Activation(value, self.count, patches) for value, patches in pairs if value is not None)
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,7 +94,7 @@ class Site:
 
     @property
     def lead(self) -> tuple[int, ...]:
-        """The dimensions of a stack in front of its matrices'; of all else none."""
+        """The dimensions of a stack before those of its matrices; () for any other weight."""
         return () if self.kernel else self.shape[:-2]
 
     @property
@@ -101,7 +103,7 @@ class Site:
         return self.count * self.c_out
 
     def array(self, index: int = 0) -> np.ndarray:
-        """A copy of one of the matrices as [c_in, c_out]; the file it lies in is not kept in memory.
+        """A copy of one of the matrices as [c_in, c_out]; no part of its file stays in memory.
 
         Raises:
             JaxqError: a weight is NaN or infinite.
@@ -122,7 +124,7 @@ class Group:
 
     @property
     def activations(self) -> tuple[Activation, ...]:
-        """What the sites multiply."""
+        """The activations that the sites multiply."""
         return self.sites[0].activations
 
     @property
@@ -139,38 +141,38 @@ class Group:
 def find_sites(
     graph: ir.Graph, exclude: Sequence[str] = (), gather_axis: int | None = None
 ) -> tuple[list[Site], list[Skipped]]:
-    """The weights that can be quantized, in graph order, and all others with the reason.
+    """The weights that can be quantized, in graph order, and the skipped weights with reasons.
 
-    Every tensor of floats is one or the other, but for scalars and vectors of one number or none, which are constants.
+    Every tensor of floats is one or the other, except scalars and vectors of at most one number.
 
     Args:
         graph: Main graph of a model that went through `prepare`.
         exclude: Patterns as in a shell (``*lm_head*``), compared with weight and node names.
-        gather_axis: The axis, 0 or 1, along which tables of Gather are blocked; None leaves them alone.
+        gather_axis: The axis, 0 or 1, along which tables of Gather are blocked; None skips them.
     """
     order = {node: i for i, node in enumerate(ir.traversal.RecursiveGraphIterator(graph))}
     sites: list[Site] = []
     skipped: list[Skipped] = []
     for weight in _float_weights(graph):
         readers = find_readers(weight)
-        reason = why_not(weight, readers, graph, gather_axis) or _excluded(weight, readers, exclude)
+        reason = skip_reason(weight, readers, graph, gather_axis) or _excluded(weight, readers, exclude)
         if reason is None:
             sites.append(_site(weight, readers, graph, gather_axis))
         else:
             skipped.append(skip(weight, reason))
-    skipped += [skip(value, why_not_lifted(value, graph)) for value in _constants(graph)]
+    skipped += [skip(value, constant_skip_reason(value, graph)) for value in _constants(graph)]
     skipped += [skip(codes, reason) for codes, reason in find_already_quantized(_graphs(graph))]
     return sorted(sites, key=lambda site: order[site.nodes[0]]), skipped
 
 
 def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
-    """Patterns of ``exclude`` that match no weight: misspelt, perhaps."""
+    """Patterns of ``exclude`` that match no weight, for a warning: they may be misspelt."""
     names = [name for weight in _float_weights(graph) for name in _names(weight)]
     return [p for p in exclude if not any(fnmatchcase(name, p) for name in names)]
 
 
 def sibling_groups(sites: Sequence[Site]) -> list[Group]:
-    """Sites grouped by what they read, in graph order; tables and weights of subgraphs are alone."""
+    """Sites grouped by the activation that they read, in graph order; tables and weights of subgraphs are alone."""
     groups: dict[tuple[Activation | ir.Value, ...], list[Site]] = {}
     for site in sites:
         alone = site.has_table or site.nested or not site.activations
@@ -183,21 +185,21 @@ def _graphs(graph: ir.Graph) -> list[ir.Graph]:
 
 
 def _float_weights(graph: ir.Graph) -> Iterator[ir.Value]:
-    for each in _graphs(graph):
-        for value in each.initializers.values():
+    for inner in _graphs(graph):
+        for value in inner.initializers.values():
             if is_listed(value):
                 yield value
 
 
 def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
-    """Floats that `tidy` leaves in Constant nodes: outputs of a graph, and tensors of one number or none."""
+    """Floats that `jaxq.graph.prepare.tidy` leaves in Constant nodes: graph outputs, tensors of at most one number."""
     for node in ir.traversal.RecursiveGraphIterator(graph):
         if node.op_type == "Constant" and is_listed(node.outputs[0]):
             yield node.outputs[0]
 
 
 def matches(weight: ir.Value, pattern: str) -> bool:
-    """Whether the weight's name or one of its nodes' fits a shell pattern."""
+    """Whether a shell pattern matches the name of the weight or of one of its nodes."""
     return any(fnmatchcase(name, pattern) for name in _names(weight))
 
 
@@ -211,9 +213,9 @@ def _excluded(weight: ir.Value, readers: Sequence[Reader], exclude: Sequence[str
 
 
 def _names(weight: ir.Value) -> list[str]:
-    """What patterns are compared with: the weight's name, that of the initializer it is a view of, and its nodes'.
+    """Names that patterns are compared with: the weight's, that of the initializer it is a view of, and its nodes'.
 
-    A Transpose between counts as one of its nodes.
+    A Transpose between the weight and a reader counts as one of its nodes.
     """
     source = [str(weight.const_value.source.name)] if isinstance(weight.const_value, View) else []
     nodes = [*(node for node, _ in weight.uses()), *(reader.node for reader in find_readers(weight))]

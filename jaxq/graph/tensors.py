@@ -1,4 +1,4 @@
-"""Read the numbers of initializers that lie in files."""
+"""Read the numbers of initializers, from memory or from the model's files."""
 
 import numpy as np
 import onnx_ir as ir
@@ -7,7 +7,7 @@ from jaxq.graph.normalize.views import View, own_mapping
 
 
 def read_weight(weight: ir.Value, shape: tuple[int, ...] | None = None, index: int = 0) -> np.ndarray:
-    """A copy of an initializer, or of one entry of it in another shape; its file is mapped while it is read."""
+    """A copy of an initializer, or of one entry of it in another shape; its file is mapped only while it is read."""
     tensor = weight.const_value
     assert tensor is not None
     if shape is not None and isinstance(tensor, View):
@@ -21,7 +21,7 @@ def read_weight(weight: ir.Value, shape: tuple[int, ...] | None = None, index: i
 
 
 def in_memory(weight: ir.Value) -> ir.TensorProtocol:
-    """A tensor with a memory-mapped initializer's values that needs no file beside the model; read when it is saved."""
+    """A tensor with the values of a memory-mapped initializer, to store in the model's file; read when it is saved."""
     tensor = weight.const_value
     assert tensor is not None
     source = ir.Value(name=weight.name, const_value=tensor)

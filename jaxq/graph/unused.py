@@ -1,4 +1,4 @@
-"""What no output of a model depends on: the conversion to another opset drops it, and the report says so."""
+"""Remove the nodes and weights that no output of a model depends on, as the conversion to another opset does."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,9 +17,9 @@ def remove_unused(model: ir.Model) -> list[Skipped]:
     """Removes nodes, initializers and functions that nothing reads, in place.
 
     Returns:
-        The float weights among what is gone.
+        The float weights that were removed.
     """
-    held = {value: skip(value, _REMOVED) for value in _floats(model)}
+    before = {value: skip(value, _REMOVED) for value in _floats(model)}
     functions = skipped_in_functions(model)
     _remove_nodes(model.graph)
     for graph in model.graphs():
@@ -27,9 +27,9 @@ def remove_unused(model: ir.Model) -> list[Skipped]:
             if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
                 del graph.initializers[name]
     passes.RemoveUnusedFunctionsPass()(model)
-    left, left_in_functions = set(_floats(model)), {d.name for d in skipped_in_functions(model)}
-    gone = [skipped for value, skipped in held.items() if value not in left]
-    return gone + [replace(d, reason=_REMOVED) for d in functions if d.name not in left_in_functions]
+    after, after_in_functions = set(_floats(model)), {d.name for d in skipped_in_functions(model)}
+    removed = [skipped for value, skipped in before.items() if value not in after]
+    return removed + [replace(d, reason=_REMOVED) for d in functions if d.name not in after_in_functions]
 
 
 def _floats(model: ir.Model) -> Iterator[ir.Value]:
@@ -39,13 +39,13 @@ def _floats(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _remove_nodes(graph: ir.Graph) -> None:
-    """Backwards, and into a node's subgraphs on the way: what these read comes before."""
+    """From the last node to the first, and into subgraphs on the way: the values that they read come earlier."""
     for node in reversed(graph):
         if any(value.uses() or value.is_graph_output() for value in node.outputs):
             for inner in subgraphs(node):
                 _remove_nodes(inner)
             continue
-        for inner in (each for subgraph in subgraphs(node) for each in subgraph.all_nodes()):
-            for index in range(len(inner.inputs)):  # or they would read values of this graph for ever
+        for inner in (inner for subgraph in subgraphs(node) for inner in subgraph.all_nodes()):
+            for index in range(len(inner.inputs)):  # else they would count as readers of this graph's values
                 inner.replace_input_with(index, None)
         graph.remove(node, safe=True)

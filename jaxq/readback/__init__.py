@@ -1,4 +1,4 @@
-"""Quantized weights read back from the bytes of any ONNX file, whoever wrote it."""
+"""Read quantized weights back from the bytes of any ONNX file, whichever tool wrote it."""
 
 from jaxq.readback.float_model import float_model
 from jaxq.readback.found_weight import FoundWeight

@@ -1,4 +1,4 @@
-"""A model of floats again: the numbers that a quantized model's own bytes stand for."""
+"""Turn a quantized model into a float model with the weights that its codes and scales stand for."""
 
 from functools import partial
 
@@ -16,10 +16,11 @@ _DOMAINS = ("trt", "com.microsoft")
 
 
 def float_model(model: ir.Model) -> None:
-    """Puts float weights, in place, where a model has quantized ones: numbers that its own bytes stand for.
+    """Replaces a model's quantized weights, in place, by the float weights that codes and scales stand for.
 
-    MatMulNBits becomes MatMul and Add, GatherBlockQuantized becomes Gather; what was not understood stays. Weights are
-    worked out when they are read or saved, one at a time; files of external data have to stay in place until then.
+    MatMulNBits becomes MatMul and Add, GatherBlockQuantized becomes Gather; weights that jaxq cannot read stay.
+    Weights are computed when they are read or saved, one at a time; files of external data must
+    stay in place until then.
 
     Args:
         model: From `jaxq.files.model_file.load_model`. Its opset and file format stay.
@@ -28,7 +29,7 @@ def float_model(model: ir.Model) -> None:
     for weight in read_weights(model):
         for place in weight.places:
             if isinstance(place, ir.Value) and not place.uses():
-                continue  # nodes that read it in another way came first
+                continue  # replaced already, for nodes that read it in another way
             shape = weight.shape[::-1] if weight.nodes_transpose else weight.shape
             tensor = ir.LazyTensor(partial(_tensor_at, place), weight.float_dtype, ir.Shape(shape), name=weight.name)
             w = new_initializer(model.graph, weight.name, tensor)
@@ -48,7 +49,7 @@ def _tensor_at(place: Place) -> ir.Tensor:
 
 
 def _replace_by_float_node(node: ir.Node, w: ir.Value) -> None:
-    """Puts MatMul and Add, or Gather, in place of a node that holds its weight itself."""
+    """Puts MatMul and Add, or Gather, in place of a node that dequantizes inside."""
     assert node.graph is not None
     if node.op_type == "MatMulNBits":
         new = [ir.Node("", "MatMul", [node.inputs[0], w], name=f"{node.name}_MatMul")]

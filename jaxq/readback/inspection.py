@@ -1,4 +1,4 @@
-"""What of an ONNX file is quantized, how, and how many bits a weight takes in all."""
+"""Inspect an ONNX file: which weights are quantized, in which form, and how many bits a weight takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class FloatWeight:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What `inspect_model` found in a file.
+    """The weights of a file, quantized or not.
 
     Attributes:
         path: The file.
@@ -32,7 +32,7 @@ class Inspection:
         opset, ir_version: Versions of ONNX's operators and of the file format.
         domains: Other sets of operators, with their versions.
         weights: Quantized weights, in graph order.
-        unread: What is quantized and was not understood.
+        unread: What is quantized in a way that jaxq cannot read.
         floats: All other float tensors of more than one number, the largest first.
     """
 
@@ -62,7 +62,7 @@ class Inspection:
 
     @property
     def float_bytes(self) -> int:
-        """Bytes of the floats that are left."""
+        """Bytes of the tensors that are not quantized."""
         return sum(f.nbytes for f in self.floats)
 
     @property
@@ -72,7 +72,7 @@ class Inspection:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that the file holds of all its weights, quantized or not."""
+        """Bytes of all weights in the file, quantized or not."""
         return sum(x.nbytes for x in (*self.unread, *self.floats)) + sum(w.file_nbytes for w in self.distinct)
 
     @property
@@ -83,10 +83,10 @@ class Inspection:
 
 
 def inspect_model(path: Path) -> Inspection:
-    """What of a model is quantized, and how; of any ONNX file.
+    """Inspects any ONNX file: its quantized weights, and its tensors of floats.
 
     Args:
-        path: The file; no more of its weights is read than is needed to tell copies.
+        path: The file; only weights that may be copies of each other are read.
 
     Raises:
         JaxqError: the file cannot be read, or is not an ONNX model.
@@ -94,14 +94,14 @@ def inspect_model(path: Path) -> Inspection:
     model = load_model(path)
     file_bytes = sum(p.stat().st_size for p in (path, *data_files(path, model)))
     tidy(model)
-    found = read_back(model)
+    readback = read_back(model)
     floats = [
         FloatWeight(str(value.name), tensor.dtype.numpy().name, static_shape(tensor), tensor.size, tensor.nbytes)
         for value in all_initializers(model)
         if (tensor := value.const_value) is not None
         and tensor.dtype in FLOATS
         and tensor.size > 1
-        and value not in found.used
+        and value not in readback.used
     ]
     return Inspection(
         path=path,
@@ -109,14 +109,14 @@ def inspect_model(path: Path) -> Inspection:
         opset=model.opset_imports.get("", 0),
         ir_version=model.ir_version,
         domains={name: version for name, version in model.opset_imports.items() if name},
-        weights=found.weights,
-        unread=found.unread,
+        weights=readback.weights,
+        unread=readback.unread,
         floats=tuple(sorted(floats, key=lambda f: -f.nbytes)),
     )
 
 
 def to_json(inspection: Inspection) -> dict[str, object]:
-    """An inspection as JSON holds it; sizes in elements and bytes."""
+    """An inspection as a JSON object; sizes in elements and bytes."""
     return {
         "path": str(inspection.path),
         "file_bytes": inspection.file_bytes,

@@ -1,4 +1,4 @@
-"""An inspection as the terminal shows it."""
+"""Print an inspection on the terminal."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,12 +13,12 @@ _SHOWN = 5
 
 
 def print_inspection(inspection: Inspection, console: Console, every: bool = False) -> None:
-    """Shows an inspection.
+    """Prints an inspection.
 
     Args:
-        inspection: What was found.
-        console: Where.
-        every: Each weight by itself too.
+        inspection: From `jaxq.readback.inspection.inspect_model`.
+        console: Where it is printed.
+        every: Print each weight too, not only the totals.
     """
     versions = {"opset": inspection.opset, "ir_version": inspection.ir_version, **inspection.domains}
     facts = [_mb(inspection.file_bytes), *(f"{name} {version}" for name, version in versions.items())]
@@ -72,9 +72,9 @@ def _totals(inspection: Inspection) -> Iterator[str]:
         yield f"quantized: {_count(len(weights), 'weight')}, {facts}"
     else:
         yield "nothing that is understood is quantized" if inspection.unread else "nothing is quantized"
-    if kept := [w for w in weights if w.file_nbytes > w.nbytes]:
-        nbytes = _mb(sum(w.file_nbytes for w in kept))
-        yield f"held as floats between quantizer and dequantizer: {_count(len(kept), 'weight')}, {nbytes}"
+    if stored := [w for w in weights if w.file_nbytes > w.nbytes]:
+        nbytes = _mb(sum(w.file_nbytes for w in stored))
+        yield f"stored as floats between quantizer and dequantizer: {_count(len(stored), 'weight')}, {nbytes}"
     if (all_bits := inspection.bits_per_weight) is not None:
         yield f"all weights: {_mb(inspection.weight_bytes)}, {all_bits:.3f} bits each"
 
@@ -92,8 +92,8 @@ def _left(inspection: Inspection, every: bool) -> Iterator[str]:
 
 def _unread(inspection: Inspection, every: bool) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
-    for each in inspection.unread:
-        reasons.setdefault(each.reason, []).append(each.name)
+    for unread in inspection.unread:
+        reasons.setdefault(unread.reason, []).append(unread.name)
     for reason, names in reasons.items():
         shown = names if every else names[:1]
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
@@ -112,5 +112,5 @@ def _mb(nbytes: int) -> str:
     return f"{nbytes / 1e6:.3f} MB"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""onnxruntime, and what it is fed with: sessions, batches, caches of language models, bfloat16 as float32."""
+"""onnxruntime and its inputs: sessions, batches, caches of language models, bfloat16 as float32."""
 
 from jaxq.runtime.batches import Batch, check_feeds, hash_batches
 from jaxq.runtime.bfloat16 import has_bfloat16

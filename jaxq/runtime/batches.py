@@ -1,4 +1,4 @@
-"""Inputs of a model, as calibration and evaluation take them."""
+"""Batches: inputs of a model with their padding, for calibration and evaluation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,14 +40,14 @@ def check_feeds(model: ir.Model, batches: Sequence[Batch]) -> None:
 
 
 def _check_feed(value: ir.Value, array: np.ndarray) -> None:
-    wanted = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
-    fits = wanted is None or (
-        len(wanted) == array.ndim and all(d is None or d == n for d, n in zip(wanted, array.shape, strict=True))
+    dims = None if value.shape is None else [d if isinstance(d, int) else None for d in value.shape]
+    fits = dims is None or (
+        len(dims) == array.ndim and all(d is None or d == n for d, n in zip(dims, array.shape, strict=True))
     )
     if not fits or (value.dtype is not None and value.dtype != ir.DataType.from_numpy(array.dtype)):
         raise JaxqError(
             f"the calibration data for input {value.name!r} is {array.dtype} of shape {list(array.shape)}: "
-            f"the model wants {value.dtype} of shape {value.shape}"
+            f"the model needs {value.dtype} of shape {value.shape}"
         )
 
 

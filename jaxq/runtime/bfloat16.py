@@ -1,6 +1,6 @@
-"""bfloat16 as float32: onnxruntime has hardly any kernels of bfloat16 on a CPU, so copies are judged and calibrated.
+"""Models with bfloat16 as float32: onnxruntime has few kernels of bfloat16 on a CPU, so it runs float32 copies.
 
-Every bfloat16 number is a float32 number; what is computed between is more exact than in the file.
+Every bfloat16 number is a float32 number; the sums and products between are more exact than in bfloat16.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ _TYPES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision")
 
 
 def has_bfloat16(model: ir.Model) -> bool:
-    """Whether anything in a model is bfloat16: a weight, an input, or what a Cast makes."""
+    """Whether anything in a model is bfloat16: a weight, an input, or the result of a Cast."""
     return any(v.dtype == _NARROW for v in _values(model)) or any(
         _is_narrow(attr) for node in _nodes(model) for attr in node.attributes.values()
     )
 
 
 def widen_bfloat16(model: ir.Model) -> None:
-    """Makes all of a model's bfloat16 float32, in place; weights are widened when they are read or saved."""
+    """Turns all bfloat16 in a model into float32, in place; weights are widened when they are read or saved."""
     for value in _values(model):
         if value.dtype != _NARROW:
             continue

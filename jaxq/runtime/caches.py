@@ -1,4 +1,4 @@
-"""Inputs that hold what a language model computed before: found by name, fed as they are before the first token."""
+"""Inputs with keys, values and states of earlier tokens: found by name, fed as before the first token."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ _STATE = re.compile(r"conv|recurrent|ssm|state")
 _LENGTH = re.compile(r"past|seq|len|total|cache_size", re.IGNORECASE)
 _BATCH = re.compile(r"batch", re.IGNORECASE)
 
-# Operators with a cache among their inputs: where it is, and the attribute with the number of heads of the first input.
+# Operators with caches among their inputs: the caches' indices, and the attribute with the first input's heads.
 _ATTENTION = {"GroupQueryAttention": ((3, 4), "num_heads"), "MultiHeadAttention": ((6, 7), "num_heads")}
 
 Dims = Sequence[int | str | None]
@@ -44,7 +44,7 @@ def empty_cache(name: str, dtype: np.dtype, dims: Dims | None, batch: int, lengt
         length: Size of the axis that counts tokens, where that is fixed; see `window_size`.
 
     Raises:
-        JaxqError: the shape does not tell the size of an axis, or allows no empty cache.
+        JaxqError: the shape leaves the size of an axis open, or allows no empty cache.
 
     Example:
         >>> empty_cache("past_key_values.0.key", np.dtype("float32"), ("batch", 4, "past", 64), 2).shape
@@ -57,7 +57,7 @@ def empty_cache(name: str, dtype: np.dtype, dims: Dims | None, batch: int, lengt
     state = bool(_STATE.search(name.lower()))
     batch_axis = _batch_axis(dims)
     sequence_axis = None if state else _sequence_axis(dims, batch_axis)
-    shown = _shown(dims)
+    shown = _format_dims(dims)
     if sequence_axis is None and not state and 0 not in dims:
         raise JaxqError(f"the cache {name!r} of shape {shown} has a fixed length, so it cannot be empty: {give}")
     sizes = []
@@ -69,12 +69,12 @@ def empty_cache(name: str, dtype: np.dtype, dims: Dims | None, batch: int, lengt
         elif isinstance(size, int):
             sizes.append(size)
         else:
-            raise JaxqError(f"the cache {name!r} of shape {shown} does not tell the size of axis {axis}: {give}")
+            raise JaxqError(f"the cache {name!r} of shape {shown} leaves open the size of axis {axis}: {give}")
     return np.zeros(sizes, dtype)
 
 
 def cache_length(array: np.ndarray, dims: Dims | None) -> int:
-    """Number of earlier tokens that a cache holds; 0 where its shape does not tell, and for states.
+    """Number of earlier tokens in a cache; 0 where its shape does not say, and for states.
 
     Example:
         >>> cache_length(np.zeros((2, 4, 7, 64)), ("batch", 4, "past", 64))
@@ -89,45 +89,45 @@ def check_caches(given: Mapping[str, np.ndarray], dims: Mapping[str, Dims | None
 
     Args:
         given: Caches of the data, of the model's numbers of axes.
-        dims: Shapes of the model's caches, as `empty_cache` takes them; one that is not there is not looked at.
+        dims: Shapes of the model's caches, as `empty_cache` takes them; caches without a shape here are not checked.
         samples: Number of samples.
 
     Raises:
-        JaxqError: a cache has another size than the model says, or other numbers of samples than there are, or two
-            caches differ along an axis of one name; axes that count tokens and have no name are of one.
+        JaxqError: a cache has another size or number of samples than the model says, or two caches differ along axes
+            of one name. Axes that count tokens and have no name count as having one name.
 
     Example:
         >>> check_caches({"past.0": np.zeros((2, 3, 7, 64))}, {"past.0": ("batch", 4, "past", 64)}, samples=2)
         Traceback (most recent call last):
         jaxq.errors.JaxqError: the cache 'past.0' has shape [2, 3, 7, 64] for 2 samples:
-        the model wants [batch, 4, past, 64]
+        the model needs [batch, 4, past, 64]
     """
     seen: dict[tuple[str | None, bool], tuple[str, int]] = {}
     for name, array in given.items():
-        wanted = dims.get(name)
-        if wanted is None:
+        expected_dims = dims.get(name)
+        if expected_dims is None:
             continue
-        batch = _batch_axis(wanted)
-        tokens = _sequence_axis(wanted, batch)
-        for axis, (size, found) in enumerate(zip(wanted, array.shape, strict=True)):
+        batch = _batch_axis(expected_dims)
+        tokens = _sequence_axis(expected_dims, batch)
+        for axis, (size, actual) in enumerate(zip(expected_dims, array.shape, strict=True)):
             counted = axis == batch and isinstance(size, str) and bool(_BATCH.search(size))
-            if found != (size if isinstance(size, int) else samples if counted else found):
+            if actual != (size if isinstance(size, int) else samples if counted else actual):
                 raise JaxqError(
                     f"the cache {name!r} has shape {list(array.shape)} for {samples} samples: "
-                    f"the model wants {_shown(wanted)}"
+                    f"the model needs {_format_dims(expected_dims)}"
                 )
             if isinstance(size, str) or (size is None and axis == tokens):
-                # an encoder's tokens are others than a decoder's, and where no axis has a name only the input's tells
-                first, expected = seen.setdefault((size, size is None and "encoder" in name), (name, found))
-                if found != expected:
-                    what = "tokens" if axis == tokens else f"{size!r}"
+                # an encoder has other tokens than a decoder; without names of axes only the input's name shows it
+                first, expected = seen.setdefault((size, size is None and "encoder" in name), (name, actual))
+                if actual != expected:
+                    axes = "tokens" if axis == tokens else f"{size!r}"
                     raise JaxqError(
-                        f"the caches {first!r} and {name!r} differ in {what}: {expected} and {found}; they must agree"
+                        f"the caches {first!r} and {name!r} differ in {axes}: {expected} and {actual}; they must agree"
                     )
 
 
 def cache_dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
-    """Shape of a cache, with the sizes that the nodes which read it tell where the input's own shape does not."""
+    """Shape of a cache; sizes that the input's own shape leaves open come from the nodes that read it."""
     if value.shape is None:
         return None
     dims: list[int | str | None] = [size if isinstance(size, int) else size.value for size in value.shape]
@@ -147,25 +147,25 @@ def cache_dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
 
 
 def _head_size(node: ir.Node, index: int) -> int | None:
-    """Size of a head, of an attention node that reads a cache as its input ``index``; None where it does not tell."""
+    """Size of a head of an attention node that reads a cache as its input ``index``; None where it is not known."""
     places, heads = _ATTENTION.get(node.op_type, ((), ""))
     if node.domain != "com.microsoft" or index not in places or node.inputs[0] is None:
         return None
     number, width = int(attribute(node, heads, 0)), _width(node.inputs[0])
-    if node.inputs[1] is None:  # queries, keys and values lie side by side
+    if node.inputs[1] is None:  # queries, keys and values are one input
         number += 2 * int(attribute(node, "kv_num_heads", number))
     return width // number if width and number and width % number == 0 else None
 
 
 def window_size(value: ir.Value) -> int:
-    """Length of a cache that is the buffer of a sliding window, of that size from the first token on; else 0."""
+    """Fixed length of a cache that is the buffer of a sliding window; 0 for any other cache."""
     readers = [node for node, _ in value.uses() if node.op_type == "GroupQueryAttention"]
     windows = [int(attribute(n, "local_window_size", 0)) for n in readers if attribute(n, "sliding_window_cache", 0)]
     return max(windows, default=0)
 
 
 def _width(value: ir.Value) -> int | None:
-    """Size of the last axis: as the file says, or as the weight says that the value is a product with."""
+    """Size of the last axis, from the value's shape or from the weight that it is a product of; None if unknown."""
     last = value.shape[-1] if value.shape is not None and len(value.shape) else None
     if isinstance(last, int):
         return last
@@ -181,12 +181,12 @@ def _width(value: ir.Value) -> int | None:
 def _batch_axis(dims: Dims) -> int | None:
     named = [i for i, size in enumerate(dims) if isinstance(size, str) and _BATCH.search(size) and "head" not in size]
     free = [i for i, size in enumerate(dims) if not isinstance(size, int) and not _is_length(size)]
-    return next(iter(named + [i for i in free if not _says_head(dims[i])]), None)
+    return next(iter(named + [i for i in free if not _names_head(dims[i])]), None)
 
 
 def _sequence_axis(dims: Dims, batch_axis: int | None) -> int | None:
     named = [i for i, size in enumerate(dims) if _is_length(size)]
-    free = [i for i, size in enumerate(dims) if not isinstance(size, int) and i != batch_axis and not _says_head(size)]
+    free = [i for i, size in enumerate(dims) if not isinstance(size, int) and i != batch_axis and not _names_head(size)]
     return named[-1] if named else free[-1] if free else None
 
 
@@ -194,9 +194,9 @@ def _is_length(size: int | str | None) -> bool:
     return isinstance(size, str) and not _BATCH.search(size) and bool(_LENGTH.search(size))
 
 
-def _says_head(size: int | str | None) -> bool:
+def _names_head(size: int | str | None) -> bool:
     return isinstance(size, str) and any(word in size.lower() for word in ("head", "dim", "hidden"))
 
 
-def _shown(dims: Dims) -> str:
+def _format_dims(dims: Dims) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in dims)}]"

@@ -1,4 +1,4 @@
-"""Inputs of a model, made from token ids and from arrays named as they are."""
+"""Make the inputs of a model from token ids, and from arrays that have the inputs' names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class ModelInput:
     Attributes:
         name, dtype: As the model has them.
         dims: Its shape: numbers, names of axes, None for axes without either; None where the file says nothing. The
-            last axis of a cache is a number where the attention node that reads it tells it.
+            last axis of a cache is a number where the attention node that reads it shows it.
         window: Length of a cache that is a buffer of one size, however many tokens it holds; 0 for one that grows.
     """
 
@@ -38,12 +38,12 @@ class ModelInput:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model wants.
+    """The inputs that a model needs.
 
     Attributes:
         inputs: Its inputs, initializers left out.
-        vocabulary: Number of token ids, where a Gather over ``input_ids`` tells; else None.
-        real_tokens_first: Padding has to follow the real tokens: GroupQueryAttention is told their number alone.
+        vocabulary: Number of token ids, where a Gather over ``input_ids`` shows it; else None.
+        real_tokens_first: Padding has to follow the real tokens: GroupQueryAttention gets only their number.
     """
 
     inputs: tuple[ModelInput, ...]
@@ -80,9 +80,9 @@ def to_batches(arrays: Mapping[str, np.ndarray], spec: InputSpec, batch_size: in
     count of real tokens before each), ``cache_position``, ``token_type_ids`` (zeros), keys and values of earlier tokens
     (of length 0), states of recurrent layers (zeros) and ``use_cache_branch`` (whether there are earlier tokens). A
     mask is [samples, sequence], or [samples, past + sequence] beside a past; the shorter one says that all of the past
-    is real. Where the model wants real tokens first, padding on the left or within a row is moved behind them.
+    is real. Where the model needs real tokens first, padding on the left or within a row is moved behind them.
 
-    Integers are cast to the model's type where that changes none, floats are rounded to it.
+    Integers are cast to the model's type where no value changes; floats are rounded to it.
 
     Raises:
         JaxqError: an input is missing or of the wrong kind, a token id is out of range, a value is not finite, or
@@ -111,8 +111,8 @@ def to_batch(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
 
 
 def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, np.ndarray]:
-    """The data, each array of the model's type; a mask that the model does not want stays as it is."""
-    wanted = {i.name: i for i in spec.inputs}
+    """The data, each array in the model's type; a mask that is no input of the model stays as it is."""
+    inputs = {i.name: i for i in spec.inputs}
     arrays = dict(arrays)
     ids, mask = arrays.get(TOKENS), arrays.get(MASK)
     if mask is not None and mask.ndim <= 2 and not (mask.dtype.kind in "fiub" and np.isin(mask, (0, 1)).all()):
@@ -126,11 +126,11 @@ def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, n
             )
         if past and mask.shape == ids.shape:  # of the new tokens alone: the model's covers the past too
             arrays[MASK] = np.concatenate([np.ones((len(ids), past), mask.dtype), mask], axis=1)
-    return {name: _checked(wanted[name], a, spec) if name in wanted else a for name, a in arrays.items()}
+    return {name: _checked(inputs[name], a, spec) if name in inputs else a for name, a in arrays.items()}
 
 
 def _complete(given: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
-    """Feeds of one batch, and which of its tokens are real."""
+    """The feeds of one batch with defaults for missing inputs, and a mask of its real tokens."""
     full, keep = dict(given), given.get(MASK)
     ids = full.get(TOKENS)
     if ids is not None and ids.ndim == 2:
@@ -142,8 +142,8 @@ def _complete(given: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
             if any(i.window for i in spec.inputs):  # such a node takes no padding; real tokens never see what follows
                 full[MASK] = np.ones_like(keep)
         mask = full.get(MASK, keep)
-        made = {i.name: _default(i, ids.shape, past, mask) for i in spec.inputs if i.name not in full}
-        full |= {name: array for name, array in made.items() if array is not None}
+        defaults = {i.name: _default(i, ids.shape, past, mask) for i in spec.inputs if i.name not in full}
+        full |= {name: array for name, array in defaults.items() if array is not None}
     if missing := [name for name in spec.names if name not in full]:
         raise JaxqError(
             f"the model's inputs are {', '.join(spec.names)}, and the data has none for {', '.join(missing)}: "
@@ -152,12 +152,12 @@ def _complete(given: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
     return Batch({name: full[name] for name in spec.names}, keep)
 
 
-def _is_cache(wanted: ModelInput) -> bool:
-    return wanted.dtype.kind != "b" and is_cache(wanted.name)
+def _is_cache(model_input: ModelInput) -> bool:
+    return model_input.dtype.kind != "b" and is_cache(model_input.name)
 
 
 def _past_length(given: Mapping[str, np.ndarray], spec: InputSpec) -> int:
-    """How many earlier tokens the caches of the data hold."""
+    """Number of earlier tokens in the caches of the data."""
     caches = [i for i in spec.inputs if _is_cache(i) and i.name in given and not i.window]
     return max((cache_length(given[i.name], i.dims) for i in caches), default=0)
 
@@ -181,7 +181,7 @@ def _check_past(full: Mapping[str, np.ndarray], spec: InputSpec, past: int) -> N
 
 def _real_tokens(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     """1 for real tokens and 0 for padding, [samples, sequence]: the last columns of a mask that covers a past too."""
-    if mask is None or mask.ndim > 2:  # one of more axes says what each token may look at
+    if mask is None or mask.ndim > 2:  # a mask of more axes says which tokens each token may attend to
         return np.ones(shape, np.int64)
     return mask[:, mask.shape[1] - shape[1] :]
 
@@ -189,7 +189,7 @@ def _real_tokens(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 def _move_padding(
     full: Mapping[str, np.ndarray], keep: np.ndarray, past: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The feeds with each row's real tokens first, and which they are then."""
+    """The feeds with each row's real tokens moved to its start, and the mask of real tokens moved alike."""
     if past:
         raise JaxqError("GroupQueryAttention takes no padding beside a past: leave one of them out of the data")
     if not keep.any(axis=1).all():
@@ -201,37 +201,39 @@ def _move_padding(
     return moved, keep[rows, order]
 
 
-def _default(wanted: ModelInput, shape: tuple[int, ...], past: int, mask: np.ndarray) -> np.ndarray | None:
-    """What an input holds that the data leaves out, for token ids [samples, sequence] after a past; None: unknown."""
-    name, rank = wanted.name, 2 if wanted.rank is None else wanted.rank
+def _default(model_input: ModelInput, shape: tuple[int, ...], past: int, mask: np.ndarray) -> np.ndarray | None:
+    """The default of an input that the data lacks, for token ids [samples, sequence] after a past; None: no default."""
+    name, rank = model_input.name, 2 if model_input.rank is None else model_input.rank
     samples, length = shape
-    made = None
+    default = None
     if name == MASK and rank == 2:
-        made = np.ones((samples, past + length))
-    elif name == "position_ids" and (rank == 2 or (rank == 3 and wanted.dims and wanted.dims[0] == 3)):
+        default = np.ones((samples, past + length))
+    elif name == "position_ids" and (rank == 2 or (rank == 3 and model_input.dims and model_input.dims[0] == 3)):
         covered = mask.shape[1] - length if mask.ndim == 2 else past
         counts = np.cumsum(mask, axis=1)[:, covered:] if mask.ndim == 2 else np.arange(1, length + 1) + past
-        made = np.broadcast_to(np.maximum(counts - 1 + past - covered, 0), (3,) * (rank - 2) + shape)
+        default = np.broadcast_to(np.maximum(counts - 1 + past - covered, 0), (3,) * (rank - 2) + shape)
     elif name == "cache_position":
-        made = np.arange(past, past + length)
+        default = np.arange(past, past + length)
     elif name == "token_type_ids" and rank == 2:
-        made = np.zeros(shape)
+        default = np.zeros(shape)
     elif name == "use_cache_branch":
-        made = np.full((1,) * (wanted.rank or 0), past > 0)
-    elif _is_cache(wanted):
-        made = empty_cache(name, wanted.dtype, wanted.dims, samples, wanted.window)
-    return None if made is None else np.asarray(made).astype(wanted.dtype)
+        default = np.full((1,) * (model_input.rank or 0), past > 0)
+    elif _is_cache(model_input):
+        default = empty_cache(name, model_input.dtype, model_input.dims, samples, model_input.window)
+    return None if default is None else np.asarray(default).astype(model_input.dtype)
 
 
-def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarray:
-    name = wanted.name
+def _checked(model_input: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarray:
+    name = model_input.name
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise JaxqError(f"the data for input {name!r} has values that are NaN or infinite: mend the file")
-    numbers = array.dtype.kind in "fiub" or array.dtype == wanted.dtype  # bfloat16 is of no kind of numpy's
-    if not numbers or (wanted.dtype.kind in "iu" and array.dtype.kind == "f"):
-        raise JaxqError(f"the data for input {name!r} has type {array.dtype}: the model wants {wanted.dtype}")
-    if wanted.rank is not None and array.ndim != wanted.rank:
-        raise JaxqError(f"the data for input {name!r} has shape {list(array.shape)}: it needs {wanted.rank} dimensions")
+    numbers = array.dtype.kind in "fiub" or array.dtype == model_input.dtype  # bfloat16 is of no kind of numpy's
+    if not numbers or (model_input.dtype.kind in "iu" and array.dtype.kind == "f"):
+        raise JaxqError(f"the data for input {name!r} has type {array.dtype}: the model needs {model_input.dtype}")
+    if model_input.rank is not None and array.ndim != model_input.rank:
+        raise JaxqError(
+            f"the data for input {name!r} has shape {list(array.shape)}: it needs {model_input.rank} dimensions"
+        )
     if array.ndim and not len(array):
         raise JaxqError(f"the data for input {name!r} is empty: give at least one sample")
     if name == TOKENS and not array.size:
@@ -243,7 +245,7 @@ def _checked(wanted: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarr
             raise JaxqError(
                 f"token id {int(array[bad][0])} at {where} is out of range: the model knows 0 to {spec.vocabulary - 1}"
             )
-    cast = array.astype(wanted.dtype)
+    cast = array.astype(model_input.dtype)
     if array.dtype.kind in "iu" and not np.array_equal(cast, array):
-        raise JaxqError(f"the data for input {name!r} has values beyond the model's type {wanted.dtype}")
+        raise JaxqError(f"the data for input {name!r} has values beyond the model's type {model_input.dtype}")
     return cast

@@ -1,4 +1,4 @@
-"""onnxruntime: load a model, run it. No other module imports it."""
+"""Load and run models in onnxruntime; no other module imports it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,13 +52,13 @@ def session(
     Args:
         model: Serialized model, or the path of a file.
         accuracy_level: How exactly products with 4-bit weights are computed: 1 in float32, 4 with activations rounded
-            to 8 bits; None leaves onnxruntime's default, which is 4.
-        providers: Where it may run, the first one first: "cpu", "cuda:0" (the number is the device), "trt". Those that
-            this onnxruntime lacks are passed over.
-        weights: Values of initializers that the model says are external data. They are read where they are, and have
-            to stay there as long as the session.
-        mapped: Weights in external data are left there, memory-mapped, instead of being laid out anew in memory:
-            slower products, for models that are too large.
+            to 8 bits; None takes onnxruntime's default, 4.
+        providers: Where the model may run, in order of preference: "cpu", "cuda:0" (the number is the device), "trt".
+            Providers that this onnxruntime lacks are skipped.
+        weights: Values of initializers that the model says are external data. The session reads these arrays in
+            place: they must live as long as it does.
+        mapped: Keep external weights memory-mapped instead of repacking them in memory: slower products, for models
+            larger than memory.
 
     Raises:
         JaxqError: onnxruntime cannot load the model, or has none of the providers.
@@ -91,16 +91,16 @@ def find_providers(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
         [('CPUExecutionProvider', {})]
     """
     available = runtime().get_available_providers()
-    found = []
+    providers = []
     for name in names:
         kind, _, number = name.partition(":")
         if kind not in _PROVIDERS or (number and not number.isdigit()):
-            raise JaxqError(f"provider is {name!r}: choose of cpu, cuda:<device>, trt and dml:<device>")
+            raise JaxqError(f"provider is {name!r}: choose among cpu, cuda:<device>, trt and dml:<device>")
         if _PROVIDERS[kind] in available:
-            found.append((_PROVIDERS[kind], {"device_id": number} if number and kind != "cpu" else {}))
-    if not found:
+            providers.append((_PROVIDERS[kind], {"device_id": number} if number and kind != "cpu" else {}))
+    if not providers:
         raise JaxqError(f"onnxruntime has none of the providers {', '.join(names)}: it has {', '.join(available)}")
-    return found
+    return providers
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def to_jax(value: "OrtValue") -> jax.Array:
 def run(session: "Session", outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, "OrtValue"]:
     """Outputs by name, as values that share their memory with jax through DLPack.
 
-    Inputs in bfloat16 are given as float32: models that have any are widened, see `jaxq.runtime.bfloat16`.
+    Inputs in bfloat16 are given as float32: `jaxq.runtime.bfloat16` widens the models that have any.
 
     Raises:
         JaxqError: onnxruntime cannot run the model on these inputs.

@@ -226,7 +226,7 @@ def test_images_do_not_count_as_tokens_beside_text(tmp_path):
 
 
 def test_a_kernel_whose_moments_are_too_large_is_rounded_to_nearest(monkeypatch, tmp_path):
-    monkeypatch.setattr(jaxq.graph.sites, "MOST_PATCH_MOMENTS", 4 * 72**2 - 1)
+    monkeypatch.setattr(jaxq.graph.sites, "MAX_PATCH_MOMENT_BYTES", 4 * 72**2 - 1)
     source = save(convolution(), tmp_path)
     outcome = quantize(source, tmp_path / "out.onnx", "awq_clip", [Batch(X)])
     (layer,) = outcome.layers
@@ -278,7 +278,7 @@ LEFT = {
     "groups": (read_in_groups, "shared by Conv nodes with different groups"),
     "depthwise": (
         depthwise,
-        "a kernel with 9 weights for each output: fewer than the least block, 16",
+        "a kernel with 9 weights for each output: fewer than the smallest block, 16",
     ),
     "constant": (constant_image, "it multiplies a constant, not an activation"),
 }

@@ -56,8 +56,8 @@ LEFT = {
     "MoE": (
         lambda: microsoft("MoE", False),
         {
-            "fc1": "read by MoE as input 2: that operator's experts are left as they are",
-            "fc2": "read by MoE as input 4: that operator's experts are left as they are",
+            "fc1": "read by MoE as input 2: jaxq does not quantize that operator's experts",
+            "fc2": "read by MoE as input 4: jaxq does not quantize that operator's experts",
         },
     ),
     "QMoE": (
@@ -83,9 +83,9 @@ def test_what_is_left_alone_says_why(name):
 
 
 FORMS_WITHOUT = [
-    ("matmulnbits", IntegerFormat(32), "the form 'matmulnbits' holds matrices only; dq, qdq, column_major hold it"),
-    ("trt", IntegerFormat(32), "the form 'trt' holds matrices only; dq, qdq, column_major hold it"),
-    ("trt_qdq", IntegerFormat(-1), "the form 'trt_qdq' holds matrices only; dq, qdq, column_major hold it"),
+    ("matmulnbits", IntegerFormat(32), "form 'matmulnbits' supports matrices only; dq, qdq, column_major support it"),
+    ("trt", IntegerFormat(32), "form 'trt' supports matrices only; dq, qdq, column_major support it"),
+    ("trt_qdq", IntegerFormat(-1), "form 'trt_qdq' supports matrices only; dq, qdq, column_major support it"),
     ("portable", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
     ("nvfp4_standard", make_format("nvfp4"), "3 in one: nvfp4 has one scale for the whole weight"),
 ]

@@ -111,7 +111,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_missing_external_data_is_named(tmp_path):
     path = save(models.mlp(), tmp_path, external=True)
     (tmp_path / "model.onnx.weights").unlink()
-    with pytest.raises(JaxqError, match=r"keeps weights in '.*model\.onnx\.weights', which does not exist"):
+    with pytest.raises(JaxqError, match=r"stores weights in '.*model\.onnx\.weights', which does not exist"):
         load_model(path)
 
 
@@ -144,7 +144,7 @@ def test_a_model_names_no_data_outside_its_folder(location, tmp_path):
         if entry.key == "location":
             entry.value = location
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(JaxqError, match=rf"m/model\.onnx' keeps weights in '{location}', outside its folder"):
+    with pytest.raises(JaxqError, match=rf"m/model\.onnx' stores weights in '{location}', outside its folder"):
         load_model(path)
 
 

@@ -43,6 +43,7 @@ def finish(processes: BaseContext, *args: Path) -> None:
     assert process.exitcode == 0
 
 
+@pytest.mark.long
 def test_killed_at_random_moments(processes, decoder, tmp_path):
     compiled = tmp_path / "compiled"
     finish(processes, decoder, tmp_path / "warm.onnx", tmp_path / "c0", compiled)

@@ -183,7 +183,7 @@ def test_a_data_file_that_is_cut_off_is_refused(tmp_path):
     source = save(models.mlp(), tmp_path / "in", external=True)
     data = source.with_name("model.onnx.weights")
     data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(JaxqError, match=r"model\.onnx' keeps weights in '.*model\.onnx\.weights', which is cut off"):
+    with pytest.raises(JaxqError, match=r"model\.onnx' stores weights in '.*model\.onnx\.weights', which is cut off"):
         quantize(source, tmp_path / "out" / "out.onnx")
 
 

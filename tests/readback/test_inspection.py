@@ -109,7 +109,7 @@ def test_a_file_that_keeps_its_floats(show, tmp_path):
     quantize(save(models.shared(), tmp_path), target, form="qdq")
     _, out, _ = show(target)
     nbytes = HIDDEN * HIDDEN * 4 + HIDDEN * HIDDEN // 32 * 4
-    held = "held as floats between quantizer and dequantizer: 1 weight"
+    held = "stored as floats between quantizer and dequantizer: 1 weight"
     assert f"{held}, {nbytes / 1e6:.3f} MB" in out
     assert "5.000 bits each" in out
     assert inspect_model(target).bits_per_weight == 33

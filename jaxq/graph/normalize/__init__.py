@@ -1,10 +1,16 @@
-"""Steps that bring any graph to the shape in which its weights are found: functions, views and Gemm written out."""
+"""Rewrites that make weights visible: functions with weights, views of weights and unusual Gemm nodes are replaced."""
 
-from jaxq.graph.normalize.functions import inline_functions, left_functions
+from jaxq.graph.normalize.functions import constants_in_functions, inline_functions
 from jaxq.graph.normalize.gemm import simplify_gemms
 from jaxq.graph.normalize.views import View, fold_views, own_mapping, remove_identities, restore_views
 
 __all__ = [
-    "View", "fold_views", "inline_functions", "left_functions", "own_mapping", "remove_identities",
-    "restore_views", "simplify_gemms",
+    "View",
+    "constants_in_functions",
+    "fold_views",
+    "inline_functions",
+    "own_mapping",
+    "remove_identities",
+    "restore_views",
+    "simplify_gemms",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Local functions that have to do with weights are written out where they are called."""
+"""Write out local functions that hold or read weights where they are called."""
 
 from collections.abc import Iterator, Set
 from functools import partial
@@ -16,11 +16,11 @@ Key = ir.OperatorIdentifier
 
 
 def inline_functions(model: ir.Model) -> None:
-    """Writes out, in place, the functions that hold weights or are given some; others stay functions.
+    """Writes out, in place, the functions that hold weights or are called with some; others stay functions.
 
     Those are functions with MatMul, Gemm, Conv or Gather in them or in what they call, with a matrix of constants, or
-    called with one. A function for another version of ONNX's operators than the model's is taken where its operators
-    mean the same in both; `left_functions` tells of those that cannot be.
+    called with one. A function may be written for another opset than the model, as long as its operators mean the same
+    in both; `constants_in_functions` lists the constants of functions that are not written out.
 
     Raises:
         JaxqError: functions call each other in a circle, or a call does not fit its function.
@@ -28,10 +28,10 @@ def inline_functions(model: ir.Model) -> None:
     for function in model.functions.values():
         if "ai.onnx" in function.opset_imports:  # another name of the standard operators
             function.opset_imports.setdefault("", function.opset_imports.pop("ai.onnx"))
-        if not _why_not(model, function):
-            own = function.opset_imports
-            own.update({domain: model.opset_imports[domain] for domain in own if domain in model.opset_imports})
-    while chosen := _concerned(model) - _left(model).keys():
+        if not _obstacle(model, function):
+            opsets = function.opset_imports
+            opsets.update({domain: model.opset_imports[domain] for domain in opsets if domain in model.opset_imports})
+    while chosen := _with_weights(model) - _obstacles(model).keys():
         before = set(model.functions)
         try:
             passes.InlinePass(partial(_is_chosen, chosen))(model)
@@ -45,35 +45,38 @@ def _is_chosen(chosen: Set[Key], function: ir.Function) -> bool:
     return function.identifier() in chosen
 
 
-def left_functions(model: ir.Model) -> list[tuple[str, ir.TensorProtocol, str | None]]:
-    """Tensors of floats in functions that were not written out: name, tensor, and why; None for vectors."""
-    found, left, called = [], _left(model), _called(model)
+def constants_in_functions(model: ir.Model) -> list[tuple[str, ir.TensorProtocol, str | None]]:
+    """Constants of floats in functions that were not written out: name, tensor and reason.
+
+    Vectors in functions without weights have no reason: these functions stay as they are.
+    """
+    constants, obstacles, called = [], _obstacles(model), _called(model)
     for key, function in model.functions.items():
-        why = "no node calls" if key not in called else left.get(key)
+        why = "no node calls" if key not in called else obstacles.get(key)
         reason = why and f"it lies in the function {_title(key)!r}, which {why}"
-        found += [(f"{key[1]}/{name}", tensor, reason) for name, tensor in _constants(function)]
-    return found
+        constants += [(f"{key[1]}/{name}", tensor, reason) for name, tensor in _constants(function)]
+    return constants
 
 
 def _called(model: ir.Model) -> set[Key]:
     """Functions that are called by the graph, or by functions that are."""
-    found: set[Key] = set()
+    called: set[Key] = set()
     more = {node.op_identifier() for node in model.graph.all_nodes()} & model.functions.keys()
     while more:
-        found |= more
+        called |= more
         more = {n.op_identifier() for key in more for n in model.functions[key].all_nodes()} & model.functions.keys()
-        more -= found
-    return found
+        more -= called
+    return called
 
 
-def _concerned(model: ir.Model) -> Set[Key]:
-    """Functions that are called and have to do with weights."""
+def _with_weights(model: ir.Model) -> Set[Key]:
+    """Functions that are called, and that hold weights, read some, or call such functions."""
     calls = {key: {n.op_identifier() for n in f.all_nodes()} for key, f in model.functions.items()}
     chosen = {key for key, f in model.functions.items() if _has_reader(f) or _has_matrix(f)}
     while more := {key for key, called in calls.items() if called & chosen} - chosen:
         chosen |= more
-    given = (node.op_identifier() for node in model.graph.all_nodes() if any(map(_is_matrix, node.inputs)))
-    return (chosen | set(given)) & _called(model)
+    with_matrices = (node.op_identifier() for node in model.graph.all_nodes() if any(map(_is_matrix, node.inputs)))
+    return (chosen | set(with_matrices)) & _called(model)
 
 
 def _has_reader(function: ir.Function) -> bool:
@@ -90,7 +93,7 @@ def _is_matrix(value: ir.Value | None) -> bool:
 
 
 def _constants(function: ir.Function) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    """Constants of floats, but for scalars and vectors of one number or none; initializers of subgraphs too."""
+    """Constants of floats that a report names; those in the function's subgraphs too."""
     values = [v for graph in function.subgraphs() for v in graph.initializers.values()]
     values += [node.outputs[0] for node in function.all_nodes() if is_standard(node, "Constant")]
     for value in values:
@@ -99,22 +102,22 @@ def _constants(function: ir.Function) -> Iterator[tuple[str, ir.TensorProtocol]]
             yield str(value.name), tensor
 
 
-def _left(model: ir.Model) -> dict[Key, str]:
+def _obstacles(model: ir.Model) -> dict[Key, str]:
     """Functions that cannot be written out, and why."""
-    found = {}
+    obstacles = {}
     for key, function in model.functions.items():
-        if why := _why_not(model, function):
-            found[key] = why
-    return found
+        if why := _obstacle(model, function):
+            obstacles[key] = why
+    return obstacles
 
 
-def _why_not(model: ir.Model, function: ir.Function) -> str | None:
+def _obstacle(model: ir.Model, function: ir.Function) -> str | None:
     for domain, version in function.opset_imports.items():
-        there = model.opset_imports.get(domain, version)
+        in_model = model.opset_imports.get(domain, version)
         for node in function.all_nodes():
-            if there != version and node.domain == domain and not _means_the_same(node, version, there):
+            if in_model != version and node.domain == domain and not _means_the_same(node, version, in_model):
                 return (
-                    f"is written for opset {version} of {domain or 'ai.onnx'!r}, the model for {there}, and "
+                    f"is written for opset {version} of {domain or 'ai.onnx'!r}, the model for {in_model}, and "
                     f"{node.op_type} differs between them: convert the model first"
                 )
     return None

@@ -1,4 +1,4 @@
-"""Gemm with transA, alpha, beta or an unusual bias as a plain Gemm and the nodes that do the rest."""
+"""Replace a Gemm that has transA, alpha, beta or an unusual bias by ``x W + b`` and separate nodes for the rest."""
 
 import numpy as np
 import onnx_ir as ir
@@ -11,12 +11,12 @@ _BIAS = "jaxq.bias"
 
 
 def is_bias(node: ir.Node, index: int) -> bool:
-    """Whether a node takes an input for the bias of a Gemm or Conv; of a Gemm that was simplified too."""
+    """Whether an input of a node is the bias of a Gemm or Conv, or of a Gemm that was simplified."""
     return (is_standard(node, "Gemm", "Conv") and index == 2) or node.meta.get(_BIAS) == index
 
 
 def simplify_gemms(model: ir.Model, names: Names) -> None:
-    """Rewrites each Gemm that multiplies by a constant matrix: what is left of it is ``x W``, plus a bias [N].
+    """Rewrites each Gemm that multiplies by a constant matrix: it becomes ``x W``, plus a bias [N].
 
     transA becomes a Transpose, alpha a Mul behind, beta part of the bias, and a bias of another shape an Add; numbers
     are in the model's float type. A Gemm with alpha=0 does not depend on its weight and stays.
@@ -29,8 +29,8 @@ def simplify_gemms(model: ir.Model, names: Names) -> None:
         if is_standard(node, "Gemm") and _has_weight(node):
             alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
             if alpha and not any(attr.is_ref() for attr in node.attributes.values()):
-                _take_transpose(node, names)
-                _take_factors(node, alpha, beta, names)
+                _extract_transpose(node, names)
+                _extract_factors(node, alpha, beta, names)
 
 
 def _has_weight(node: ir.Node) -> bool:
@@ -46,7 +46,7 @@ def _has_weight(node: ir.Node) -> bool:
     )
 
 
-def _take_transpose(node: ir.Node, names: Names) -> None:
+def _extract_transpose(node: ir.Node, names: Names) -> None:
     attr = node.attributes.pop("transA", None)
     x = node.inputs[0]
     if attr is None or not attr.as_int() or x is None or node.graph is None:
@@ -58,13 +58,14 @@ def _take_transpose(node: ir.Node, names: Names) -> None:
     node.replace_input_with(0, out)
 
 
-def _take_factors(node: ir.Node, alpha: float, beta: float, names: Names) -> None:
+def _extract_factors(node: ir.Node, alpha: float, beta: float, names: Names) -> None:
     for name in ("alpha", "beta"):
         node.attributes.pop(name, None)
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and beta != 1:
         node.resize_inputs(2)
-        bias = _scaled(node, bias, beta, names) if beta else None  # what nobody reads now is told of
+        # With beta=0 nothing reads the bias any more: it is removed later, and the report lists it.
+        bias = _scaled(node, bias, beta, names) if beta else None
     if bias is not None and alpha == 1 and _is_vector(node, bias):
         node.resize_inputs(3)
         node.replace_input_with(2, bias)
@@ -79,7 +80,7 @@ def _take_factors(node: ir.Node, alpha: float, beta: float, names: Names) -> Non
 
 
 def _is_vector(node: ir.Node, bias: ir.Value) -> bool:
-    """Whether a bias is known to have one number for each column: what all kernels of products take."""
+    """Whether a bias is known to have one number for each column, as all kernels of products require."""
     w = node.inputs[1]
     if w is None or w.const_value is None or bias.shape is None:
         return False
@@ -96,9 +97,9 @@ def _scaled(node: ir.Node, bias: ir.Value, beta: float, names: Names) -> ir.Valu
         return bias
     factor = _constant(node, f"{node.name}_beta", np.asarray(beta), names)
     out = ir.Value(name=names.unique(f"{bias.name}_scaled"), type=bias.type, shape=bias.shape)
-    made = ir.Node("", "Mul", [bias, factor], outputs=[out], name=f"{node.name}_bias_Mul")
-    made.meta[_BIAS] = 0
-    node.graph.insert_before(node, made)
+    mul = ir.Node("", "Mul", [bias, factor], outputs=[out], name=f"{node.name}_bias_Mul")
+    mul.meta[_BIAS] = 0
+    node.graph.insert_before(node, mul)
     return out
 
 
@@ -110,7 +111,7 @@ def _constant(node: ir.Node, name: str, array: np.ndarray, names: Names) -> ir.V
 
 
 def _append(last: ir.Node, op: str, other: ir.Value, name: str, names: Names) -> ir.Node:
-    """Puts ``op(result, other)`` behind a node; what the result was called, the new result is."""
+    """Puts ``op(result, other)`` behind a node; the new result takes the old result's name."""
     assert last.graph is not None
     old = last.outputs[0]
     new = ir.Value(name=old.name, type=old.type, shape=old.shape)

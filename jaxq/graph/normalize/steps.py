@@ -1,4 +1,4 @@
-"""Nodes that only look at a constant differently: what each makes of an array, worked out for a known shape."""
+"""Nodes that only rearrange, cast or cut a constant, as steps on an array of known shape."""
 
 import math
 from collections.abc import Callable
@@ -117,13 +117,13 @@ class Cut:
         return tuple(len(range(*bound)) for bound in self.bounds)
 
     def operands(self) -> Operands:
-        starts, stops, steps = (np.array(part, np.int64) for part in zip(*self.bounds, strict=True))
+        starts, stops, steps = (np.array(numbers, np.int64) for numbers in zip(*self.bounds, strict=True))
         return "Slice", [], (starts, stops, np.arange(len(self.bounds)), steps)
 
 
 Step = Permuted | Reshaped | Converted | Picked | Cut
 
-# The attributes of each operator from opset 13 on; older nodes, with others, are not taken for steps.
+# The attributes of each operator from opset 13 on; older nodes with other attributes are no steps.
 _ATTRIBUTES = {
     "Transpose": {"perm"},
     "Reshape": {"allowzero"},
@@ -138,7 +138,7 @@ _ATTRIBUTES = {
 
 
 def read_step(node: ir.Node, output: ir.Value, shape: Shape) -> Step | None:
-    """What a node makes of its first input, or None if that depends on more than the input's values.
+    """The step that a node takes from its first input to an output; None where it depends on anything else.
 
     Args:
         node: Any node.
@@ -175,14 +175,14 @@ def _transpose(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.n
 
 
 def _reshape(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
-    wanted = numbers[0].tolist()
+    to = numbers[0].tolist()
     if not attribute(node, "allowzero", 0):
-        wanted = [shape[i] if d == 0 else d for i, d in enumerate(wanted)]
-    if -1 in wanted:
-        known = math.prod(d for d in wanted if d != -1)
-        wanted[wanted.index(-1)] = math.prod(shape) // known if known else -1
-    fits = min(wanted, default=1) >= 0 and math.prod(wanted) == math.prod(shape)
-    return Reshaped(tuple(wanted)) if fits else None
+        to = [shape[i] if d == 0 else d for i, d in enumerate(to)]
+    if -1 in to:
+        known = math.prod(d for d in to if d != -1)
+        to[to.index(-1)] = math.prod(shape) // known if known else -1
+    fits = min(to, default=1) >= 0 and math.prod(to) == math.prod(shape)
+    return Reshaped(tuple(to)) if fits else None
 
 
 def _squeeze(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
@@ -234,8 +234,8 @@ def _slice(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarr
 
 def _split(node: ir.Node, output: ir.Value, shape: Shape, numbers: list[np.ndarray]) -> Step | None:
     axis, parts = int(attribute(node, "axis", 0)) % len(shape), len(node.outputs)
-    each = -(-shape[axis] // parts)
-    sizes = numbers[0].tolist() if numbers else [min(each, shape[axis] - i * each) for i in range(parts)]
+    size = -(-shape[axis] // parts)
+    sizes = numbers[0].tolist() if numbers else [min(size, shape[axis] - i * size) for i in range(parts)]
     if len(sizes) != parts or min(sizes) < 0 or sum(sizes) != shape[axis]:
         return None
     start = sum(sizes[: output.index() or 0])

@@ -1,4 +1,4 @@
-"""Weights behind Transpose, Cast, Reshape and their like become initializers of their own, computed when asked for."""
+"""Weights behind Transpose, Cast, Reshape and the like become initializers, computed each time they are read."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ PRODUCTS = {
 
 
 class View(ir.LazyTensor):
-    """What steps make of another tensor, each time it is asked for: nothing is held in between.
+    """The result of steps on another tensor, computed each time it is read and never cached.
 
     Attributes:
         source: The initializer that the steps start from; it may have left the graph.
@@ -39,7 +39,7 @@ class View(ir.LazyTensor):
         self._tensor: ir.TensorProtocol = tensor
 
     def entry(self, shape: Shape, index: int) -> np.ndarray:
-        """One entry of the view in another shape: of a stack one matrix, without a copy of all."""
+        """One entry of the view in another shape, such as one matrix of a stack, without a copy of the whole."""
 
         def pick(array: np.ndarray) -> np.ndarray:
             if array.ndim > 2 and array.shape[-2:] == shape[1:]:
@@ -54,7 +54,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 
 
 def own_mapping(tensor: ir.ExternalTensor) -> ir.ExternalTensor:
-    """The same with a memory-mapping of its own, which others that read the tensor meanwhile do not hold open."""
+    """The same tensor with a memory mapping of its own, which can be released while other threads read the tensor."""
     return ir.ExternalTensor(
         tensor.location,
         tensor.offset,
@@ -72,7 +72,7 @@ def _read(
     dtype: ir.DataType,
     pick: Callable[[np.ndarray], np.ndarray] = _same,
 ) -> ir.Tensor:
-    """A tensor of its own memory."""
+    """The numbers of a tensor after steps, in memory of their own."""
     mapped = own_mapping(tensor) if isinstance(tensor, ir.ExternalTensor) else None
     whole = array = (mapped or tensor).numpy()
     for step in steps:
@@ -87,7 +87,7 @@ def _read(
 
 
 def remove_identities(model: ir.Model) -> None:
-    """Lets readers of Identity of a float constant read the constant; outputs of a graph stay."""
+    """Replaces Identity of a float constant by the constant; graph outputs stay."""
     for node in list(model.graph.all_nodes()):
         if not is_standard(node, "Identity") or node.graph is None:
             continue
@@ -119,12 +119,12 @@ class _Reader:
 
 
 def is_product(node: ir.Node, index: int) -> bool:
-    """Whether a node takes its input of that index for a weight."""
+    """Whether a node multiplies by its input ``index`` as a weight."""
     return index == 1 and node.op_type in PRODUCTS.get(node.domain, ())
 
 
 def fold_views(model: ir.Model, names: Names) -> None:
-    """Makes initializers of constants that products read through `steps`, where products alone read them.
+    """Replaces constants that only products read, through steps, by initializers of the results.
 
     Args:
         model: With constants as initializers; changed in place. No tensor of floats is read.
@@ -143,7 +143,7 @@ def fold_views(model: ir.Model, names: Names) -> None:
 def _readers(
     value: ir.Value, steps: tuple[Step, ...], names: tuple[tuple[str, str], ...], shape: Shape
 ) -> Iterator[_Reader | None]:
-    """Those at the ends of all chains of steps; None for an output of a graph on the way."""
+    """The readers at the ends of all chains of steps; None for a graph output on the way."""
     if value.is_graph_output():
         yield None
     for node, index in value.uses():
@@ -156,8 +156,8 @@ def _readers(
             continue
         for output, step in outputs:
             assert step is not None
-            way = (*names, (str(node.name), str(output.name)))
-            yield from _readers(output, (*steps, step), way, step.shape(shape))
+            path = (*names, (str(node.name), str(output.name)))
+            yield from _readers(output, (*steps, step), path, step.shape(shape))
 
 
 def _fold(graph: ir.Graph, source: ir.Value, readers: list[_Reader], names: Names) -> None:
@@ -173,36 +173,37 @@ def _fold(graph: ir.Graph, source: ir.Value, readers: list[_Reader], names: Name
 
 
 def restore_views(model: ir.Model) -> None:
-    """Puts the nodes back in front of views that products still read: what is not quantized stays as it was."""
+    """Puts the nodes back in front of views that products still read, so that skipped weights are stored as before."""
     names = Names(model)
     for graph in list(model.graphs()):
-        made: dict[tuple[ir.Value, tuple[Step, ...]], ir.Value] = {}
+        restored: dict[tuple[ir.Value, tuple[Step, ...]], ir.Value] = {}
         for value in list(graph.initializers.values()):
             view = value.const_value
             if isinstance(view, View) and all(is_product(node, index) for node, index in value.uses()):
-                value.replace_all_uses_with(_restored(graph, view, made, names))
+                value.replace_all_uses_with(_restored(graph, view, restored, names))
                 del graph.initializers[str(value.name)]
-        nodes = [node for value in made.values() if (node := value.producer()) is not None]
+        nodes = [node for value in restored.values() if (node := value.producer()) is not None]
         if nodes:  # they read constants and each other only
             graph.insert_before(graph[0], nodes)
 
 
 def _restored(
-    graph: ir.Graph, view: View, made: dict[tuple[ir.Value, tuple[Step, ...]], ir.Value], names: Names
+    graph: ir.Graph, view: View, restored: dict[tuple[ir.Value, tuple[Step, ...]], ir.Value], names: Names
 ) -> ir.Value:
-    """The last of a view's nodes' outputs; views that begin with the same steps share them."""
+    """The output of a view's last node; views that begin with the same steps share their first nodes."""
     value = view.source
     if value.graph is None:
         graph.register_initializer(value)
     for i, (step, (node_name, name)) in enumerate(zip(view.steps, view.names, strict=True)):
         key = (view.source, view.steps[: i + 1])
-        if key not in made:
+        if key not in restored:
             op, attributes, numbers = step.operands()
             inputs = [value, *(names.initializer(graph, f"{name}_{op}", n) for n in numbers)]
             out = ir.Value(name=names.unique(name))
-            twins = sum(producer.name == node_name for v in made.values() if (producer := v.producer()))  # of a Split
+            # The outputs of one Split become nodes of their own, which need different names.
+            twins = sum(producer.name == node_name for v in restored.values() if (producer := v.producer()))
             own_name = f"{node_name}_{twins}" if twins else node_name
             ir.Node("", op, inputs, attributes, outputs=[out], name=own_name)
-            made[key] = out
-        value = made[key]
+            restored[key] = out
+        value = restored[key]
     return value
