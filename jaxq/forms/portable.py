@@ -28,10 +28,10 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
 
 
 def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """Values of the codes times scales. No DequantizeLinear: onnxruntime would compute that at every run."""
+    """The values of the codes times their scales. onnxruntime would compute a DequantizeLinear at every run."""
     rows, columns = shape_of(site, transposed=True)
     n_blocks, block = weight.n_blocks, weight.fmt.block_size
-    values = (_values if weight.fmt.code_bits == 4 else _e4m3_values)(graph, site, node, weight)
+    values = (_e2m1_values if weight.fmt.code_bits == 4 else _e4m3_values)(graph, site, node, weight)
     padded = n_blocks * block
     if padded != columns:
         values = _reshape(graph, node, values, (rows, columns))
@@ -54,15 +54,15 @@ def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
 
 
 def _e4m3_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """What the codes [c_out, c_in] stand for."""
+    """The values of E4M3 codes [c_out, c_in]."""
     codes = new_initializer(graph_of(node), f"{site.name}_quantized", code_tensor(weight, transposed=True))
     values = as_float(node, codes, _FLOAT, shape_of(site, transposed=True))
     values.name = f"{node.name}_weight_values"
     return values
 
 
-def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """What the bytes of the codes [c_out, c_in] stand for, in a row."""
+def _e2m1_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """The values of E2M1 codes, flattened, from a table of the two values of each byte."""
     count = weight.shape[0] * weight.shape[1]
     size = -(-count // 2)
     packed = tensor(lambda: pack(weight.unpacked().T), ir.DataType.UINT8, (size,))
@@ -84,7 +84,7 @@ def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) ->
 
 
 def _nvfp4_scale(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """Block scales times the weight's, [c_out, n_blocks, 1]."""
+    """Block scales times the second scale, [c_out, n_blocks, 1]."""
     s = new_initializer(graph_of(node), f"{site.name}_scale", scale_tensor(weight, transposed=True))
     s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight))
     shape = (weight.shape[1], weight.n_blocks)
