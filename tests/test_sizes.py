@@ -21,7 +21,6 @@ LONG_FILES = {
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
     "jaxq/calibration/capture.py:capture_moments": BEING_SPLIT,
-    "jaxq/forms/nodes.py:add_node": BEING_SPLIT,
     "jaxq/methods/awq.py:_scale_losses": BEING_SPLIT,
     "jaxq/methods/choose.py:_compensated": BEING_SPLIT,
     "jaxq/modelopt/quantize.py:quantize": SEED,

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.formats.integers import IntegerFormat
-from jaxq.forms.nodes import add_node, cast_scale, constant, drop_weight, float_type, int_attributes
+from jaxq.forms.nodes import Output, add_node, cast_scale, constant, drop_weight, float_type, int_attributes
 from jaxq.forms.stored_weight import Read, StoredWeight, code_tensor, pack, scale_tensor, tensor, zero_point_tensor
 from jaxq.graph.edit import graph_of, new_initializer
 from jaxq.graph.readers import is_table
@@ -174,7 +174,7 @@ def _gather_bytes(initializers: _Tied, site: Site, node: ir.Node, weight: Stored
     shape = (site.c_out, site.c_in * bits // 8)
     to = constant(initializers.root, f"shape_{shape[0]}_{shape[1]}", shape)
     name = f"{node.name}_weight_bytes"
-    rows = add_node(node, "Reshape", [codes, to], name=name, dtype=ir.DataType.UINT8, shape=shape)
+    rows = add_node(node, "Reshape", [codes, to], output=Output(name, ir.DataType.UINT8, shape))
     settings = {"gather_axis": 0, "quantize_axis": 1, "bits": bits, "block_size": weight.fmt.block_size}
     attributes = int_attributes(settings)
     inputs = [rows, node.inputs[1], *parameters]

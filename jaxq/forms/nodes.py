@@ -1,6 +1,7 @@
 """Build the nodes that dequantize a weight, and connect them in place of the float weight."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -15,22 +16,29 @@ from jaxq.graph.sites import Site
 _SHARED = "jaxq/"
 
 
+@dataclass(frozen=True)
+class Output:
+    """The output of a new node."""
+
+    name: str
+    dtype: ir.DataType
+    shape: Sequence[int]
+
+
 def add_node(
     before: ir.Node,
     op: str,
     inputs: Sequence[ir.Value | None],
     attributes: Sequence[ir.Attr] = (),
     *,
-    name: str,
-    dtype: ir.DataType,
-    shape: Sequence[int],
+    output: Output,
     domain: str = "",
 ) -> ir.Value:
     """Inserts a node in front of another; returns its output. The node's name is the output's and the operator."""
-    out = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
-    node = ir.Node(domain, op, inputs, attributes, outputs=[out], name=f"{name}_{op}")
+    value = ir.Value(name=output.name, type=ir.TensorType(output.dtype), shape=ir.Shape(list(output.shape)))
+    node = ir.Node(domain, op, inputs, attributes, outputs=[value], name=f"{output.name}_{op}")
     graph_of(before).insert_before(before, node)
-    return out
+    return value
 
 
 def int_attributes(values: Mapping[str, int]) -> list[ir.Attr]:
@@ -114,10 +122,10 @@ def cast_scale(site: Site, node: ir.Node, weight: StoredWeight, scale: ir.Value)
     assert scale.shape is not None
     shape, to = scale.shape.numpy(), ir.AttrInt64("to", int(dtype))
     if weight.s2 is None:
-        return add_node(node, "Cast", [scale], [to], name=name, dtype=dtype, shape=shape)
-    cast = add_node(node, "Cast", [scale], [to], name=f"{name}_float", dtype=dtype, shape=shape)
+        return add_node(node, "Cast", [scale], [to], output=Output(name, dtype, shape))
+    cast = add_node(node, "Cast", [scale], [to], output=Output(f"{name}_float", dtype, shape))
     s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight, dtype))
-    return add_node(node, "Mul", [cast, s2], name=name, dtype=dtype, shape=shape)
+    return add_node(node, "Mul", [cast, s2], output=Output(name, dtype, shape))
 
 
 def dequantize(
@@ -141,7 +149,7 @@ def dequantize(
     )
     inputs = [codes, *add_parameters(node, site, weight, transposed)]
     attributes = blocked_attributes(site, weight, transposed)
-    return add_node(node, op, inputs, attributes, name=f"{node.name}_weight", dtype=dtype, shape=shape, domain=domain)
+    return add_node(node, op, inputs, attributes, output=Output(f"{node.name}_weight", dtype, shape), domain=domain)
 
 
 def place(site: Site, node: ir.Node, weight: ir.Value, transposed: bool) -> None:
@@ -173,7 +181,7 @@ def _reshaped(node: ir.Node, weight: ir.Value, shape: tuple[int, ...]) -> ir.Val
         return weight
     to = constant(graph_of(node), f"shape_{'_'.join(map(str, shape))}", shape)
     name, dtype = f"{weight.name}_reshaped", weight.dtype or ir.DataType.FLOAT
-    return add_node(node, "Reshape", [weight, to], name=name, dtype=dtype, shape=shape)
+    return add_node(node, "Reshape", [weight, to], output=Output(name, dtype, shape))
 
 
 def _transpose(site: Site, node: ir.Node, weight: ir.Value) -> ir.Value:
@@ -181,13 +189,13 @@ def _transpose(site: Site, node: ir.Node, weight: ir.Value) -> ir.Value:
     rank = len(site.lead) + 2
     perm = ir.AttrInt64s("perm", [*range(rank - 2), rank - 1, rank - 2])
     name, dtype, shape = f"{weight.name}_transposed", weight.dtype or ir.DataType.FLOAT, shape_of(site, False)
-    return add_node(node, "Transpose", [weight], [perm], name=name, dtype=dtype, shape=shape)
+    return add_node(node, "Transpose", [weight], [perm], output=Output(name, dtype, shape))
 
 
 def as_float(node: ir.Node, value: ir.Value, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
     """``value``, cast to a float type."""
     to = ir.AttrInt64("to", int(dtype))
-    return add_node(node, "Cast", [value], [to], name=f"{value.name}_float", dtype=dtype, shape=shape)
+    return add_node(node, "Cast", [value], [to], output=Output(f"{value.name}_float", dtype, shape))
 
 
 def _gemm_to_matmul(node: ir.Node, weight: ir.Value) -> None:

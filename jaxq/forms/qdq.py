@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from jaxq.forms.nodes import (
+    Output,
     add_node,
     add_parameters,
     blocked_attributes,
@@ -45,11 +46,11 @@ def write(
         name = f"{node.name}_weight_quantized"
         op = f"{prefix}QuantizeLinear"
         codes = add_node(
-            node, op, inputs, [*attributes, *output_type], name=name, dtype=weight.dtype, shape=shape, domain=domain
+            node, op, inputs, [*attributes, *output_type], output=Output(name, weight.dtype, shape), domain=domain
         )
         name, op = f"{node.name}_weight", f"{prefix}DequantizeLinear"
         dequantized = add_node(
-            node, op, [codes, *inputs[1:]], attributes, name=name, dtype=dtype, shape=shape, domain=domain
+            node, op, [codes, *inputs[1:]], attributes, output=Output(name, dtype, shape), domain=domain
         )
         place(site, node, dequantized, transposed)
     drop_weight(site)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from jaxq.forms import qdq
 from jaxq.forms.nodes import (
+    Output,
     add_node,
     dequantize,
     drop_weight,
@@ -59,8 +60,6 @@ def _dequantize_mxfp8(site: Site, node: ir.Node, weight: StoredWeight, transpose
         "TRT_MXFP8DequantizeLinear",
         [codes, exponents],
         int_attributes(settings),
-        name=f"{node.name}_weight",
-        dtype=dtype,
-        shape=shape_of(site, transposed),
+        output=Output(f"{node.name}_weight", dtype, shape_of(site, transposed)),
         domain=DOMAIN,
     )

@@ -10,6 +10,7 @@ import pytest
 
 from jaxq.files.model_file import load_model
 from jaxq.formats.integers import IntegerFormat
+from jaxq.forms.registry import find_form
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites, sibling_groups
 from jaxq.methods.registry import MethodSpec
