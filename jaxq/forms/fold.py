@@ -1,6 +1,6 @@
-"""Divide an activation by AWQ's scale: in what produces it where that is free, else by a Mul in front of its readers.
+"""Divide an activation by AWQ's scale: in the constants that produce it if possible, else by a new Mul node.
 
-The weights that read the activation were multiplied by the scale, so the model's function stays the same.
+The weights that multiply the activation were multiplied by the scale, so that the model computes the same function.
 """
 
 from collections.abc import Collection, Iterable
@@ -28,7 +28,7 @@ _SHAPE_READERS = ("Shape", "Size")
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Where a division by ``s`` goes.
+    """The constants that a division of an activation by ``s`` is folded into.
 
     Attributes:
         vectors: Uses ``(node, input index)`` of constants with one value a channel: each is divided by ``s``.
@@ -46,7 +46,7 @@ class Fold:
 
 
 def find_fold(group: Group, quantized: Iterable[Site]) -> Fold | None:
-    """The constants before a group's activation that take up a division of every channel, or None.
+    """The constants before a group's activation into which a division of every channel can be folded, or None.
 
     Args:
         group: Siblings with one activation. Stacks fold into stacks of as many matrices only.
@@ -74,7 +74,7 @@ def divide_vectors(graph: ir.Graph, fold: Fold, s: np.ndarray) -> None:
 
 
 def divided_vectors(fold: Fold, s: np.ndarray) -> list[np.ndarray]:
-    """The fold's vectors divided by ``s``, in their own type: infinite where that cannot hold them."""
+    """The fold's vectors divided by ``s``, in their own type: infinite where that overflows."""
     values = [node.inputs[index] for node, index in fold.vectors]
     vectors = [v.const_value.numpy() for v in values if v is not None and v.const_value is not None]
     with np.errstate(over="ignore"):
@@ -84,7 +84,7 @@ def divided_vectors(fold: Fold, s: np.ndarray) -> list[np.ndarray]:
 def insert_division(graph: ir.Graph, group: Group, s: np.ndarray) -> None:
     """Puts ``Mul(x, 1 / s)`` between the group's activation and its readers; ``s`` of a stack has a row a matrix."""
     nodes = [node for site in group.sites for node in site.nodes]
-    x = nodes[0].inputs[0]  # the group's activation, or what an edit has put in its place
+    x = nodes[0].inputs[0]  # the group's activation, or the value by which an edit replaced it
     assert x is not None
     inverse = (1 / s.astype(np.float32)).astype(_numpy_type(group))
     stack = s.ndim == 2  # then the product has the axis of matrices, even if the activation has not
@@ -118,8 +118,8 @@ def _fold_value(
     if node.op_type == "Mul" and node.inputs[0] is not node.inputs[1]:
         return _first(_fold_operand(node, i, sites, channels) for i in (0, 1))
     if node.op_type == "Add":
-        parts = [_fold_operand(node, i, sites, channels) for i in (0, 1)]
-        return parts[0] + parts[1] if parts[0] and parts[1] else None
+        first, second = (_fold_operand(node, i, sites, channels) for i in (0, 1))
+        return first + second if first and second else None
     if node.op_type == "MatMul" and (site := sites.get(node.inputs[1])) and site.c_out == channels:
         return Fold(weights=(site.weight,))
     return None

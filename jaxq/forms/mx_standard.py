@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from jaxq.forms.nodes import add_node, drop_weight, float_type, place, shape_of
+from jaxq.forms.nodes import Output, add_node, drop_weight, float_type, int_attributes, place, shape_of
 from jaxq.forms.stored_weight import StoredWeight, code_tensor, exponent_tensor
 from jaxq.graph.edit import graph_of, new_initializer
 from jaxq.graph.sites import Site
@@ -11,12 +11,12 @@ from jaxq.graph.sites import Site
 def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
     """A DequantizeLinear for each node, of codes [c_out, c_in]."""
     for node in site.nodes:
-        holder, dtype = graph_of(node), float_type(site, node)
-        how = {"axis": -1, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
-        attributes = [ir.AttrInt64(key, value) for key, value in how.items()]
-        codes = new_initializer(holder, f"{site.name}_quantized", code_tensor(weight, transposed=True))
-        scale = new_initializer(holder, f"{site.name}_scale", exponent_tensor(weight, transposed=True))
+        node_graph, dtype = graph_of(node), float_type(site, node)
+        settings = {"axis": -1, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
+        attributes = int_attributes(settings)
+        codes = new_initializer(node_graph, f"{site.name}_quantized", code_tensor(weight, transposed=True))
+        scale = new_initializer(node_graph, f"{site.name}_scale", exponent_tensor(weight, transposed=True))
         name, shape = f"{node.name}_weight", shape_of(site, transposed=True)
-        w = add_node(node, "DequantizeLinear", [codes, scale], attributes, name=name, dtype=dtype, shape=shape)
+        w = add_node(node, "DequantizeLinear", [codes, scale], attributes, output=Output(name, dtype, shape))
         place(site, node, w, transposed=True)
     drop_weight(site)

@@ -1,6 +1,7 @@
-"""Nodes that stand for a quantized weight, and how they take the float weight's place."""
+"""Build the nodes that dequantize a weight, and connect them in place of the float weight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -15,47 +16,59 @@ from jaxq.graph.sites import Site
 _SHARED = "jaxq/"
 
 
+@dataclass(frozen=True)
+class Output:
+    """The output of a new node."""
+
+    name: str
+    dtype: ir.DataType
+    shape: Sequence[int]
+
+
 def add_node(
     before: ir.Node,
     op: str,
     inputs: Sequence[ir.Value | None],
     attributes: Sequence[ir.Attr] = (),
     *,
-    name: str,
-    dtype: ir.DataType,
-    shape: Sequence[int],
+    output: Output,
     domain: str = "",
 ) -> ir.Value:
-    """Puts a node in front of another; returns its output, whose name is the node's with the operator cut off."""
-    out = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(list(shape)))
-    node = ir.Node(domain, op, inputs, attributes, outputs=[out], name=f"{name}_{op}")
+    """Inserts a node in front of another; returns its output. The node's name is the output's and the operator."""
+    value = ir.Value(name=output.name, type=ir.TensorType(output.dtype), shape=ir.Shape(list(output.shape)))
+    node = ir.Node(domain, op, inputs, attributes, outputs=[value], name=f"{output.name}_{op}")
     graph_of(before).insert_before(before, node)
-    return out
+    return value
+
+
+def int_attributes(values: Mapping[str, int]) -> list[ir.Attr]:
+    """Attributes of a node that are integers."""
+    return [ir.AttrInt64(name, value) for name, value in values.items()]
 
 
 def constant(graph: ir.Graph, name: str, values: Sequence[int]) -> ir.Value:
-    """A vector of int64, such as a shape, one for all nodes that want the same."""
+    """A vector of int64, such as a shape; nodes with the same name share it."""
     return shared(graph, name, np.array(values, np.int64))
 
 
 def shared(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initializer that is made once for all weights; nothing else has such a name."""
+    """An initializer that all weights share; its prefix is that of no other name."""
     name = f"{_SHARED}{name}"
     return graph.initializers[name] if name in graph.initializers else new_initializer(graph, name, array)
 
 
 def is_shared(name: str) -> bool:
-    """Whether an initializer of that name is one that `shared` made."""
+    """Whether an initializer of that name comes from `shared`."""
     return name.startswith(_SHARED)
 
 
 def float_type(site: Site, node: ir.Node) -> ir.DataType:
-    """The type in which one of the site's nodes reads its weight: that of the activations."""
+    """The type in which a node of the site reads the weight: that of the activations."""
     return type_read(site.weight, node)
 
 
 def is_transposed(site: Site, node: ir.Node) -> bool:
-    """Whether a node needs the weight as [c_out, c_in]: rows of a table whose rows are blocked, or a kernel."""
+    """Whether a node reads the weight as [c_out, c_in]: a table that is blocked along its rows, or a kernel."""
     return site.transposed and (site.kernel or is_table(node))
 
 
@@ -65,9 +78,9 @@ def drop_weight(site: Site) -> None:
 
 
 def blocked_attributes(site: Site, weight: StoredWeight, transposed: bool) -> list[ir.Attr]:
-    """Axis and block size of the (De)QuantizeLinear nodes of codes that are laid out as `shape_of` says.
+    """Axis and block size of a (De)QuantizeLinear node for codes in the layout of `shape_of`.
 
-    One block a column of a stack is a block as long as that: a vector of scales could not tell the matrices apart.
+    In a stack, one block per column is written as a block of c_in rows: a vector of scales has no axis for matrices.
     """
     block, lead = weight.fmt.block_size, lead_of(site, transposed)
     if block == -1 and not lead:
@@ -77,22 +90,22 @@ def blocked_attributes(site: Site, weight: StoredWeight, transposed: bool) -> li
 
 
 def shape_of(site: Site, transposed: bool) -> tuple[int, ...]:
-    """The weight's shape as it is laid out: [c_in, c_out], of a stack with its dimensions in front, or all columns."""
+    """The weight's shape: [*lead, c_in, c_out], or transposed [columns of all matrices, c_in]."""
     return (site.columns, site.c_in) if transposed else (*site.lead, site.c_in, site.c_out)
 
 
 def layout_of(site: Site, weight: StoredWeight, transposed: bool) -> tuple[int, ...]:
-    """As `shape_of`, but a kernel with one scale for each output has its own shape: its first axis says it all."""
+    """As `shape_of`, but a kernel with one scale per output keeps its shape: the scales lie along its first axis."""
     return site.shape if site.kernel and weight.fmt.block_size == -1 else shape_of(site, transposed)
 
 
 def lead_of(site: Site, transposed: bool) -> tuple[int, ...]:
-    """The dimensions of a stack in front of its matrices', where it is laid out with them."""
+    """The leading dimensions of a stack; none where the layout is transposed."""
     return () if transposed else site.lead
 
 
 def add_parameters(node: ir.Node, site: Site, weight: StoredWeight, transposed: bool = False) -> list[ir.Value]:
-    """Scales and, where there are some, zero points, in the graph of one of the site's nodes and in front of it."""
+    """Scales and zero points, if there are any, in the graph of one of the site's nodes."""
     graph, lead = graph_of(node), lead_of(site, transposed)
     scale = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, transposed, lead))
     values = [cast_scale(site, node, weight, scale)]
@@ -102,17 +115,17 @@ def add_parameters(node: ir.Node, site: Site, weight: StoredWeight, transposed: 
 
 
 def cast_scale(site: Site, node: ir.Node, weight: StoredWeight, scale: ir.Value) -> ir.Value:
-    """Scales as one of the site's nodes reads them; runtimes cast narrow ones once, when they load the file."""
+    """Scales in the type of the node's activations; runtimes cast narrow ones once, when they load the file."""
     dtype, name = float_type(site, node), f"{node.name}_scale"
     if scale.dtype == dtype:
         return scale
     assert scale.shape is not None
     shape, to = scale.shape.numpy(), ir.AttrInt64("to", int(dtype))
     if weight.s2 is None:
-        return add_node(node, "Cast", [scale], [to], name=name, dtype=dtype, shape=shape)
-    cast = add_node(node, "Cast", [scale], [to], name=f"{name}_float", dtype=dtype, shape=shape)
+        return add_node(node, "Cast", [scale], [to], output=Output(name, dtype, shape))
+    cast = add_node(node, "Cast", [scale], [to], output=Output(f"{name}_float", dtype, shape))
     s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight, dtype))
-    return add_node(node, "Mul", [cast, s2], name=name, dtype=dtype, shape=shape)
+    return add_node(node, "Mul", [cast, s2], output=Output(name, dtype, shape))
 
 
 def dequantize(
@@ -124,9 +137,9 @@ def dequantize(
     domain: str = "",
     casts: bool = True,
 ) -> ir.Value:
-    """Codes, scales and the node that makes floats of them, in front of one of the site's nodes, in its graph.
+    """The dequantized weight for one of the site's nodes: codes, scales and a node in front of it, in its graph.
 
-    Without ``casts`` the scales have the type of the activations in the file already.
+    Without ``casts`` the file stores the scales in the type of the activations.
     """
     graph, dtype = graph_of(node), float_type(site, node)
     weight = weight.with_float_type(dtype, casts)
@@ -135,17 +148,17 @@ def dequantize(
         graph, f"{site.name}_quantized", code_tensor(weight, transposed, lead_of(site, transposed), shape)
     )
     inputs = [codes, *add_parameters(node, site, weight, transposed)]
-    how = blocked_attributes(site, weight, transposed)
-    return add_node(node, op, inputs, how, name=f"{node.name}_weight", dtype=dtype, shape=shape, domain=domain)
+    attributes = blocked_attributes(site, weight, transposed)
+    return add_node(node, op, inputs, attributes, output=Output(f"{node.name}_weight", dtype, shape), domain=domain)
 
 
 def place(site: Site, node: ir.Node, weight: ir.Value, transposed: bool) -> None:
-    """Lets one of the site's nodes read ``weight``, laid out as `layout_of` says.
+    """Connects ``weight``, in the layout of `layout_of`, to one of the site's nodes.
 
-    Gemm keeps a turned weight (its transB), and becomes MatMul and Add for one that is not. Conv and stacks get their
-    dimensions back.
+    Gemm with transB reads a transposed weight as it is, and becomes MatMul and Add for one that is not transposed.
+    Weights of Conv and stacks are reshaped to their own dimensions.
     """
-    crosswise = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
+    trans_b = node.op_type == "Gemm" and bool(attribute(node, "transB", 0))
     if is_table(node):
         assert transposed == site.transposed
         node.replace_input_with(0, weight)
@@ -155,9 +168,9 @@ def place(site: Site, node: ir.Node, weight: ir.Value, transposed: bool) -> None
     elif site.lead and transposed:
         w = _reshaped(node, weight, (*site.lead, site.c_out, site.c_in))
         node.replace_input_with(1, _transpose(site, node, w))
-    elif crosswise and not transposed:
+    elif trans_b and not transposed:
         _gemm_to_matmul(node, weight)
-    elif crosswise or not transposed:
+    elif trans_b or not transposed:
         node.replace_input_with(1, weight)
     else:
         node.replace_input_with(1, _transpose(site, node, weight))
@@ -168,21 +181,21 @@ def _reshaped(node: ir.Node, weight: ir.Value, shape: tuple[int, ...]) -> ir.Val
         return weight
     to = constant(graph_of(node), f"shape_{'_'.join(map(str, shape))}", shape)
     name, dtype = f"{weight.name}_reshaped", weight.dtype or ir.DataType.FLOAT
-    return add_node(node, "Reshape", [weight, to], name=name, dtype=dtype, shape=shape)
+    return add_node(node, "Reshape", [weight, to], output=Output(name, dtype, shape))
 
 
 def _transpose(site: Site, node: ir.Node, weight: ir.Value) -> ir.Value:
-    """[..., c_out, c_in] as [..., c_in, c_out]."""
+    """A weight [..., c_out, c_in] as [..., c_in, c_out]."""
     rank = len(site.lead) + 2
     perm = ir.AttrInt64s("perm", [*range(rank - 2), rank - 1, rank - 2])
     name, dtype, shape = f"{weight.name}_transposed", weight.dtype or ir.DataType.FLOAT, shape_of(site, False)
-    return add_node(node, "Transpose", [weight], [perm], name=name, dtype=dtype, shape=shape)
+    return add_node(node, "Transpose", [weight], [perm], output=Output(name, dtype, shape))
 
 
 def as_float(node: ir.Node, value: ir.Value, dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
     """``value``, cast to a float type."""
     to = ir.AttrInt64("to", int(dtype))
-    return add_node(node, "Cast", [value], [to], name=f"{value.name}_float", dtype=dtype, shape=shape)
+    return add_node(node, "Cast", [value], [to], output=Output(f"{value.name}_float", dtype, shape))
 
 
 def _gemm_to_matmul(node: ir.Node, weight: ir.Value) -> None:

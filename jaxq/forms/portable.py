@@ -7,7 +7,7 @@ weight when it loads the file.
 import numpy as np
 import onnx_ir as ir
 
-from jaxq.forms.nodes import add_node, as_float, constant, drop_weight, float_type, place, shape_of, shared
+from jaxq.forms.nodes import Output, add_node, as_float, constant, drop_weight, float_type, place, shape_of, shared
 from jaxq.forms.stored_weight import StoredWeight, code_tensor, pack, scale_tensor, second_scale_tensor, tensor
 from jaxq.graph.edit import graph_of, new_initializer
 from jaxq.graph.sites import Site
@@ -28,69 +28,69 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight) -> None:
 
 
 def _floats(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """Values of the codes times scales. No DequantizeLinear: onnxruntime would compute that at every run."""
+    """The values of the codes times their scales. onnxruntime would compute a DequantizeLinear at every run."""
     rows, columns = shape_of(site, transposed=True)
     n_blocks, block = weight.n_blocks, weight.fmt.block_size
-    values = (_values if weight.fmt.code_bits == 4 else _e4m3_values)(graph, site, node, weight)
+    values = (_e2m1_values if weight.fmt.code_bits == 4 else _e4m3_values)(graph, site, node, weight)
     padded = n_blocks * block
     if padded != columns:
         values = _reshape(graph, node, values, (rows, columns))
         pads = constant(graph, f"pads_{padded - columns}", [0, 0, 0, padded - columns])
         name = f"{node.name}_weight_padded"
-        values = add_node(node, "Pad", [values, pads], name=name, dtype=_FLOAT, shape=(rows, padded))
+        values = add_node(node, "Pad", [values, pads], output=Output(name, _FLOAT, (rows, padded)))
     values = _reshape(graph, node, values, (rows, n_blocks, block))
     if weight.s2 is not None:
         scale = _nvfp4_scale(graph, site, node, weight)
     else:
         scale = _powers(graph, site, node, weight, (rows, n_blocks, 1))
     name = f"{node.name}_weight_scaled"
-    w = add_node(node, "Mul", [values, scale], name=name, dtype=_FLOAT, shape=(rows, n_blocks, block))
+    w = add_node(node, "Mul", [values, scale], output=Output(name, _FLOAT, (rows, n_blocks, block)))
     w = _reshape(graph, node, w, (rows, padded))
     if padded == columns:
         return w
     ends = [constant(graph, f"vector_{i}", [i]) for i in (0, columns, 1)]
     name = f"{node.name}_weight_cut"
-    return add_node(node, "Slice", [w, *ends[:2], ends[2]], name=name, dtype=_FLOAT, shape=(rows, columns))
+    return add_node(node, "Slice", [w, *ends[:2], ends[2]], output=Output(name, _FLOAT, (rows, columns)))
 
 
 def _e4m3_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """What the codes [c_out, c_in] stand for."""
+    """The values of E4M3 codes [c_out, c_in]."""
     codes = new_initializer(graph_of(node), f"{site.name}_quantized", code_tensor(weight, transposed=True))
     values = as_float(node, codes, _FLOAT, shape_of(site, transposed=True))
     values.name = f"{node.name}_weight_values"
     return values
 
 
-def _values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """What the bytes of the codes [c_out, c_in] stand for, in a row."""
+def _e2m1_values(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
+    """The values of E2M1 codes, flattened, from a table of the two values of each byte."""
     count = weight.shape[0] * weight.shape[1]
     size = -(-count // 2)
     packed = tensor(lambda: pack(weight.unpacked().T), ir.DataType.UINT8, (size,))
     codes = new_initializer(graph_of(node), f"{site.name}_quantized", packed)
     to = ir.AttrInt64("to", int(ir.DataType.INT32))
     name = f"{node.name}_weight_bytes"
-    indices = add_node(node, "Cast", [codes], [to], name=name, dtype=ir.DataType.INT32, shape=(size,))
+    indices = add_node(node, "Cast", [codes], [to], output=Output(name, ir.DataType.INT32, (size,)))
     signed = np.concatenate([_E2M1, -_E2M1])
     pairs = np.stack([np.tile(signed, 16), np.repeat(signed, 16)], axis=1)
     table = shared(graph, "e2m1_pairs", pairs)
     name = f"{node.name}_weight_pairs"
-    values = add_node(node, "Gather", [table, indices], name=name, dtype=_FLOAT, shape=(size, 2))
+    values = add_node(node, "Gather", [table, indices], output=Output(name, _FLOAT, (size, 2)))
     if count == 2 * size:
         return values
     values = _reshape(graph, node, values, (2 * size,))
     ends = [constant(graph, f"vector_{i}", [i]) for i in (0, count)]
     name = f"{node.name}_weight_values"
-    return add_node(node, "Slice", [values, *ends], name=name, dtype=_FLOAT, shape=(count,))
+    return add_node(node, "Slice", [values, *ends], output=Output(name, _FLOAT, (count,)))
 
 
 def _nvfp4_scale(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight) -> ir.Value:
-    """Block scales times the weight's, [c_out, n_blocks, 1]."""
+    """Block scales times the second scale, [c_out, n_blocks, 1]."""
     s = new_initializer(graph_of(node), f"{site.name}_scale", scale_tensor(weight, transposed=True))
     s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight))
     shape = (weight.shape[1], weight.n_blocks)
     floats = as_float(node, s, _FLOAT, shape)
     floats.name = f"{node.name}_weight_block_scale"
-    product = add_node(node, "Mul", [floats, s2], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
+    product = add_node(node, "Mul", [floats, s2], output=Output(f"{node.name}_weight_scale", _FLOAT, shape))
     return _reshape(graph, node, product, (*shape, 1))
 
 
@@ -101,11 +101,11 @@ def _powers(graph: ir.Graph, site: Site, node: ir.Node, weight: StoredWeight, sh
     floats.name = f"{node.name}_weight_exponent"
     bias, two = shared(graph, "e8m0_bias", np.float32(127).reshape(1)), shared(graph, "two", np.float32(2).reshape(1))
     name = f"{node.name}_weight_power"
-    power = add_node(node, "Sub", [floats, bias], name=name, dtype=_FLOAT, shape=shape)
-    return add_node(node, "Pow", [two, power], name=f"{node.name}_weight_scale", dtype=_FLOAT, shape=shape)
+    power = add_node(node, "Sub", [floats, bias], output=Output(name, _FLOAT, shape))
+    return add_node(node, "Pow", [two, power], output=Output(f"{node.name}_weight_scale", _FLOAT, shape))
 
 
 def _reshape(graph: ir.Graph, node: ir.Node, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
     to = constant(graph, f"shape_{'_'.join(map(str, shape))}", shape)
     name = f"{node.name}_weight_{'x'.join(map(str, shape))}"
-    return add_node(node, "Reshape", [value, to], name=name, dtype=_FLOAT, shape=shape)
+    return add_node(node, "Reshape", [value, to], output=Output(name, _FLOAT, shape))

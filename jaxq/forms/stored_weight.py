@@ -1,4 +1,4 @@
-"""A quantized weight as files hold it, and the tensors that hold it."""
+"""A quantized weight as files store it, and the ONNX tensors of its codes and scales."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,20 +21,20 @@ _INTEGERS = {
 
 
 Read = Callable[[], np.ndarray]
-"""Gives an array; it is read, or made, anew each time."""
+"""Returns an array, which it reads or computes anew at every call."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredWeight:
-    """Codes and scales of one weight, read when a file is written and not kept: a model's do not fit into memory.
+    """Codes and scales of one weight, read only when a file is written: those of all weights may not fit into memory.
 
     Attributes:
         codes: [c_in, c_out] int8, uint8 or float8 for formats of 8 bits; else packed bytes, two codes each, row by row.
-        s: Scales [n_blocks, c_out]: floats, float8 E4M3 (over ``s2``), or uint8 exponents (MX).
+        s: Scales [n_blocks, c_out]: floats, float8 E4M3 (times ``s2``), or uint8 exponents (MX).
         zp: [n_blocks, c_out] uint8, or None.
-        s2: What float8 scales are over, one for the weight, or None.
-        shape: [c_in, c_out]; the matrices of a stack lie side by side, as more columns.
-        fmt: How the codes were made.
+        s2: The second scale, one for the weight, that multiplies float8 scales; or None.
+        shape: [c_in, c_out]; the columns of all matrices of a stack are concatenated.
+        fmt: The format of codes and scales.
     """
 
     codes: Read
@@ -53,29 +53,31 @@ class StoredWeight:
 
     @classmethod
     def planned(cls, shape: tuple[int, int], fmt: WeightFormat) -> "StoredWeight":
-        """A weight without values: its size is known all the same."""
+        """A weight without values, whose size is known."""
         zero_points = isinstance(fmt, IntegerFormat) and fmt.use_zero_point
-        over = isinstance(fmt, Nvfp4Format) or (isinstance(fmt, IntegerFormat) and fmt.scale_dtype == FLOAT8)
-        s2 = _never if over else None
+        has_second_scale = isinstance(fmt, Nvfp4Format) or (
+            isinstance(fmt, IntegerFormat) and fmt.scale_dtype == FLOAT8
+        )
+        s2 = _never if has_second_scale else None
         return cls(_never, _never, _never if zero_points else None, s2, shape, fmt)
 
     @property
     def dtype(self) -> ir.DataType:
-        """ONNX type of the codes: the narrowest that holds them."""
+        """ONNX type of the codes: the narrowest that can store them."""
         if isinstance(self.fmt, IntegerFormat):
             return _INTEGERS[self.fmt.code_bits, self.fmt.use_zero_point]
         return ir.DataType.FLOAT4E2M1 if self.fmt.code_bits == 4 else ir.DataType.FLOAT8E4M3FN
 
     @property
     def scale_dtype(self) -> ir.DataType:
-        """ONNX type of the scales; of MX formats that of the exponents' bytes."""
+        """ONNX type of the scales; for MX formats, that of the exponents' bytes."""
         if isinstance(self.fmt, IntegerFormat):
             return ir.DataType.from_numpy(np.dtype(self.fmt.scale_dtype))
         return ir.DataType.FLOAT8E4M3FN if isinstance(self.fmt, Nvfp4Format) else ir.DataType.UINT8
 
     @property
     def n_blocks(self) -> int:
-        """Blocks a column."""
+        """Number of blocks in a column."""
         return 1 if self.fmt.block_size == -1 else -(-self.shape[0] // self.fmt.block_size)
 
     @property
@@ -87,9 +89,9 @@ class StoredWeight:
         return codes + parameters * int(self.scale_dtype.itemsize) + zero_points + (0 if self.s2 is None else 4)
 
     def with_float_type(self, dtype: ir.DataType, casts: bool = False) -> "StoredWeight":
-        """The weight with scales in the type of the activations, where they are floats of such a type.
+        """The weight with integer formats' scales in the type of the activations.
 
-        With ``casts`` narrower scales stay as they are: the graph casts them.
+        With ``casts``, narrower scales stay as they are: the graph casts them.
         """
         fmt, name = self.fmt, dtype.numpy().name
         if not isinstance(fmt, IntegerFormat) or name == fmt.scale_dtype:
@@ -109,13 +111,13 @@ class StoredWeight:
         return nibbles.reshape(self.shape)
 
     def divide_columns(self, divisor: np.ndarray) -> "StoredWeight":
-        """The weight with its columns divided by ``divisor`` [c_out]: the scales take it up, the codes stay."""
+        """The weight with its columns divided by ``divisor`` [c_out]: scales change, codes do not."""
         return replace(self, s=partial(_divided, self.s, divisor))
 
     def can_divide_columns(self, divisor: np.ndarray) -> bool:
         """Whether the divided scales are exact enough: floats, and normal numbers of their type.
 
-        float16 holds 6e-5 to 65504; float8 scales and powers of two take up no factor.
+        float16 has normal numbers from 6e-5 to 65504; float8 scales and powers of two cannot be divided exactly.
         """
         if not isinstance(self.fmt, IntegerFormat) or self.s2 is not None:
             return False
@@ -125,7 +127,7 @@ class StoredWeight:
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """What a `StoredWeight` reads, in memory."""
+    """The arrays of a `StoredWeight`, in memory."""
 
     codes: np.ndarray
     s: np.ndarray
@@ -154,14 +156,14 @@ def code_tensor(
 
     Args:
         weight: The weight.
-        transposed: They lie as [c_out, c_in], else as [c_in, c_out].
-        lead: Dimensions of a stack; its codes lie as [*lead, c_in, c_out].
-        shape: What the file says of the shape, where that is not the one of these.
+        transposed: The codes are written as [c_out, c_in], else as [c_in, c_out].
+        lead: Leading dimensions of a stack, whose codes are written as [*lead, c_in, c_out].
+        shape: Another shape of the tensor, with the same elements in the same order.
     """
     if lead:
         count = int(np.prod(lead))
         shape = shape or (*lead, weight.shape[0], weight.shape[1] // count)
-        return tensor(lambda: _packed(_apart(weight.unpacked(), count), weight), weight.dtype, shape)
+        return tensor(lambda: _packed(_split_matrices(weight.unpacked(), count), weight), weight.dtype, shape)
     if not transposed:
         return tensor(weight.codes, weight.dtype, shape or weight.shape)
 
@@ -169,9 +171,9 @@ def code_tensor(
 
 
 def scale_tensor(weight: StoredWeight, transposed: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
-    """The scales as an ONNX tensor: [n_blocks, c_out], turned, or [c_out] of a format with one block a column.
+    """The scales as an ONNX tensor [n_blocks, c_out] or transposed, [c_out] where a column is one block.
 
-    Of a stack [*lead, n_blocks, c_out], whatever the format.
+    Those of a stack are [*lead, n_blocks, c_out] in every format.
     """
     shape = parameter_shape(weight, transposed, lead)
     return tensor(lambda: _laid_out(weight.s(), weight, transposed, lead), weight.scale_dtype, shape)
@@ -187,14 +189,14 @@ def exponent_tensor(weight: StoredWeight, transposed: bool = False) -> ir.Tensor
 
 
 def second_scale_tensor(weight: StoredWeight, dtype: ir.DataType = ir.DataType.FLOAT) -> ir.TensorProtocol:
-    """What float8 scales are over, [1]."""
+    """The second scale [1], which multiplies float8 scales."""
     s2 = weight.s2
     assert s2 is not None
     return tensor(lambda: s2().reshape(1).astype(dtype.numpy()), dtype, (1,))
 
 
 def zero_point_tensor(weight: StoredWeight, transposed: bool = False, lead: tuple[int, ...] = ()) -> ir.TensorProtocol:
-    """The zero points in the codes' type, shaped as the scales."""
+    """The zero points in the type of the codes and the shape of the scales."""
     zp = weight.zp
     assert zp is not None
 
@@ -205,7 +207,7 @@ def zero_point_tensor(weight: StoredWeight, transposed: bool = False, lead: tupl
 
 
 def parameter_shape(weight: StoredWeight, transposed: bool, lead: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """The shape that scales and zero points have in the file."""
+    """The shape of scales and zero points in the file."""
     if lead:
         return (*lead, weight.n_blocks, weight.shape[1] // int(np.prod(lead)))
     if weight.fmt.block_size == -1:
@@ -214,8 +216,8 @@ def parameter_shape(weight: StoredWeight, transposed: bool, lead: tuple[int, ...
     return shape[::-1] if transposed else shape
 
 
-def _apart(array: np.ndarray, count: int) -> np.ndarray:
-    """Matrices that lie side by side, [rows, count * columns], as [count, rows, columns]."""
+def _split_matrices(array: np.ndarray, count: int) -> np.ndarray:
+    """The matrices [count, rows, columns] of an array [rows, count * columns]."""
     return array.reshape(len(array), count, -1).transpose(1, 0, 2)
 
 
@@ -226,14 +228,14 @@ def _packed(codes: np.ndarray, weight: StoredWeight) -> np.ndarray:
 
 def _laid_out(parameters: np.ndarray, weight: StoredWeight, transposed: bool, lead: tuple[int, ...] = ()) -> np.ndarray:
     if lead:
-        return _apart(parameters, int(np.prod(lead)))
+        return _split_matrices(parameters, int(np.prod(lead)))
     if weight.fmt.block_size == -1:
         return parameters.reshape(-1)
     return np.ascontiguousarray(parameters.T if transposed else parameters)
 
 
 def tensor(make: Read, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
-    """An ONNX tensor that is made when a file is written; of a type of 4 bits from packed bytes."""
+    """An ONNX tensor that is computed when a file is written; types of 4 bits take packed bytes."""
 
     def evaluate() -> ir.TensorProtocol:
         array = np.ascontiguousarray(make())
@@ -245,8 +247,8 @@ def tensor(make: Read, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorP
 
 
 def pack(codes: np.ndarray, bits: int = 4) -> np.ndarray:
-    """Codes in bytes, the first in the lowest bits, over the flattened array; an unfinished byte ends with zeros."""
-    each = 8 // bits
+    """The flattened codes packed in bytes, the first in the lowest bits; the last byte is filled up with zeros."""
+    codes_per_byte = 8 // bits
     flat = codes.ravel().astype(np.uint8) & (2**bits - 1)
-    flat = np.append(flat, np.zeros(-flat.size % each, np.uint8)).reshape(-1, each)
-    return np.bitwise_or.reduce(flat << (bits * np.arange(each, dtype=np.uint8)), axis=1)
+    flat = np.append(flat, np.zeros(-flat.size % codes_per_byte, np.uint8)).reshape(-1, codes_per_byte)
+    return np.bitwise_or.reduce(flat << (bits * np.arange(codes_per_byte, dtype=np.uint8)), axis=1)

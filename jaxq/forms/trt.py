@@ -7,7 +7,17 @@ operators, and positive scales only.
 import onnx_ir as ir
 
 from jaxq.forms import qdq
-from jaxq.forms.nodes import add_node, dequantize, drop_weight, float_type, is_transposed, place, shape_of
+from jaxq.forms.nodes import (
+    Output,
+    add_node,
+    dequantize,
+    drop_weight,
+    float_type,
+    int_attributes,
+    is_transposed,
+    place,
+    shape_of,
+)
 from jaxq.forms.stored_weight import StoredWeight, code_tensor, scale_tensor
 from jaxq.graph.edit import graph_of, new_initializer
 from jaxq.graph.readers import is_table
@@ -44,14 +54,12 @@ def _dequantize_mxfp8(site: Site, node: ir.Node, weight: StoredWeight, transpose
     graph, dtype = graph_of(node), float_type(site, node)
     codes = new_initializer(graph, f"{site.name}_quantized", code_tensor(weight, transposed))
     exponents = new_initializer(graph, f"{site.name}_scale", scale_tensor(weight, transposed))
-    how = {"axis": -1 if transposed else 0, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
+    settings = {"axis": -1 if transposed else 0, "block_size": weight.fmt.block_size, "output_dtype": int(dtype)}
     return add_node(
         node,
         "TRT_MXFP8DequantizeLinear",
         [codes, exponents],
-        [ir.AttrInt64(key, value) for key, value in how.items()],
-        name=f"{node.name}_weight",
-        dtype=dtype,
-        shape=shape_of(site, transposed),
+        int_attributes(settings),
+        output=Output(f"{node.name}_weight", dtype, shape_of(site, transposed)),
         domain=DOMAIN,
     )

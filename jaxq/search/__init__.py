@@ -1,4 +1,4 @@
-"""Run a method on each group of siblings, and keep what came of every weight."""
+"""Run a method on each group of siblings, and record the result for every weight."""
 
 from jaxq.search.group import quantize_group
 from jaxq.search.result import GroupResult, Layer, effective_weight

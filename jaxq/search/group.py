@@ -1,6 +1,6 @@
-"""Quantize the sibling weights of one activation together, and take the result apart again."""
+"""Quantize the sibling weights of one activation together, and split the result by weight."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import jax
@@ -26,15 +26,20 @@ def quantize_group(
     spec: MethodSpec,
     drift: Drift | None = None,
 ) -> GroupResult:
-    """Runs the method on the group's weights, those of one format side by side, one matrix after the other.
+    """Runs the method on the group's weights, one matrix after the other.
+
+    The method scales channels only where all that reads the weights is products with one activation. Weights of tables
+    and subgraphs alone, and matrices that no token reached, are rounded to nearest.
 
     Args:
         group: Sites that read one activation, or one site that reads several or none.
         formats: The format of each site.
-        moments: Moments of the activation, if there are any.
-        spec: The method; where several activations are read, or patches of one, or Gather or a subgraph reads a weight
-            too, one that scales none stands in for it, and where nothing is read, or no token is, round to nearest.
-        drift: How far the activation has drifted, of groups of one matrix each; its ``outputs`` are the sites'.
+        moments: Second moments of the activation by matrix, if there are any.
+        spec: The method.
+        drift: How far the activation has drifted, for groups of one matrix each; its ``outputs`` are the sites'.
+
+    Raises:
+        JaxqError: a weight is NaN or infinite, or the method needs data and there are no moments.
     """
     method = spec.steps
     notes = [_note(site, method) for site in group.sites]
@@ -45,15 +50,17 @@ def quantize_group(
     pieces: list[list[Piece]] = [[] for _ in group.sites]
     tokens = 0
     for index in range(group.count):
-        own = None if moments is None else moments(index)
-        tokens = max(tokens, 0 if own is None else int(own.tokens))
-        matrix = _quantize_matrix(group.sites, formats, index, own, method, spec, drift)
-        for made, new in zip(pieces, matrix, strict=True):
-            made.append(new)
-    weights = [join_weight(*each) for each in zip(pieces, group.sites, formats, strict=True)]
+        matrix_moments = None if moments is None else moments(index)
+        tokens = max(tokens, 0 if matrix_moments is None else int(matrix_moments.tokens))
+        new_pieces = _quantize_matrix(group.sites, formats, index, matrix_moments, method, spec, drift)
+        for site_pieces, new in zip(pieces, new_pieces, strict=True):
+            site_pieces.append(new)
+    weights = [
+        join_weight(site_pieces, site, fmt) for site_pieces, site, fmt in zip(pieces, group.sites, formats, strict=True)
+    ]
     layers = [
-        searched_layer(made, site, weight, note)
-        for made, site, weight, note in zip(pieces, group.sites, weights, notes, strict=True)
+        searched_layer(site_pieces, site, weight, note)
+        for site_pieces, site, weight, note in zip(pieces, group.sites, weights, notes, strict=True)
     ]
     s = np.stack([p.s for p in pieces[0]])
     scaled = any(p.scaled for p in pieces[0])
@@ -73,54 +80,62 @@ def _quantize_matrix(
     unseen = moments is not None and int(moments.tokens) == 0
     if unseen:
         method, moments = ROUND_TO_NEAREST, None
-    lots = _lots(sites, formats)
-    parts = [_part(lot, fmt, index) for fmt, lot in lots.items()]
+    # Siblings of one format are one array: a search runs once for all, and formats with a scale per weight share it.
+    by_format = _sites_by_format(sites, formats)
+    parts = [_format_part(siblings, fmt, index) for fmt, siblings in by_format.items()]
     targets = None
     if drift is not None and moments is not None:
-        pairs = zip(parts, lots.values(), strict=True)
-        targets = [_target(w, lot, drift, sites, moments, spec) for (w, _), lot in pairs]
-    widths = [[site.c_out for site in lot] for lot in lots.values()]
+        outputs = dict(zip(sites, drift.outputs, strict=True))
+        targets = [
+            _target(w, siblings, drift, outputs, moments, spec)
+            for (w, _), siblings in zip(parts, by_format.values(), strict=True)
+        ]
+    widths = [[site.c_out for site in siblings] for siblings in by_format.values()]
     choices, errors = keep_better(parts, widths, moments, method, spec, targets)
-    made: dict[Site, Piece] = {}
-    for (_, fmt), lot, choice, error in zip(parts, lots.values(), choices, errors, strict=True):
+    # Each site gets its own columns back, in the order in which they were concatenated.
+    pieces: dict[Site, Piece] = {}
+    for (fmt, siblings), choice, error in zip(by_format.items(), choices, errors, strict=True):
         stop = 0
-        for site in lot:
+        for site in siblings:
             start, stop = stop, stop + site.c_out
-            made[site] = piece(choice, error, site, slice(start, stop), fmt, unseen)
-    return [made[site] for site in sites]
+            pieces[site] = piece(choice, error, site, slice(start, stop), fmt, unseen)
+    return [pieces[site] for site in sites]
 
 
 def _note(site: Site, method: Method) -> str:
-    """What the method cannot do to a weight, and why."""
-    parts = []
+    """Why the method does less to a weight than to others; "" where it does not."""
+    reasons = []
     if site.nested:
         inside = "in a subgraph" if len(site.nested) == len(site.nodes) else "in a subgraph too"
-        parts.append(f"{inside}: {'not scaled' if site.activation_values else 'rounded to nearest'}")
+        reasons.append(f"{inside}: {'not scaled' if site.activation_values else 'rounded to nearest'}")
     if site.has_table:
-        parts.append("a table of Gather" + (" too: not scaled" if site.activation_values else ": rounded to nearest"))
+        reasons.append("a table of Gather" + (" too: not scaled" if site.activation_values else ": rounded to nearest"))
     if site.kernel and site.activation_values and method.needs_data:
         size = 4 * site.count * site.c_in**2 / 1e9
         if not site.activations:
-            parts.append(f"the moments of its patches would take {size:.1f} GB: rounded to nearest")
+            reasons.append(f"the moments of its patches would take {size:.1f} GB: rounded to nearest")
         elif method.scales and not site.nested:
-            parts.append("a kernel of Conv: its channels are not scaled")
-    return "; ".join(parts)
+            reasons.append("a kernel of Conv: its channels are not scaled")
+    return "; ".join(reasons)
 
 
-def _lots(sites: Sequence[Site], formats: Sequence[WeightFormat]) -> dict[WeightFormat, list[Site]]:
-    lots: dict[WeightFormat, list[Site]] = {}
+def _sites_by_format(sites: Sequence[Site], formats: Sequence[WeightFormat]) -> dict[WeightFormat, list[Site]]:
+    by_format: dict[WeightFormat, list[Site]] = {}
     for site, fmt in zip(sites, formats, strict=True):
-        lots.setdefault(fmt, []).append(site)
-    return lots
+        by_format.setdefault(fmt, []).append(site)
+    return by_format
 
 
-def _part(sites: Sequence[Site], fmt: WeightFormat, index: int) -> Part:
-    w = jnp.asarray(_side_by_side(sites, index))
+def _format_part(sites: Sequence[Site], fmt: WeightFormat, index: int) -> Part:
+    w = jnp.asarray(_concatenated_columns(sites, index))
     return w, fmt.of_weights(str(w.dtype))
 
 
-def _side_by_side(sites: Sequence[Site], index: int) -> np.ndarray:
-    """The sites' columns in one array; each is read when its turn comes, so that one at a time is held twice."""
+def _concatenated_columns(sites: Sequence[Site], index: int) -> np.ndarray:
+    """The sites' columns in one array [c_in, sum of c_out].
+
+    Sites are read one after the other, so that only one of them is in memory twice.
+    """
     if len(sites) == 1:
         return sites[0].array(index)
     dtypes = [site.weight.const_value.dtype.numpy() for site in sites if site.weight.const_value is not None]
@@ -133,11 +148,18 @@ def _side_by_side(sites: Sequence[Site], index: int) -> np.ndarray:
 
 
 def _target(
-    w: jax.Array, lot: Sequence[Site], drift: Drift, sites: Sequence[Site], moments: Moments, spec: MethodSpec
+    w: jax.Array,
+    sites: Sequence[Site],
+    drift: Drift,
+    outputs: Mapping[Site, jax.Array | None],
+    moments: Moments,
+    spec: MethodSpec,
 ) -> jax.Array:
-    """What the weights of a lot, side by side, are to come near."""
-    outputs = dict(zip(sites, drift.outputs, strict=True))
-    found = [outputs[site] for site in lot]
-    columns = [jnp.zeros((site.c_in, site.c_out)) if x is None else x for site, x in zip(lot, found, strict=True)]
+    """The weights [c_in, sum of c_out] that make up for the drift, in place of ``w``; see `corrected_target`.
+
+    A site without an output drift makes up for its input's alone.
+    """
+    pairs = [(site, outputs[site]) for site in sites]
+    columns = [jnp.zeros((site.c_in, site.c_out)) if drifted is None else drifted for site, drifted in pairs]
     ridge = spec.ridge / int(moments.tokens)
     return corrected_target(w, moments.h, drift.input, jnp.concatenate(columns, axis=1), ridge)

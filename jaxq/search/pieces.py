@@ -1,4 +1,4 @@
-"""A weight put together from its matrices, which are quantized one by one: those of a stack, or of a Conv's groups."""
+"""Join a weight from its matrices, which are quantized one by one: those of a stack, or of a Conv's groups."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +25,9 @@ class Piece:
         s: Factor of the input channels [c_in].
         alpha: AWQ's alpha; `jaxq.methods.awq.IDENTITY` without scaling.
         clip_mean, clip_min, clip_share: Mean and least clip ratio, and share of clipped blocks.
-        weight, weight_energy: Squared error of the weights, and their squares, summed.
-        output, output_rtn, output_energy: The same of the outputs; None without moments.
+        weight, weight_energy: Sums over the weights of the squared errors, and of the squares.
+        output, output_rtn, output_energy: Sums over output columns of the mean squared error, of that of round to
+            nearest, and of the mean square; None without moments.
         unseen: There was calibration data, and none of its tokens reached the matrix.
     """
 
@@ -50,19 +51,19 @@ class Piece:
 
 
 def rows_are_packed(site: Site, fmt: WeightFormat) -> bool:
-    """Whether each matrix is packed by itself: its rows are whole bytes, or it is the only one."""
+    """Whether codes are packed matrix by matrix: rows are whole bytes, or there is one matrix."""
     return fmt.code_bits == 4 and (site.count == 1 or site.c_out % 2 == 0)
 
 
 def piece(choice: Choice, errors: Errors, site: Site, columns: slice, fmt: WeightFormat, unseen: bool) -> Piece:
-    """What became of one matrix, in memory that no device holds.
+    """One quantized matrix, copied from the device.
 
     Args:
-        choice, errors: Of all siblings of one format, side by side.
-        site: The matrix's weight.
-        columns: The matrix's among these.
-        fmt: How it is held.
-        unseen: No token reached it.
+        choice, errors: Results for the concatenated columns of all siblings of one format.
+        site: The weight.
+        columns: The weight's columns among these.
+        fmt: The weight's format.
+        unseen: No token reached the matrix.
     """
     quantized = choice.quantized
     codes = quantized.q[:, columns]
@@ -90,17 +91,18 @@ def piece(choice: Choice, errors: Errors, site: Site, columns: slice, fmt: Weigh
 
 
 def join_weight(pieces: Sequence[Piece], site: Site, fmt: WeightFormat) -> StoredWeight:
-    """The matrices side by side, as one weight [c_in, matrices * c_out]."""
-    each, shape = [p.arrays for p in pieces], (site.c_in, site.columns)
-    fmt = fmt.of_weights(str(each[0].s.dtype))
-    if len(each) == 1:
-        return StoredWeight.of(each[0], shape, fmt)
+    """One weight [c_in, matrices * c_out] with the columns of all matrices."""
+    matrices, shape = [p.arrays for p in pieces], (site.c_in, site.columns)
+    fmt = fmt.of_weights(str(matrices[0].s.dtype))
+    if len(matrices) == 1:
+        return StoredWeight.of(matrices[0], shape, fmt)
+    # Rows of whole bytes are concatenated as they are; other codes of 4 bits are packed only now.
     packed = rows_are_packed(site, fmt)
-    codes = np.concatenate([a.codes.reshape(site.c_in, -1) for a in each], axis=1)
+    codes = np.concatenate([a.codes.reshape(site.c_in, -1) for a in matrices], axis=1)
     joined = Arrays(
         codes=codes.ravel() if packed else pack(codes) if fmt.code_bits == 4 else codes,
-        s=np.concatenate([a.s for a in each], axis=1),
-        zp=None if each[0].zp is None else np.concatenate([a.zp for a in each if a.zp is not None], axis=1),
+        s=np.concatenate([a.s for a in matrices], axis=1),
+        zp=None if matrices[0].zp is None else np.concatenate([a.zp for a in matrices if a.zp is not None], axis=1),
     )
     return StoredWeight.of(joined, shape, fmt)
 
@@ -143,6 +145,6 @@ def _total(per_column: jax.Array, columns: slice) -> float:
 
 
 def _sum(figures: Sequence[float | None]) -> float | None:
-    """Of what is known; None where nothing is."""
+    """The sum of the figures that are known; None where none is."""
     known = [f for f in figures if f is not None]
     return sum(known) if known else None

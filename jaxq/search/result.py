@@ -1,4 +1,4 @@
-"""What a search leaves: one record for each weight, one result for each group of siblings."""
+"""The results of a search: a record for each weight, and codes and scales for each group of siblings."""
 
 from dataclasses import dataclass
 
@@ -15,26 +15,26 @@ class Layer:
     """One quantized weight.
 
     Attributes:
-        name, nodes: The weight and the nodes that multiply by it.
-        activation: What they multiply; of a table of Gather its own name.
-        c_in, c_out: Its shape; that of each matrix of a stack, or of each group of a Conv.
-        dtype, block_size, scale_dtype: Its format.
-        nbytes: Bytes in the file, scales included, of all copies; of forms that keep the float weight, those that its
+        name, nodes: Names of the weight and of the nodes that read it.
+        activation: Name of the activation that the nodes multiply; for a table of Gather, the weight's name.
+        c_in, c_out: Rows and columns; for stacks and Conv, those of one matrix or group.
+        dtype, block_size, scale_dtype: The format.
+        nbytes: Bytes of all copies in the file, scales included. In forms that store the float weight: the bytes that
             codes and scales would take.
         loss: Mean over calibration tokens of the squared output error, summed over columns and matrices; None without
             data.
-        loss_rtn: The same for plain round to nearest in the same format.
+        loss_rtn: The loss of round to nearest in the same format.
         relative_output_error: ``sqrt(loss / output energy)``.
         sqnr_db: Weight energy over the energy of its error, in dB.
         alpha: AWQ's alpha, of several matrices the mean of those that are scaled; None without scaling.
         fold: Where the activation's division went: "vector" (a norm's weight), "weight" (the linear layer before),
             "Mul" (a new node), or "" without scaling.
-        clip_mean, clip_min: Mean and least clip ratio of its blocks.
+        clip_mean, clip_min: Mean and least clip ratio of the blocks.
         clip_share: Share of blocks that are clipped.
-        matrices: Number of its matrices: 1, or those of a stack or a Conv's groups.
-        is_table: Gather reads it, alone or beside products.
-        nested: Some or all of its nodes lie in a subgraph, which calibration does not see.
-        note: Why the method did less to it than to other weights; else "".
+        matrices: Number of matrices: 1, or those of a stack, or the groups of a Conv.
+        is_table: Gather reads the weight, alone or beside products.
+        nested: Some or all of the nodes lie in a subgraph, which calibration does not see.
+        note: Why the method did less to this weight than to others; else "".
     """
 
     name: str
@@ -89,20 +89,20 @@ class Layer:
 
     @property
     def size(self) -> int:
-        """Number of its elements."""
+        """Number of elements."""
         return self.matrices * self.c_in * self.c_out
 
 
 @dataclass(frozen=True, eq=False)
 class GroupResult:
-    """What became of a group.
+    """The quantized weights of a group.
 
     Attributes:
         group: The group.
-        weights, layers: One of each per site, in the group's order.
+        weights, layers: One of each for each site, in the group's order.
         s: Factor of the input channels [c_in], of several matrices [matrices, c_in], float32.
         scaled: ``s`` is not all ones: the activation has to be divided by it.
-        tokens: Tokens behind the moments; of several matrices, the most that one has.
+        tokens: Tokens behind the moments; of several matrices, the greatest number.
     """
 
     group: Group
@@ -114,16 +114,16 @@ class GroupResult:
 
 
 def effective_weight(result: GroupResult, index: int) -> np.ndarray:
-    """What a site's codes stand for, divided by the channels' factors; of its initializer's shape and type.
+    """A site's dequantized weight, divided by the channels' factors, in the shape and type of its initializer.
 
     Args:
-        result: The site's group.
-        index: The site's place in it.
+        result: The result of the site's group.
+        index: The site's index in the group.
     """
     site, weight = result.group.sites[index], result.weights[index]
     zp, s2 = (None if read is None else jnp.asarray(read()) for read in (weight.zp, weight.s2))
-    held = Quantized(jnp.asarray(weight.unpacked()), jnp.asarray(weight.s()), zp, s2)
-    values = np.asarray(weight.fmt.dequantize(held)).reshape(site.c_in, site.count, site.c_out)
+    quantized = Quantized(jnp.asarray(weight.unpacked()), jnp.asarray(weight.s()), zp, s2)
+    values = np.asarray(weight.fmt.dequantize(quantized)).reshape(site.c_in, site.count, site.c_out)
     factors = np.broadcast_to(result.s.reshape(-1, site.c_in), (site.count, site.c_in))
     values = values / factors.T[:, :, None]
     assert site.weight.dtype is not None

@@ -12,7 +12,7 @@ from jaxq.errors import JaxqError
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import Site, find_sites, sibling_groups, unmatched
 from jaxq.graph.skipped import Skipped
-from jaxq.search.group import _side_by_side
+from jaxq.search.group import _concatenated_columns
 from tests.support import models
 from tests.support.models import FFN, HIDDEN, MODELS, build, node, weight
 
@@ -227,7 +227,7 @@ def test_siblings_are_joined_one_at_a_time():
     total = sum(weight.nbytes for weight in weights.values())
     tracemalloc.start()
     try:
-        joined = _side_by_side(group.sites, 0)
+        joined = _concatenated_columns(group.sites, 0)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
