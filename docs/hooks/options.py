@@ -1,24 +1,24 @@
 """MkDocs hook: the page of all options, from `jaxq.harness.config_reference`, which reads the schema and ``conf/``."""
 
+import html
 import re
 from collections.abc import Iterator
 
+from jaxq.harness.config_reference import Option, group_choices, rows
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-
-from jaxq.harness.config_reference import Option, group_choices, rows
 
 PAGE = "reference/options.md"
 
 INTRODUCTION = """# Options
 
-All options of `python -m jaxq.run`, as they are written on the command line: `key=value`, or `group=choice` for the groups
-`model`, `method`, `dtype` and `form`. Unknown keys, wrong types and values out of range are refused with a sentence.
+All options of `python -m jaxq.run`, as they are written on the command line: `key=value`, or `group=choice` for the
+groups `model`, `method`, `dtype` and `form`. Unknown keys, wrong types and values out of range are refused with a sentence.
 
 - `python -m jaxq.run --cfg job` prints the configuration that a command composes.
 - `python -m jaxq.harness.config_reference` prints this page as text.
-- A choice of a group may bring others: `method=rtn` brings `form=qdq`, `method=nvfp4` brings `dtype=nvfp4`, and `dtype=nvfp4`,
-  `mxfp8` and `mxfp4` bring `form=portable` and their block size. The command line counts more.
+- A choice of a group may bring others: `method=rtn` brings `form=qdq`, `method=nvfp4` brings `dtype=nvfp4`, and
+  `dtype=nvfp4`, `mxfp8` and `mxfp4` bring `form=portable` and their block size. The command line counts more.
 - Lists are written in brackets and quoted for the shell: `'method.exclude=["*lm_head*","*router*"]'`.
 - `-m` sweeps over values with commas: `-m block_size=32,128`.
 - `hydra.run.dir=<folder>` names the folder of a run, `hydra.sweep.dir=<folder>` that of a sweep.
@@ -43,18 +43,19 @@ def _sections(options: list[Option]) -> Iterator[str]:
         yield f"## {name or 'The run'}\n"
         if name in groups:
             yield f"{_text(groups[name].description)} Default: `{name}={groups[name].default}`.\n"
-            yield "| choice | |\n|---|---|"
+            yield "| choice | meaning |\n|---|---|"
             yield from (f"| `{name}={choice}` | {_text(what)} |" for choice, what in group_choices(name).items())
             yield ""
-        yield "| option | type | default | |\n|---|---|---|---|"
+        yield "| option | type | default | meaning |\n|---|---|---|---|"
         yield from map(_row, members)
         yield ""
 
 
 def _row(option: Option) -> str:
     choices = f" One of {', '.join(f'`{choice}`' for choice in option.choices)}." if _adds(option) else ""
-    kind, default = option.type.replace("|", "\\|"), option.default.replace("|", "\\|")
-    return f"| `{option.key}` | `{kind}` | `{default}` | {_text(option.description)}{choices} |"
+    kind = option.type.replace("| None", "or null")
+    default = "that of the dtype" if option.default.startswith("${") else f"`{option.default}`"
+    return f"| `{option.key}` | {_text(kind)} | {default} | {_text(option.description)}{choices} |"
 
 
 def _adds(option: Option) -> bool:
@@ -63,5 +64,5 @@ def _adds(option: Option) -> bool:
 
 
 def _text(text: str) -> str:
-    """Shell patterns must not become emphasis, nor bars columns."""
-    return re.sub(r"([*|\[\]])", r"\\\1", text)
+    """Shell patterns must not become emphasis, bars columns, or what stands in angle brackets tags."""
+    return re.sub(r"([*|\[\]])", r"\\\1", html.escape(text, quote=False))

@@ -18,7 +18,7 @@ OPEN = ("config", "versions", "peak_mb", "accuracy.passed_over")
 
 def section(title: str) -> str:
     """The text below a heading, up to the next heading of its level or above."""
-    level, start = title.split(" ")[0], PAGE.index(f"\n{title}\n") + 1
+    level, start = title.split(" ", maxsplit=1)[0], PAGE.index(f"\n{title}\n") + 1
     end = re.search(rf"^#{{2,{len(level)}}} ", PAGE[start + len(title) :], re.MULTILINE)
     return PAGE[start : start + len(title) + end.start()] if end else PAGE[start:]
 
