@@ -13,7 +13,8 @@ PAGE = "reference/options.md"
 INTRODUCTION = """# Options
 
 All options of `python -m jaxq.run`, as they are written on the command line: `key=value`, or `group=choice` for the
-groups `model`, `method`, `dtype` and `form`. Unknown keys, wrong types and values out of range are refused with a sentence.
+groups `model`, `method`, `dtype` and `form`. Unknown keys, wrong types and values out of range are refused with a
+sentence.
 
 - `python -m jaxq.run --cfg job` prints the configuration that a command composes.
 - `python -m jaxq.harness.config_reference` prints this page as text.
