@@ -32,6 +32,27 @@ def test_code_and_commands_of_a_page(page, examples, tmp_path, monkeypatch):
     assert all(evaluate(page, folder)), "a block is skipped without a reason"
 
 
+def test_the_first_run_prints_what_the_pages_show(jaxq):
+    done = jaxq("method=awq_lite", "block_size=128")
+    shown = [_output((ROOT / page).read_text(encoding="utf-8")) for page in ("README.md", "docs/index.md")]
+    assert shown[0] == shown[1]
+    assert _lines(done.out)[:-1] == _lines(shown[0])[:-1], "the last line names the folder"
+
+
+def _output(text: str) -> str:
+    """The output of the first run in a page."""
+    found = re.search(r"```text\n(awq_lite, int4.*?)```", text, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without numbers and rules: figures differ between machines and versions of Python."""
+    return [
+        words for line in text.splitlines() if (words := " ".join(re.sub(r"[\d.%]+|[━─┏┓┡┩└┘┳╇┴]+", "", line).split()))
+    ]
+
+
 def test_the_manual_builds(tmp_path):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
