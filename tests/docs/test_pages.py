@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
 from jaxq.errors import JaxqError
 from tests.docs.blocks import check_run, command_lines, evaluate, lay_out, parse
@@ -77,7 +78,7 @@ def test_every_shell_and_python_block_is_found(tmp_path):
 
 @pytest.mark.parametrize("line", ["method=none", "model=onnx", "method.min_alpha=0.5", "-m block_size=32,33"])
 def test_a_wrong_command_is_found(line):
-    with pytest.raises((AssertionError, JaxqError, Exception)):
+    with pytest.raises((AssertionError, JaxqError, HydraException)):
         check_run(line.split())
 
 
