@@ -61,12 +61,20 @@ def test_the_manual_builds(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for page in (tmp_path / "site").rglob("*.html"):
-        loads = re.findall(r'(?:src|<link[^>]*href)="?(https?://[^" >]+)', page.read_text(encoding="utf-8"))
+        text = page.read_text(encoding="utf-8")
+        loads = re.findall(r'(?:src|<link[^>]*href)="?(https?://[^" >]+)', text)
         assert not loads, f"{page.name} loads {loads}"
+        assert 'class="arithmatex"' not in text, f"{page.name} has a formula that is not MathML"
 
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES
+
+
+def test_the_readme_links_to_files_that_are_there():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_every_shell_and_python_block_is_found(tmp_path):
