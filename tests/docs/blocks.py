@@ -69,7 +69,7 @@ def lay_out(folder: Path) -> None:
 
 
 def _text(split: Split) -> str:
-    return "\n\n".join(document.text for document in documents(split)[:8])
+    return "\n\n".join(document.text for document in documents(split)[:3])
 
 
 def command_lines(source: str) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
 from jaxq.errors import JaxqError
 from tests.docs.blocks import check_run, command_lines, evaluate, lay_out, parse
@@ -32,6 +33,29 @@ def test_code_and_commands_of_a_page(page, examples, tmp_path, monkeypatch):
     assert all(evaluate(page, folder)), "a block is skipped without a reason"
 
 
+def test_the_first_run_prints_what_the_pages_show(jaxq):
+    done = jaxq("method=awq_lite", "block_size=128")
+    shown = [_output((ROOT / page).read_text(encoding="utf-8")) for page in ("README.md", "docs/index.md")]
+    assert shown[0] == shown[1]
+    assert _lines(done.out)[:-1] == _lines(shown[0])[:-1], "the last line names the folder"
+
+
+def _output(text: str) -> str:
+    """The output of the first run in a page."""
+    found = re.search(r"```text\n(awq_lite, int4.*?)```", text, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def _lines(text: str) -> list[str]:
+    """Lines without numbers, rules and the list of phases.
+
+    Figures differ between machines and versions of Python; phases that take no time are not printed.
+    """
+    masked = re.sub(r"\(data .*?\)|[\d.%]+|[━─┏┓┡┩└┘┳╇┴]+", "", text)
+    return [words for line in masked.splitlines() if (words := " ".join(line.split()))]
+
+
 def test_the_manual_builds(tmp_path):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
@@ -39,12 +63,20 @@ def test_the_manual_builds(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for page in (tmp_path / "site").rglob("*.html"):
-        loads = re.findall(r'(?:src|<link[^>]*href)="?(https?://[^" >]+)', page.read_text(encoding="utf-8"))
+        text = page.read_text(encoding="utf-8")
+        loads = re.findall(r'(?:src|<link[^>]*href)="?(https?://[^" >]+)', text)
         assert not loads, f"{page.name} loads {loads}"
+        assert 'class="arithmatex"' not in text, f"{page.name} has a formula that is not MathML"
 
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MOST_README_LINES
+
+
+def test_the_readme_links_to_files_that_are_there():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_every_shell_and_python_block_is_found(tmp_path):
@@ -56,7 +88,7 @@ def test_every_shell_and_python_block_is_found(tmp_path):
 
 @pytest.mark.parametrize("line", ["method=none", "model=onnx", "method.min_alpha=0.5", "-m block_size=32,33"])
 def test_a_wrong_command_is_found(line):
-    with pytest.raises((AssertionError, JaxqError, Exception)):
+    with pytest.raises((AssertionError, JaxqError, HydraException)):
         check_run(line.split())
 
 
