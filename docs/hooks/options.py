@@ -4,9 +4,10 @@ import html
 import re
 from collections.abc import Iterator
 
-from jaxq.harness.config_reference import Option, group_choices, rows
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+from jaxq.harness.config_reference import Option, group_choices, rows
 
 PAGE = "reference/options.md"
 

@@ -1,4 +1,4 @@
-"""What the command line does: composes the configuration, runs, and says what went wrong."""
+"""The command line: composes the configuration, runs it, and turns failures into one sentence and an exit code."""
 
 import contextlib
 import errno
@@ -46,7 +46,7 @@ register()
 
 
 def execute() -> None:
-    """Does what ``sys.argv`` says; exits with code 2 and one sentence on bad input."""
+    """Runs the command in ``sys.argv``; exits with code 2 and one sentence on bad input."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets its errors through to the handlers below
     if os.environ.get(_TRACEBACK) == "1":
         _hydra_main()
@@ -56,7 +56,7 @@ def execute() -> None:
     except (JaxqError, HydraException, OmegaConfBaseException) as error:
         sys.exit(_fail(hydra_sentence(error)))
     except OSError as error:
-        sys.exit(_fail(_what_failed(error)))
+        sys.exit(_fail(_os_error_sentence(error)))
     except Exception as error:  # not bad input that jaxq knows of, perhaps its own fault
         sys.exit(_fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {_TRACEBACK}=1 shows where"))
 
@@ -89,7 +89,7 @@ def _hydra_main(raw: DictConfig) -> None:
 
 
 def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Estimate:
-    """What `run` would do and take; leaves ``estimate.json`` in the folder, and no model.
+    """Estimates what `run` would do; writes ``estimate.json`` to the folder, and no model.
 
     Raises:
         JaxqError: the input is bad.
@@ -99,21 +99,21 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     with progress_bars(console) as progress:
         task = open_task(config, folder / "model.onnx", cache, progress)
     data = time.perf_counter() - start
-    found = estimate(task.job, task.data.calib, task.data.held_out)
-    found = replace(found, seconds={"data": data, **found.seconds})
-    write_estimate(found, plain, _overrides(), folder)
-    print_estimate(found, task.job.method.name, task.notes, console)
-    return found
+    result = estimate(task.job, task.data.calib, task.data.held_out)
+    result = replace(result, seconds={"data": data, **result.seconds})
+    write_estimate(result, plain, _overrides(), folder)
+    print_estimate(result, task.job.method.name, task.notes, console)
+    return result
 
 
 def run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Report:
     """One quantization with its evaluation and files.
 
     Args:
-        config: What to do.
-        plain: The same as plain dictionaries, for the report.
-        folder: Where model.onnx, report.json and layers.csv go.
-        console: Where progress is shown.
+        config: The configuration.
+        plain: The configuration as plain dictionaries, for the report.
+        folder: Receives model.onnx, report.json and layers.csv.
+        console: Shows progress.
 
     Raises:
         JaxqError: the input is bad.
@@ -121,21 +121,21 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     start = time.perf_counter()
     cache = cache_dir(config)
     _keep_compiled(cache)
-    with ExitStack() as until_reported:  # what was finished is kept until the report is written
+    with ExitStack() as until_reported:  # finished work stays on disk until the report is written
         clock = Clock()
         with progress_bars(console) as progress:
             with clock.phase("data"):
                 task = open_task(config, folder / "model.onnx", cache, progress)
                 job, data = task.job, task.data
             outcome = quantize_model(
-                job, data.calib, progress, lambda sentence: _say(console, sentence), until_reported
+                job, data.calib, progress, lambda sentence: _print_line(console, sentence), until_reported
             )
             beside = copy_companions(task.companions, folder)
             failure = None
             with clock.phase("evaluate"):
                 try:
                     evaluation = evaluate(job.source, job.target, data.held_out, progress, job.form)
-                except JaxqError as error:  # the report on what was done is kept all the same
+                except JaxqError as error:  # the report is written all the same, without accuracy
                     failure, evaluation = error, str(error)
         hashes = {
             "model": outcome.model_hash,
@@ -164,7 +164,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
 
 def _form_notes(form: Form, accuracy_level: int) -> Iterator[str]:
     if not form.runs:
-        yield f"onnxruntime runs no {form.name} on a CPU: accuracy is that of the weights that its bytes stand for"
+        yield f"onnxruntime cannot run form={form.name} on a CPU: accuracy is that of the dequantized weights"
     if accuracy_level != _DEFAULT_LEVEL and not form.stores_accuracy_level:
         names = ", ".join(other.name for other in FORMS.values() if other.stores_accuracy_level)
         yield f"form.accuracy_level has no effect on form={form.name}: only {names} stores it"
@@ -177,7 +177,7 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     yield from outcome.notices
     for pattern in outcome.unmatched:
-        yield f"the pattern {pattern!r} fits no weight"
+        yield f"the pattern {pattern!r} matches no weight"
     for note, names in _layer_notes(outcome).items():
         yield f"{', '.join(map(repr, names[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {note}"
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})
@@ -186,7 +186,7 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
 
 
 def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:
-    """What is to be said of weights, and of which; those of subgraphs are told of together."""
+    """Notes on weights, each with the names of its weights; weights in subgraphs have one common note."""
     notes: dict[str, list[str]] = {}
     for layer in outcome.layers:
         if layer.note and not layer.nested:
@@ -195,9 +195,9 @@ def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:
 
 
 def _keep_compiled(cache: Path) -> None:
-    """Lets jax keep compiled functions on disk: the next run of the same shapes starts faster.
+    """Lets jax store compiled functions on disk, so that the next run of the same shapes starts faster.
 
-    What the user has told jax of that in the environment stands.
+    Settings that the user made in the environment take precedence.
     """
     for name, value in (("compilation_cache_dir", str(cache / "xla")), ("persistent_cache_min_compile_time_secs", 0.2)):
         if f"JAX_{name.upper()}" not in os.environ:
@@ -210,26 +210,26 @@ def _refuse_unknown(raw: DictConfig) -> None:
             raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
 
 
-def _say(console: Console, sentence: str) -> None:
+def _print_line(console: Console, sentence: str) -> None:
     console.print(f"{sentence}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _overrides() -> tuple[str, ...]:
-    """What the command line said."""
+    """The overrides on the command line."""
     return tuple(HydraConfig.get().overrides.task)
 
 
 def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:
-    """Says what failed, in the run's folder too if there is one that can be written."""
+    """Prints the error, and writes it to the run's folder if that is possible."""
     with contextlib.suppress(OSError):
         write_failure(sentence, plain, _overrides(), folder)
     return _fail(sentence)
 
 
-def _what_failed(error: OSError) -> str:
+def _os_error_sentence(error: OSError) -> str:
     if error.errno == errno.ENOSPC and error.filename is None:
         places = f"outputs, cache_dir and temporary files ({tempfile.gettempdir()})"
-        return f"{error.strerror}: free some where {places} lie, and the same command goes on from what is finished"
+        return f"{error.strerror}: free disk space for {places}; the same command then resumes from its finished work"
     return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
 
 

@@ -32,8 +32,10 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
     """
     if not config.window_gb * (1 << 30) >= 1:
         raise JaxqError(f"window_gb is {config.window_gb}: give a positive number of gigabytes, such as 0.0625")
-    if config.external_data_mb < 0:
-        raise JaxqError(f"external_data_mb is {config.external_data_mb}: give a positive number of megabytes")
+    if config.external_data_above_mb < 0:
+        raise JaxqError(
+            f"external_data_above_mb is {config.external_data_above_mb}: give a positive number of megabytes"
+        )
     form = find_form(config.form.name, config.form.accuracy_level)
     spec = method_spec(config, form, has_data)
     if config.method.name == "nvfp4" and spec.fmt.dtype != "nvfp4":
@@ -46,7 +48,7 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
         exclude=tuple(config.method.exclude),
         cache=cache_dir(config),
         window_bytes=int(config.window_gb * (1 << 30)),
-        external_above=min(config.external_data_mb << 20, PROTOBUF_LIMIT),
+        external_above=min(config.external_data_above_mb << 20, PROTOBUF_LIMIT),
         rules=tuple(_rules(config, form)),
         gather=_gather(config, form),
         budget=_budget(config, form, spec),

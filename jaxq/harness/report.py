@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: progress, its table, and the table of a sweep."""
+"""The terminal output of a run: progress bars, the summary of a run, and that of a dry run."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ from jaxq.search.result import Layer
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[ProgressCallback]:
-    """A bar for each phase that is begun; nothing where the output is no terminal."""
+    """Shows a bar for each phase; nothing if the output is not a terminal."""
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
@@ -33,7 +33,7 @@ def progress_bars(console: Console) -> Iterator[ProgressCallback]:
 
 
 def print_report(report: Report, folder: Path, console: Console) -> None:
-    """The summary of one run."""
+    """Prints the summary of a run."""
     for line in _title(report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if isinstance(report.evaluation, Evaluation):
@@ -49,13 +49,13 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
 
 
 def print_estimate(estimate: Estimate, method: str, notes: Sequence[str], console: Console) -> None:
-    """What a dry run found."""
+    """Prints the summary of a dry run."""
     for line in (*_planned(estimate, method), *(f"note: {note}" for note in notes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _planned(estimate: Estimate, method: str) -> Iterator[str]:
-    yield "dry run: nothing is quantized; what earlier runs left on disk is not counted"
+    yield "dry run: nothing is quantized; results of earlier runs on disk are not counted"
     chosen = "dtypes and block sizes chosen weight by weight"
     yield f"{method}, {_kinds(estimate.layers) if estimate.budget is None else chosen}"
     before, after = estimate.source_bytes / 1e6, estimate.target_bytes / 1e6
@@ -63,13 +63,13 @@ def _planned(estimate: Estimate, method: str) -> Iterator[str]:
     share = f"{estimate.quantized_bytes / estimate.weight_bytes:.1%}"
     bits = f"{estimate.bits_per_weight:.3f} bits each"
     yield f"would be quantized: {len(estimate.layers)} weights, {share} of weight bytes, {bits}"
-    yield from _left_alone(estimate.skipped)
+    yield from _skipped(estimate.skipped)
     seconds = ", ".join(f"{name} {s:.1f}" for name, s in estimate.seconds.items() if s >= 0.05)
-    probe = f"judged from {estimate.probed} of {estimate.groups} groups of siblings"
+    probe = f"extrapolated from {estimate.probed} of {estimate.groups} sibling groups"
     yield f"seconds: about {sum(estimate.seconds.values()):.0f} in all ({seconds}), {probe}"
     yield f"peak memory before evaluation: about {estimate.peak_mb:.0f} MB"
     for pattern in estimate.unmatched:
-        yield f"note: the pattern {pattern!r} fits no weight"
+        yield f"note: the pattern {pattern!r} matches no weight"
 
 
 def _kinds(layers: Sequence[Layer]) -> str:
@@ -112,7 +112,7 @@ def _outputs(comparison: OutputComparison) -> Table:
     for output in comparison.outputs[:_MOST_OUTPUTS]:
         figures = list(output.runtimes.values())
         table.add_row(f"{output.name}: mean cosine", *(f"{f.cosine:.5f}" for f in figures))
-        table.add_row(f"{output.name}: least cosine", *(f"{f.cosine_min:.5f}" for f in figures))
+        table.add_row(f"{output.name}: smallest cosine", *(f"{f.cosine_min:.5f}" for f in figures))
         table.add_row(f"{output.name}: relative error", *(f"{f.relative_error:.4f}" for f in figures))
     return table
 
@@ -127,7 +127,7 @@ def _remarks(comparison: OutputComparison) -> Iterator[str]:
         if output.zero_rows:
             yield f"{output.name}: {output.zero_rows} of {output.rows} rows are zero and have no cosine"
         if output.nonfinite_rows:
-            yield f"{output.name}: {output.nonfinite_rows} rows of the float model are NaN or infinite and left out"
+            yield f"{output.name}: {output.nonfinite_rows} rows of the float model are NaN or infinite: not compared"
         for setting, figures in output.runtimes.items():
             if figures.nonfinite_rows:
                 yield f"{output.name}: quantization made {figures.nonfinite_rows} rows NaN or infinite ({setting})"
@@ -141,7 +141,7 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     outcome = report.outcome
     if (error := _median_error(outcome)) is not None:
         yield f"relative output error of the weights, median: {error:.4f}"
-    yield from _left_alone(outcome.skipped)
+    yield from _skipped(outcome.skipped)
     seconds = {phase.name: phase.seconds for phase in report.phases}
     shown = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items() if s >= 0.05)
     peak = max(phase.peak_mb for phase in outcome.phases)
@@ -151,13 +151,14 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     yield f"{folder}/{{model.onnx, report.json, layers.csv}}"
 
 
-def _left_alone(skipped_weights: Sequence[Skipped]) -> Iterator[str]:
-    left = Counter[str]()
-    for skipped in skipped_weights:
-        left[skipped.reason] += skipped.nbytes
-    for reason, nbytes in left.most_common():
-        names = [d.name for d in skipped_weights if d.reason == reason]
-        yield f"left alone: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
+def _skipped(weights: Sequence[Skipped]) -> Iterator[str]:
+    """One line for each reason, the most bytes first."""
+    bytes_by_reason = Counter[str]()
+    for weight in weights:
+        bytes_by_reason[weight.reason] += weight.nbytes
+    for reason, nbytes in bytes_by_reason.most_common():
+        names = [weight.name for weight in weights if weight.reason == reason]
+        yield f"skipped: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
 
 
 def _median_error(outcome: Outcome) -> float | None:

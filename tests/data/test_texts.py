@@ -122,7 +122,13 @@ def test_a_share_of_the_text_is_held_out(jaxq, model, monkeypatch):
     monkeypatch.setattr(run, "evaluate", _record(seen, "eval", real, 2))
     text = f"calib.text={model.parent}/calib.txt"
     done = jaxq(
-        "model=onnx", f"model.path={model}", text, *SMALL, "calib.samples=1000", "eval.samples=1000", "eval.share=0.25"
+        "model=onnx",
+        f"model.path={model}",
+        text,
+        *SMALL,
+        "calib.samples=1000",
+        "eval.samples=1000",
+        "eval.holdout_fraction=0.25",
     )
     assert done.code == 0, done.err
     calib, held_out = (np.concatenate([b.feeds["input_ids"] for b in seen[part]]) for part in ("calib", "eval"))

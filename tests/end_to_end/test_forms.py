@@ -68,4 +68,4 @@ def test_embeddings_and_mixed_dtypes(jaxq):
     assert layers["model.embed_tokens.weight"] == ("int8", 32)
     assert {kind for name, kind in layers.items() if "v_proj" in name} == {("int8", -1)}
     assert {kind for name, kind in layers.items() if "q_proj" in name} == {("int4", 128)}
-    assert "note: the pattern '*nothing*' fits no weight" in done.out
+    assert "note: the pattern '*nothing*' matches no weight" in done.out

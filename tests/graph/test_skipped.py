@@ -1,4 +1,4 @@
-"""Every tensor of floats in a file is in the report, once: quantized, or left alone with a reason."""
+"""Every tensor of floats in a file is in the report, once: quantized, or skipped with a reason."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +60,7 @@ def _counted(name: str, dtype: int, shape: list[int]) -> Iterator[str]:
 
 
 def reported(source: onnx.ModelProto, folder: Path, form: str = "dq") -> tuple[Counter[str], dict[str, str]]:
-    """Names in the report of a run, and the reasons of those left alone."""
+    """Names in the report of a run, and the reasons of skipped weights."""
     outcome = quantize(save(source, folder), folder / "out.onnx", form=form)
     names = Counter([layer.name for layer in outcome.layers] + [d.name for d in outcome.skipped])
     return names, {d.name: d.reason for d in outcome.skipped}

@@ -86,7 +86,7 @@ CONFIG_ROWS = {
     "two kinds of data": (["calib.text=a", "calib.dataset=b"], ["calib.text and calib.dataset are given"]),
     "text for both": (
         ["calib.text=a.txt", "eval.text=./a.txt", "eval.samples=2"],
-        ["'./a.txt' is also calibration text", "eval.share"],
+        ["'./a.txt' is also calibration text", "eval.holdout_fraction"],
     ),
     "text within text": (
         ["calib.text=a", "eval.text=a/b.txt", "eval.samples=2"],
@@ -97,13 +97,16 @@ CONFIG_ROWS = {
         ["dataset 'd', split 'train' is also the calibration data"],
     ),
     "a split of nothing": (["calib.split=train"], ["calib.split is given without calib.dataset"]),
-    "a share of nothing": (["eval.share=0.2"], ["eval.share keeps a part of calib.text or calib.dataset"]),
-    "a share of all": (["eval.share=1"], ["eval.share is 1.0"]),
+    "a share of nothing": (
+        ["eval.holdout_fraction=0.2"],
+        ["eval.holdout_fraction keeps a part of calib.text or calib.dataset"],
+    ),
+    "a share of all": (["eval.holdout_fraction=1"], ["eval.holdout_fraction is 1.0"]),
     "a share in other lengths": (
-        ["calib.text=a", "eval.share=0.2", "eval.length=64"],
+        ["calib.text=a", "eval.holdout_fraction=0.2", "eval.length=64"],
         ["eval.length is 64 and calib.length 16"],
     ),
-    "a share and text": (["calib.text=a", "eval.share=0.2", "eval.text=b"], ["leave it out"]),
+    "a share and text": (["calib.text=a", "eval.holdout_fraction=0.2", "eval.text=b"], ["leave it out"]),
     "no Hugging Face model": (["model=hf"], ["model.id"]),
     "a folder that is not there": (["model=hf", "model.id=./nowhere"], ["'./nowhere'", "no such folder"]),
     "an exported type": (["model=hf", "model.id=a", "model.dtype=int4"], ["model.dtype is 'int4'", "float16"]),
@@ -214,7 +217,7 @@ def test_disk_full(jaxq, model, monkeypatch):
     monkeypatch.setattr(ir, "save", full)
     monkeypatch.setattr(model_file, "save_lazily", full)
     for external in (1024, 0):
-        done = jaxq("model=onnx", f"model.path={model}", "block_size=16", f"external_data_mb={external}")
+        done = jaxq("model=onnx", f"model.path={model}", "block_size=16", f"external_data_above_mb={external}")
         assert_refused(done, ["No space left on device", "model.onnx"])
 
 

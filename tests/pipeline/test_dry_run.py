@@ -41,7 +41,7 @@ def test_the_command_line(jaxq):
     assert found["peak_mb"] > 100
     for line in (
         "would be quantized: 28 weights",
-        "left alone: lm_head.weight",
+        "skipped: lm_head.weight",
         "seconds: about",
         "dry run: nothing is",
     ):
