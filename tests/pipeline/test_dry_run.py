@@ -158,8 +158,8 @@ def test_compilation_counts_once(tmp_path, monkeypatch):
         time.sleep(next(waits, 0.0))
         return quantize_group(*args)
 
-    monkeypatch.setattr("jaxq.pipeline.dry_run.quantize_group", slow_at_first)
-    monkeypatch.setattr("jaxq.pipeline.dry_run._BUDGET", 0.5)
+    monkeypatch.setattr("jaxq.pipeline.probes.quantize_group", slow_at_first)
+    monkeypatch.setattr("jaxq.pipeline.probes._PROBE_SECONDS", 0.5)
     found = estimate(job(save(models.attention(), tmp_path), "rtn_dq", "int4", "dq"))
     assert found.groups > found.probed == 1
     assert 2 <= found.seconds["search"] < 2 * found.groups - 0.5
