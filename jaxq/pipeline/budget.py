@@ -1,4 +1,4 @@
-"""Formats for all weights under a budget of bits: what each loses in each format, and which ones to take."""
+"""Choose formats for all weights under a budget of bits: losses of each weight in each format, and the choice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,26 +23,26 @@ from jaxq.pipeline.job import Job
 from jaxq.pipeline.sensitivity import sensitivities, typical_energy
 
 COLUMNS = 64
-"""Evenly spaced columns of a matrix on which formats are compared."""
+"""Number of evenly spaced columns of a matrix on which formats are compared."""
 
 MATRICES = 8
-"""Evenly spaced matrices of a stack."""
+"""Number of evenly spaced matrices of a stack on which formats are compared."""
 
 Formats = Mapping[Site, WeightFormat]
 
 
 def given_formats(groups: Sequence[Group], job: Job) -> Formats:
-    """The formats that method, rules and ``gather`` say."""
+    """The formats without a budget: those of the method, the rules and the tables."""
     return {site: job.format_of(site) for group in groups for site in group.sites}
 
 
 @dataclass(frozen=True)
 class Losses:
-    """What is known of a weight.
+    """Bytes and losses of a weight.
 
     Attributes:
-        options: What its formats, in the order of `Job.formats_of`, take and lose.
-        energy: `typical_energy` of its product; None where nothing is known of what it multiplies.
+        options: Bytes and loss in each format, in the order of `Job.formats_of`.
+        energy: `typical_energy` of its product; None without moments of its activation.
     """
 
     options: tuple[Option, ...]
@@ -53,7 +53,7 @@ def check_budget(groups: Sequence[Group], job: Job) -> float | None:
     """Refuses a budget that is too small for any choice.
 
     Returns:
-        The most bits a weight that any choice takes, all weights together; None without a budget.
+        The largest number of bits per weight that any choice takes, over all weights; None without a budget.
 
     Raises:
         JaxqError: it is too small.
@@ -61,14 +61,14 @@ def check_budget(groups: Sequence[Group], job: Job) -> float | None:
     if job.budget is None:
         return None
     sites = [site for group in groups for site in group.sites]
-    each = [[_nbytes(site, fmt, job.form) for fmt in job.formats_of(site)] for site in sites]
-    least, most = (8 * sum(map(extreme, each)) / _size(sites) for extreme in (min, max))
-    if least > job.budget.bits_per_weight:
+    sizes = [[_nbytes(site, fmt, job.form) for fmt in job.formats_of(site)] for site in sites]
+    min_bits, max_bits = (8 * sum(map(extreme, sizes)) / _size(sites) for extreme in (min, max))
+    if min_bits > job.budget.bits_per_weight:
         raise JaxqError(
             f"method.bits_per_weight is {job.budget.bits_per_weight:g}: this model's weights take "
-            f"{least:.3f} bits at least in form {job.form.name!r}; give that or more"
+            f"{min_bits:.3f} bits at least in form {job.form.name!r}; give that or more"
         )
-    return most
+    return max_bits
 
 
 def _size(sites: Sequence[Site]) -> int:
@@ -80,8 +80,8 @@ def chosen_formats(groups: Sequence[Group], losses: Mapping[Site, Losses], job: 
 
     Args:
         groups: All weights.
-        losses: What is known of each.
-        job: What to do; it has a budget, see `check_budget`.
+        losses: Bytes and losses of each weight.
+        job: A job with a budget that `check_budget` accepts.
     """
     assert job.budget is not None
     sites = [site for group in groups for site in group.sites]
@@ -92,48 +92,48 @@ def chosen_formats(groups: Sequence[Group], losses: Mapping[Site, Losses], job: 
 
 
 def _weighted(options: Sequence[Option], factor: float, size: int) -> list[Option]:
-    """A weight's options with losses that compare with other weights'.
+    """A weight's options, with losses that are comparable between weights.
 
-    ``size sqrt(factor e_0 / size) e / e_0`` of an error ``e``, ``e_0`` the greatest of the options': half way, in
-    logarithms, between what the factors say and that only the share of the error that is left counts, by the size.
-    Factors are rough; on development text this was better than they alone at 4.5 bits, and worse at 5.
+    An option's error ``e`` becomes ``size sqrt(factor e_0 / size) e / e_0``, where ``e_0`` is the largest error of the
+    options. That is the geometric mean of two estimates: ``factor e``, and ``size e / e_0``, which trusts no factor.
+    The factors are rough; see docs/decisions for the figures.
     """
-    most = max(o.loss for o in options) or 1.0
-    return [replace(o, loss=size * (factor * most / size) ** 0.5 * o.loss / most) for o in options]
+    largest = max(o.loss for o in options) or 1.0
+    return [replace(o, loss=size * (factor * largest / size) ** 0.5 * o.loss / largest) for o in options]
 
 
 def losses_of(group: Group, moments: MomentsOf | None, job: Job) -> dict[Site, Losses]:
-    """What each weight of a group takes and loses in each of its formats.
+    """Bytes and loss of each weight of a group, in each of its formats.
 
-    The loss is the `typical_error` of `COLUMNS` columns, with searched block scales if the method searches them, times
-    the share that GPTQ leaves if it is GPTQ; that of the weights instead of their outputs where nothing is known of
-    what they multiply.
+    The loss is the `typical_error` of the outputs of `COLUMNS` columns. Block scales are searched if the method
+    searches them. If the method is GPTQ, the loss is multiplied by the share of the error that GPTQ leaves. Without
+    moments the error of the weights stands in for that of the outputs.
     """
     method = job.method.steps
     search = method.needs_data and (method.searches or job.method.block_scales)
-    found = {site: _Errors([[] for _ in job.formats_of(site)], []) for site in group.sites}
+    errors_of = {site: _Errors([[] for _ in job.formats_of(site)], []) for site in group.sites}
     for index in np.linspace(0, group.count - 1, min(MATRICES, group.count)).astype(int):
-        own = None if moments is None else moments(int(index))
-        h = own.h if own is not None and int(own.tokens) else None
+        matrix = None if moments is None else moments(int(index))
+        h = matrix.h if matrix is not None and int(matrix.tokens) else None
         share = 1.0
-        if own is not None and h is not None and method.compensates:
-            # As GPTQ sees the moment: of few tokens' coupling it makes up for less than these show.
-            share = np.float32(compensated_share(shrunk(h, own.tokens, job.method.shrinkage), job.method.damping))
-        for site, errors in found.items():
+        if matrix is not None and h is not None and method.compensates:
+            # GPTQ works on the shrunk moment: with few tokens it compensates for less than the raw moment suggests.
+            share = np.float32(compensated_share(shrunk(h, matrix.tokens, job.method.shrinkage), job.method.damping))
+        for site, errors in errors_of.items():
             w = jnp.asarray(site.array(int(index)))
             w = sample_columns(w, min(COLUMNS, w.shape[1]))
             if h is not None:
                 errors.energies.append(np.asarray(output_error(w, h)))
-            for fmt, each in zip(job.formats_of(site), errors.relative, strict=True):
+            for fmt, relative in zip(job.formats_of(site), errors.relative, strict=True):
                 searched = search and h is not None and fmt.code_bits == 4  # 8 bits lose next to nothing
-                held = fmt.of_weights(str(w.dtype))
-                each.append(share * np.asarray(_errors(w, h, held, searched, job.method.damping)))
-    return {site: _losses(site, errors, job) for site, errors in found.items()}
+                stored_fmt = fmt.of_weights(str(w.dtype))
+                relative.append(share * np.asarray(_errors(w, h, stored_fmt, searched, job.method.damping)))
+    return {site: _losses(site, errors, job) for site, errors in errors_of.items()}
 
 
 @dataclass(frozen=True)
 class _Errors:
-    """Of the matrices that were looked at, and of these the columns that were: for each format, and the energies."""
+    """Relative errors of the compared columns, a list for each format, and the energies of the columns' products."""
 
     relative: list[list[np.ndarray]]
     energies: list[np.ndarray]
@@ -141,7 +141,9 @@ class _Errors:
 
 def _losses(site: Site, errors: _Errors, job: Job) -> Losses:
     pairs = zip(job.formats_of(site), errors.relative, strict=True)
-    options = tuple(Option(_nbytes(site, fmt, job.form), typical_error(np.concatenate(each))) for fmt, each in pairs)
+    options = tuple(
+        Option(_nbytes(site, fmt, job.form), typical_error(np.concatenate(relative))) for fmt, relative in pairs
+    )
     energy = None
     if errors.energies:
         energies = np.concatenate(errors.energies)
@@ -160,7 +162,7 @@ def _rounding_error(w: jax.Array, scales: Scales, fmt: WeightFormat) -> jax.Arra
 
 
 def _nbytes(site: Site, fmt: WeightFormat, form: Form) -> int:
-    """Bytes in the file."""
+    """Bytes of a weight in the file."""
     assert site.weight.dtype is not None
     held = fmt.of_weights(str(site.weight.dtype.numpy()))
     return form.nbytes(site, StoredWeight.planned((site.c_in, site.columns), held))

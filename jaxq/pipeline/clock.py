@@ -24,21 +24,21 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times a ``with`` block, added to what the phase took before; a phase within does not count for the outer."""
+        """Times a ``with`` block, and adds it to the phase. A phase inside another one counts for itself alone."""
         if name not in [phase.name for phase in self.phases]:
             self.phases.append(Phase(name, 0.0, peak_mb()))
         start, others = perf_counter(), self._total()
         yield
         seconds = perf_counter() - start - (self._total() - others)
-        own = [phase.name for phase in self.phases].index(name)
-        self.phases[own] = Phase(name, self.phases[own].seconds + seconds, peak_mb())
+        index = [phase.name for phase in self.phases].index(name)
+        self.phases[index] = Phase(name, self.phases[index].seconds + seconds, peak_mb())
 
     def _total(self) -> float:
         return sum(phase.seconds for phase in self.phases)
 
 
 def peak_mb() -> float:
-    """The most memory that this process has held so far, in MB (10^6 bytes); NaN where the system does not say."""
+    """Peak resident memory of this process in MB (10^6 bytes); NaN on Windows."""
     if sys.platform == "win32":
         return float("nan")
     import resource

@@ -1,4 +1,4 @@
-"""What the pipeline reports: plain frozen records, ready for a file or a table."""
+"""The result of a run, as a frozen record that goes into the report."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from jaxq.search.result import Layer
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `quantize_model` did.
+    """The result of `quantize_model`.
 
     Attributes:
         layers: Quantized weights, in graph order.
-        skipped: Weights left alone, with reasons; those that were quantized already among them.
-        unmatched: Exclude patterns that excluded nothing.
-        notices: Sentences about work of an earlier run that was used, or was not.
-        windows: Runs of the calibration; empty if there was none or all moments were on disk.
+        skipped: Skipped weights with reasons, those that were quantized already included.
+        unmatched: Patterns that match no weight.
+        notices: Sentences that a reader of the report should not miss, such as that a stopped run was resumed.
+        windows: Windows of the calibration that ran; none without data, or if all moments were on disk.
         moments_found: Number of activations whose moments were on disk already.
         tokens: Real tokens of calibration.
         model_hash, data_hash: SHA-256 of the source file and of the calibration data ("" without).

@@ -42,15 +42,15 @@ def quantize_model(
     """Writes the quantized copy of a model.
 
     Args:
-        job: What to do.
+        job: The model, the method, the form, and everything else to do.
         batches: Calibration data; may be empty for methods that need none.
-        progress: Told of each step.
+        progress: Notified of each step.
         notify: Called with sentences that matter during the run: whether it resumes a stopped one, for example.
         keep_state_until: Finished work stays on disk until this stack closes without an error, for callers that have
             more to do. Without a stack it stays until the file is written.
 
     Returns:
-        What was done to every weight, and what it took.
+        A record of every weight, of time and of memory.
 
     Raises:
         JaxqError: the input is bad; nothing is written then.
@@ -67,8 +67,8 @@ def quantize_model(
     for sentence in _useless_options(source.groups, max_bits, job):
         add_notice(sentence)
     with ExitStack() as until_written:
-        begun = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), add_notice)
-        state = (until_written if keep_state_until is None else keep_state_until).enter_context(begun)
+        entered = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), add_notice)
+        state = (until_written if keep_state_until is None else keep_state_until).enter_context(entered)
         with naming_weights(source.groups):
             quantized = _Steps(source, batches, store, state, job, clock, progress).run()
         with clock.phase("write"):
@@ -99,10 +99,12 @@ def _useless_options(groups: Sequence[Group], max_bits: float | None, job: Job) 
         asked = f"method.bits_per_weight is {job.budget.bits_per_weight:g}"
         yield f"{asked}: weights take {max_bits:.3f} at most in form {job.form.name!r}"
     for pattern in patterns_of_tables(job, [site for group in groups for site in group.sites]):
-        yield f"the pattern {pattern!r} fits a table of Gather alone: gather.dtype says how that is held"
+        yield f"the pattern {pattern!r} matches only tables of Gather: gather.dtype sets their dtype"
 
 
 def _both(first: Callable[[str], None], second: Callable[[str], None]) -> Callable[[str], None]:
+    """One function that calls two."""
+
     def notify(sentence: str) -> None:
         first(sentence)
         second(sentence)
@@ -117,7 +119,7 @@ def _identity(job: Job) -> str:
 
 
 def _content(job: Job, model_hash: str, data_hash: str) -> dict[str, str]:
-    """What the work of a run depends on besides the command; the names are read in a sentence."""
+    """Everything but the command that the work of a run depends on. Notices quote the names."""
     return {
         "model": model_hash,
         "calibration data": data_hash,

@@ -1,4 +1,4 @@
-"""What a run has finished, kept on disk until its file is written: one that was stopped goes on from there."""
+"""Finished work of a run, stored on disk until its file is written, so that a stopped run can resume."""
 
 import contextlib
 import hashlib
@@ -29,11 +29,11 @@ _DTYPES = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "fl
 
 @dataclass(frozen=True)
 class RunState:
-    """A folder of its own for what one run has finished.
+    """The folder with the finished work of one run.
 
     Attributes:
-        folder: Holds ``windows/`` of the calibration and ``weights/``, one file for each group of siblings.
-        key: Hash of the command and of all that its work depends on; what lies here under another key is not used.
+        folder: Contains ``windows/`` of the calibration and ``weights/``, one file for each sibling group.
+        key: Hash of the command and of all that its work depends on. Files under another key are not used.
         resumes: The folder holds work of a stopped run that can be used.
     """
 
@@ -67,10 +67,10 @@ def run_state(
 
     Args:
         root: Folder of all states.
-        identity: What makes two runs the same command: another command's state is not looked at.
-        content: What the work depends on besides, by name: hashes of model and data, versions. A state with other
-            content is stale: told of and removed.
-        notify: Called with a sentence when something was found.
+        identity: Identifies the command; each command has a folder of its own.
+        content: Everything else that the work depends on, by name: hashes of model and data, versions. State with
+            other content is stale: it is removed, with a notice.
+        notify: Called with a sentence if a stopped run left state.
 
     Raises:
         JaxqError: the folder cannot be written.
@@ -80,15 +80,16 @@ def run_state(
     content = {**content, "command": command}
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     try:
-        # Outside the folder, and never removed: who opens a lock while it is removed holds one that guards nothing.
+        # The lock lies outside the folder and is never removed: a lock file that is removed while another process
+        # opens it would guard nothing.
         (root / "locks").mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / "locks" / folder.name, timeout=0)
         lock.acquire()
         folder.mkdir(exist_ok=True)
     except Timeout:
-        notify("the same run is under way in another process: nothing of it is used, and this one cannot be taken up")
-        with tempfile.TemporaryDirectory(prefix="jaxq-") as own:
-            yield RunState(Path(own), key, resumes=False)
+        notify("another process runs the same command: this run uses none of its work, and cannot be resumed")
+        with tempfile.TemporaryDirectory(prefix="jaxq-") as temporary:
+            yield RunState(Path(temporary), key, resumes=False)
         return
     except OSError as error:
         raise JaxqError(f"cannot write to the cache {str(root)!r}: {error}; give another cache_dir") from error
@@ -100,39 +101,39 @@ def run_state(
 
 
 def _fits(folder: Path, content: Mapping[str, str], notify: Callable[[str], None]) -> bool:
-    """Whether the folder holds work that can be used; else it is made ready for a new run."""
+    """True if the folder has work that can be used. Otherwise the folder is emptied for a new run."""
     path = folder / "content.json"
-    left = list(folder.iterdir())
+    leftovers = list(folder.iterdir())
     try:
         old = json.loads(path.read_text())
     except (OSError, ValueError):
         old = None
     if old == content:
-        notify("a run of this command was stopped before: it goes on from there")
+        notify("this command was stopped before: the run resumes its work")
         return True
-    if left:
+    if leftovers:
         other = [name for name in content if not isinstance(old, dict) or old.get(name) != content[name]]
         what = f"is of another {' and another '.join(other)}" if isinstance(old, dict) else "cannot be read"
-        notify(f"a run of this command was stopped before, but what it left {what}: begun anew")
-        for p in left:
+        notify(f"this command was stopped before, but its work {what}: the run begins anew")
+        for p in leftovers:
             shutil.rmtree(p) if p.is_dir() else p.unlink()
     write_whole(path, json.dumps(dict(content)).encode())
     return False
 
 
 class ResultStore:
-    """A folder with the quantized weights of each group of siblings. Files appear whole or not at all.
+    """A folder with the quantized weights of each sibling group. Files appear whole or not at all.
 
     Args:
-        folder: Where they lie.
-        key: Whose they are: what another key left is not used.
+        folder: The folder.
+        key: Identifies the run; files under another key are not used.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
 
     def put(self, result: GroupResult) -> GroupResult:
-        """Stores a result; gives the same one with weights that lie on disk.
+        """Stores a result, and returns the same one with weights that lie on disk.
 
         Raises:
             JaxqError: the folder cannot be written, or the disk is full.
@@ -148,13 +149,13 @@ class ResultStore:
             "formats": [str(weight.fmt) for weight in result.weights],
             "arrays": {name: [str(a.dtype), a.shape] for name, a in arrays.items()},
         }
-        plain = {name: np.ascontiguousarray(a).reshape(-1).view(np.uint8) for name, a in arrays.items()}
+        raw = {name: np.ascontiguousarray(a).reshape(-1).view(np.uint8) for name, a in arrays.items()}
         text = json.dumps(record)
         path = self._path(result.group)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as beside:
-                save_file(plain, beside, {"record": text, "hash": digest(plain, text, self.key)})
+                save_file(raw, beside, {"record": text, "hash": digest(raw, text, self.key)})
         except (OSError, SafetensorError) as error:
             raise JaxqError(
                 f"cannot write to the cache {str(self.folder)!r}: {error}; give another cache_dir"
@@ -162,25 +163,22 @@ class ResultStore:
         return self._result(result.group, [w.fmt for w in result.weights], path, record)
 
     def get(self, group: Group, formats: Sequence[WeightFormat]) -> GroupResult | None:
-        """The result that an earlier run left of a group; None if there is none, or it is not as it was written.
-
-        Neither is it used where formats were chosen otherwise since.
-        """
+        """The stored result of a group; None if there is none, it is damaged, or it has other formats."""
         path = self._path(group)
         try:
             with safe_open(path, "np") as file:
                 meta = file.metadata()
-                plain = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if digest(plain, meta["record"], self.key) != meta["hash"]:
+                raw = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if digest(raw, meta["record"], self.key) != meta["hash"]:
                 return None
         except (OSError, SafetensorError, KeyError, TypeError):
             return None
         record = json.loads(meta["record"])
         dtypes = [record["arrays"][f"{i}.s"][0] for i in range(len(formats))]
-        held = [fmt.of_weights(dtype) for fmt, dtype in zip(formats, dtypes, strict=True)]
-        if record.get("formats") != [str(fmt) for fmt in held]:
+        stored_formats = [fmt.of_weights(dtype) for fmt, dtype in zip(formats, dtypes, strict=True)]
+        if record.get("formats") != [str(fmt) for fmt in stored_formats]:
             return None
-        return self._result(group, held, path, record)
+        return self._result(group, stored_formats, path, record)
 
     def _result(
         self, group: Group, formats: Sequence[WeightFormat], path: Path, record: Mapping[str, object]

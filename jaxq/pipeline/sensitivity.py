@@ -1,4 +1,4 @@
-"""How much the error of a weight's product counts for the model's output."""
+"""Estimate how much the error of a weight's product affects the model's output."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,31 +11,32 @@ from jaxq.graph.sites import Site
 
 
 def sensitivities(sites: Sequence[Site], energies: Mapping[Site, float]) -> dict[Site, float]:
-    """A factor for each weight's relative error: the root of its size and of a share in the residual stream.
+    """A factor for each weight's relative error: ``sqrt(size * share)``, halved where another product follows.
 
-    The share is that of the product which goes into the stream, the weight's own or the next one behind it: its energy
-    over that of all that went in so far, itself included, as if these did not correlate. 1 where there is no stream.
-    Half of that for weights whose product another one reads before the stream: it makes up for part of the error. What
-    few outputs lose is easier to make up for than what many do, hence the size. Size and half stood nearer, roots
-    nearer than shares, to what 8 bits for one kind of weight, or for one layer, bring to a small language model.
+    ``share`` is the share of a product in the residual stream: its energy over the energy of everything that was added
+    to the stream so far, itself included. The summands count as uncorrelated. Without a residual stream the share is 1.
+
+    A weight whose product does not go into the stream takes the share of the next product that does, and half of the
+    root: the product in between compensates for part of the error. Errors of few outputs are easier to compensate for
+    than errors of many, hence the size. See docs/decisions for how the formula was chosen.
 
     Args:
         sites: Weights in graph order.
-        energies: Mean squared norm of each product, as far as they are known; see `typical_energy`.
+        energies: Mean squared norm of the products that are known; see `typical_energy`.
     """
-    residuals = {site: found for site in sites if site in energies and (found := residual_of(site)) is not None}
+    residuals = {site: r for site in sites if site in energies and (r := residual_of(site)) is not None}
     shares = _shares(residuals, energies)
     ends = {site.nodes[0]: share for site, share in shares.items()}
     return {site: float(np.sqrt(site.c_in * site.columns) * _root(site, shares, ends)) for site in sites}
 
 
 def typical_energy(energies: np.ndarray) -> float:
-    """The energy of a product as if all its columns had the median's: a few channels of some models hold nearly all."""
+    """Median energy of a product's columns times their number: in some models a few channels have nearly all energy."""
     return float(np.median(energies) * energies.size)
 
 
 def _shares(residuals: Mapping[Site, Residual], energies: Mapping[Site, float]) -> dict[Site, float]:
-    """For each site whose product is added to the stream, its share in the sum."""
+    """The share in the stream of each site whose product is added to it."""
     streams: dict[ir.Node, float] = {}
     shares = {}
     for site, residual in residuals.items():
@@ -48,7 +49,7 @@ def _shares(residuals: Mapping[Site, Residual], energies: Mapping[Site, float]) 
 
 
 def _before(value: ir.Value, streams: Mapping[ir.Node, float]) -> float:
-    """Energy of what a product is added to: an earlier sum, or rows of a table; 0 of what is not known."""
+    """Energy of the value that a product is added to: an earlier sum, or rows of a table; 0 if it is unknown."""
     node = value.producer()
     while node is not None and node.op_type in ("Cast", "Identity") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
@@ -62,20 +63,22 @@ def _before(value: ir.Value, streams: Mapping[ir.Node, float]) -> float:
 
 
 _ROWS = 4096
-_LEFT = 0.5
-"""Of an error, after the next product has made up for some of it."""
+"""Rows of a table on which its energy is measured."""
+
+_REMAINING = 0.5
+"""Share of an error that remains after the next product has compensated for some of it."""
 
 
 def _root(site: Site, shares: Mapping[Site, float], ends: Mapping[ir.Node, float]) -> float:
-    """The root of the share, half of it where another product is in between."""
+    """The root of the share; half of it if another product is in between."""
     if site in shares or site.has_table or site.nested:
         return shares.get(site, 1.0) ** 0.5
     following = list(_next(site, ends))
-    return _LEFT * max(ends[node] for node in following) ** 0.5 if following else 1.0
+    return _REMAINING * max(ends[node] for node in following) ** 0.5 if following else 1.0
 
 
 def _next(site: Site, ends: Mapping[ir.Node, float]) -> Iterator[ir.Node]:
-    """The first products behind a site's that go into the stream."""
+    """The first products after a site's that go into the stream."""
     seen: set[ir.Node] = set(site.nodes)
     ahead = list(site.nodes)
     while ahead:

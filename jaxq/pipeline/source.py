@@ -1,4 +1,4 @@
-"""The model of a job, opened: which weights are quantized, and which are left alone."""
+"""Open the model of a job, and find which weights are quantized and which are skipped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class Source:
     Attributes:
         model: In the shape that `jaxq.graph.prepare` gives it, of the form's opset; its weights lie in the file.
         groups: Weights that are quantized, siblings together.
-        skipped: Float weights left alone, with reasons.
-        unmatched: Patterns that fit no weight.
+        skipped: Skipped float weights, with reasons.
+        unmatched: Patterns that match no weight.
         files: The model's file, and those of its external data.
         nbytes: Size of the files.
         quantized_bytes: Bytes of the weights that are quantized.
@@ -56,32 +56,33 @@ def open_source(job: Job, form: Form) -> Source:
     model = load_model(job.source)
     files = (job.source, *data_files(job.source, model))
     _refuse_overwriting(files, job.target)
-    inline_functions(model)  # the converter writes out all of them, and refuses some
-    dead = remove_unused(model) if model.opset_imports.get("", form.opset) < form.opset else []  # the converter does so
+    inline_functions(model)  # the opset converter would inline all functions, and refuses some
+    # The opset converter removes what no output depends on; this way the report names it.
+    unused = remove_unused(model) if model.opset_imports.get("", form.opset) < form.opset else []
     raise_opset(model, form.opset, form.ir_version)
     prepare(model)
     sites, skipped = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
-    sites, not_held = split_supported(job, sites)
-    skipped += [*not_held, *skipped_in_functions(model), *dead]
-    useless = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
+    sites, unsupported = split_supported(job, sites)
+    skipped += [*unsupported, *skipped_in_functions(model), *unused]
+    unmatched_patterns = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
     if not sites:
         raise JaxqError(f"model {str(job.source)!r} {_nothing_left(skipped)}")
     nbytes = sum(path.stat().st_size for path in files)
     quantized = sum(site.weight.const_value.nbytes for site in sites if site.weight.const_value is not None)
-    return Source(model, tuple(sibling_groups(sites)), tuple(skipped), useless, files, nbytes, quantized)
+    return Source(model, tuple(sibling_groups(sites)), tuple(skipped), unmatched_patterns, files, nbytes, quantized)
 
 
 def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:
-    kept = {path.resolve() for path in sources}
+    source_files = {path.resolve() for path in sources}
     for path in (target, data_path(target)):
-        if path.resolve() in kept:
+        if path.resolve() in source_files:
             raise JaxqError(
                 f"the target {str(path)!r} belongs to the source, which is never changed: give another path"
             )
 
 
 def _nothing_left(skipped: Sequence[Skipped]) -> str:
-    """Why a model has no site."""
+    """The reason why no weight of a model can be quantized."""
     codes = [d for d in skipped if d.reason == ALREADY]
     others = [d for d in skipped if d.reason not in (ALREADY, PART)]
     size = sum(d.nbytes for d in codes)

@@ -1,4 +1,4 @@
-"""Quantized weights put in the place of the float ones, and scaled activations divided."""
+"""Write quantized weights into a model, and divide the activations of scaled weights."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +17,10 @@ from jaxq.search.result import GroupResult, Layer
 
 
 def write_weights(model: ir.Model, results: Sequence[GroupResult], form: Form) -> tuple[Layer, ...]:
-    """Puts the results into a model, in place, in a form; no array is read before the model is saved.
+    """Replaces float weights by quantized ones, in place. Arrays are read only when the model is saved.
 
     Returns:
-        The results' layers, with what they take in the file and where the activation's division went.
+        The results' layers, with their bytes in the file and the place of the activation's division.
     """
     stored = {site: w for result in results for site, w in zip(result.group.sites, result.weights, strict=True)}
     folds = {result: _find_fold(result, stored) for result in results if result.scaled}
@@ -34,17 +34,17 @@ def write_weights(model: ir.Model, results: Sequence[GroupResult], form: Form) -
             divisor = divisors.get(site.weight)
             before = {name for graph in graphs for name in graph.initializers}
             form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
-            held = _new_bytes(graphs, before) if form.scaled else weight.nbytes
-            layers.append(replace(layer, fold=where, nbytes=held))
+            nbytes = _new_bytes(graphs, before) if form.scaled else weight.nbytes
+            layers.append(replace(layer, fold=where, nbytes=nbytes))
     restore_views(model)
     rename_doubles(model)
     return tuple(layers)
 
 
 def _new_bytes(graphs: Sequence[ir.Graph], before: Collection[str]) -> int:
-    """Bytes of a weight that was written: all initializers that are new, but for those that weights share."""
-    held = (item for graph in graphs for item in graph.initializers.items())
-    new = (v.const_value for name, v in held if name not in before and not is_shared(name))
+    """Bytes of the new initializers, without those that weights share."""
+    initializers = (item for graph in graphs for item in graph.initializers.items())
+    new = (v.const_value for name, v in initializers if name not in before and not is_shared(name))
     return sum(tensor.nbytes for tensor in new if tensor is not None)
 
 

@@ -86,11 +86,11 @@ def test_a_command_that_is_killed_ends_with_the_same_bytes(whole, tmp_path):
     command.model.unlink(missing_ok=True)
     assert command.kill_when(command.model.exists)  # it is written: what is left is the evaluation
     assert not (command.folder / "report.json").exists()
-    assert "goes on from there" in command.finish()
+    assert "the run resumes its work" in command.finish()
     assert command.model.read_bytes() == expected
     assert not list(command.cache.glob("run-*"))
     report, other = command.report, uninterrupted.report
-    assert report["notices"] == ["a run of this command was stopped before: it goes on from there"]
+    assert report["notices"] == ["this command was stopped before: the run resumes its work"]
     assert report["notes"] == [*report["notices"], *other["notes"]]
     for part in ("accuracy", "layers", "skipped", "hashes", "size", "method"):
         assert report[part] == other[part]

@@ -97,7 +97,7 @@ def test_finished_windows_do_not_run_again(setup):
     setup.interrupt("calibrate", 3 * len(setup.batches) + 1)  # in the fourth window
     outcome = setup.go_on()
     assert len(outcome.windows) == count - 3
-    assert setup.notices == ["a run of this command was stopped before: it goes on from there"]
+    assert setup.notices == ["this command was stopped before: the run resumes its work"]
     assert setup.job().target.read_bytes() == setup.job("first").target.read_bytes()
 
 
@@ -160,9 +160,7 @@ def test_a_stale_state_is_told_and_done_anew(change, what, setup):
     setup.interrupt("search", 3)
     change(setup)
     setup.go_on()
-    assert setup.notices == [
-        f"a run of this command was stopped before, but what it left is of another {what}: begun anew"
-    ]
+    assert setup.notices == [f"this command was stopped before, but its work is of another {what}: the run begins anew"]
     assert setup.job().target.read_bytes() == setup.expected()
 
 
@@ -174,9 +172,7 @@ def test_a_model_that_changed_is_begun_anew(setup):
     setup.source.unlink()
     save(models.mlp(), setup.folder / "in")
     setup.go_on()
-    assert setup.notices == [
-        "a run of this command was stopped before, but what it left is of another model: begun anew"
-    ]
+    assert setup.notices == ["this command was stopped before, but its work is of another model: the run begins anew"]
     assert setup.job().target.read_bytes() == setup.expected()
 
 
@@ -193,7 +189,7 @@ def test_a_state_that_no_program_wrote_is_told(setup):
     (path,) = (setup.folder / "cache").glob("run-*/content.json")
     path.write_text("[")
     setup.go_on()
-    assert setup.notices == ["a run of this command was stopped before, but what it left cannot be read: begun anew"]
+    assert setup.notices == ["this command was stopped before, but its work cannot be read: the run begins anew"]
 
 
 def test_the_same_run_twice_at_a_time(tmp_path):
@@ -205,9 +201,7 @@ def test_the_same_run_twice_at_a_time(tmp_path):
         assert first.folder.is_dir()
     assert not first.folder.exists()
     assert not second.folder.exists()
-    assert notices == [
-        "the same run is under way in another process: nothing of it is used, and this one cannot be taken up"
-    ]
+    assert notices == ["another process runs the same command: this run uses none of its work, and cannot be resumed"]
 
 
 def test_a_state_is_guarded_while_it_is_removed(tmp_path, monkeypatch):
@@ -265,7 +259,7 @@ def test_stacks_and_kernels_go_on_as_matrices_do(make, batches, label, tmp_path)
     with pytest.raises(Interrupted):
         quantize_model(job("out", "cache"), batches, stop_after(label, steps))
     outcome = quantize_model(job("out", "cache"), batches)
-    assert outcome.notices == ("a run of this command was stopped before: it goes on from there",)
+    assert outcome.notices == ("this command was stopped before: the run resumes its work",)
     assert len(outcome.windows) < len(whole.windows)
     assert (outcome.layers, outcome.tokens) == (whole.layers, whole.tokens)
     assert job("out", "cache").target.read_bytes() == job("whole", "another").target.read_bytes()
@@ -315,4 +309,4 @@ def test_work_is_kept_as_long_as_the_caller_has_more_to_do(setup):
         outcome = quantize_model(setup.job(), setup.batches, notify=setup.notices.append, keep_state_until=until)
         assert list((setup.folder / "cache").glob("run-*"))
     assert not list((setup.folder / "cache").glob("run-*"))
-    assert outcome.notices == ("a run of this command was stopped before: it goes on from there",)
+    assert outcome.notices == ("this command was stopped before: the run resumes its work",)

@@ -131,7 +131,7 @@ def test_a_rule_that_names_a_table_alone_is_told_of(tmp_path):
     outcome = quantize(save(models.embedding(), tmp_path), tmp_path / "out.onnx", gather=gather, rules=rules)
     assert held(outcome.layers) == {"table": ("int4", 32), "w": ("int8", 32)}
     (notices,) = outcome.notices
-    assert "'tab*' fits a table of Gather alone" in notices
+    assert "'tab*' matches only tables of Gather" in notices
 
 
 @pytest.mark.skipif(RUNTIME < (1, 25), reason="this onnxruntime fuses no weights of 8 bits")
