@@ -1,4 +1,4 @@
-"""What every format of weights has: scales, codes with them, and points that a search of scales looks at."""
+"""The interface of all weight formats: scales, codes under these scales, and candidates for a search of scales."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ ClipRatio = float | Float[Array, ""] | Float[Array, "n_blocks c_out"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scales:
-    """Scales of a weight's blocks, in the types that files hold.
+    """Scales of a weight's blocks, in the types that files store.
 
     Attributes:
-        s: [n_blocks, c_out]: float; float8 E4M3, over ``s2``; or uint8, the biased exponents (E8M0) of MX.
-        zp: Zero points [n_blocks, c_out] in uint8, or None.
-        s2: Scale of the whole weight, or None.
+        s: Scale of each block, [n_blocks, c_out]: a float; float8 E4M3, to be multiplied by ``s2``; or uint8, the
+            biased exponent (E8M0) of the MX formats.
+        zp: Zero point of each block, [n_blocks, c_out], uint8; None for symmetric codes.
+        s2: Scale of the whole weight, float32; None for formats without one.
     """
 
     s: Shaped[Array, "n_blocks c_out"]
@@ -46,18 +47,19 @@ class Quantized:
 
     @property
     def scales(self) -> Scales:
-        """All but the codes."""
+        """The scales and zero points, without the codes."""
         return Scales(self.s, self.zp, self.s2)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Grid:
-    """The values that each weight of a matrix can take, for solvers that go row by row.
+    """The values that each weight of a matrix can be rounded to, for solvers that go row by row.
 
     Attributes:
-        step: Size of a code [c_in, c_out], or of one row [c_out], float32, not 0; negative where codes are mirrored.
-        zp: Zero points of that shape, float32, or None.
+        step: Value of the code 1, float32, not 0: of each weight [c_in, c_out], each block [n_blocks, c_out], or one
+            row [c_out]. Negative where full-range scales are.
+        zp: Zero points of that shape, float32; None for symmetric codes.
     """
 
     step: Float[Array, "*rows c_out"]
@@ -65,45 +67,48 @@ class Grid:
 
 
 class BlockFormat(ABC):
-    """A way to hold a weight [c_in, c_out] in blocks of rows; hashable, so that jitted functions take it as static.
+    """A format that quantizes a weight [c_in, c_out] in blocks of rows; hashable, so that it can be static under jit.
 
-    Every format also has ``dtype`` (its name), ``block_size``, ``code_bits`` (bits of a code in a file, 4 or 8) and
-    ``of_weights``.
+    Every format also has ``dtype`` (its name), ``code_bits`` (bits of a code in a file, 4 or 8), ``scale_dtype`` and
+    ``of_weights`` (the format for weights of a given dtype).
+
+    Attributes:
+        block_size: Rows a block, or -1 for one block per column.
     """
 
     block_size: int
 
     @abstractmethod
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
-        """Scales of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
+        """Scales of ``w``, with the range of each block clipped to ``clip_ratio`` of its greatest magnitude."""
 
     @abstractmethod
     def candidates(self) -> np.ndarray:
-        """Points for `candidate` [candidates, ...], other than what `find_scales` gives; for `search_block_scales`."""
+        """Points for `candidate`, [candidates, ...], beside the scales of `find_scales`; see `search_block_scales`."""
 
     @abstractmethod
     def candidate(self, w: Float[Array, "c_in c_out"], point: Float[Array, "..."]) -> Scales:
-        """Scales of ``w`` at a point of `candidates`."""
+        """Scales of ``w`` at one of the points of `candidates`."""
 
     @abstractmethod
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
-        """The nearest codes under these scales."""
+        """Codes of ``w`` under these scales, each the nearest."""
 
     @abstractmethod
     def block_grid(self, scales: Scales) -> Grid:
-        """What the weights of each block can be rounded to, [n_blocks, c_out]."""
+        """The values that the weights of each block can be rounded to, [n_blocks, c_out]."""
 
     def grid(self, scales: Scales, c_in: int) -> Grid:
-        """What each of ``c_in`` rows can be rounded to."""
+        """The values that the weights of each row can be rounded to, [c_in, c_out]."""
         return jax.tree.map(lambda x: spread(x, c_in, self.block_size), self.block_grid(scales))
 
     @abstractmethod
     def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
-        """The nearest values of a grid; it may hold some of the rows alone."""
+        """Weights rounded to the nearest values of a grid, which may be that of some of the rows only."""
 
     @abstractmethod
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
-        """Weights that the codes stand for, in float32."""
+        """The weights that codes and scales represent, in float32."""
 
     @jit(static_argnames="self")
     def quantize(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Quantized:
@@ -112,9 +117,9 @@ class BlockFormat(ABC):
 
     @jit(static_argnames="self")
     def encoded(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Quantized:
-        """Codes of ``w`` with the scales that they go with."""
+        """Codes of ``w`` under these scales, together with them."""
         return Quantized(self.encode(w, scales), scales.s, scales.zp, scales.s2)
 
     def round_trip(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Float[Array, "c_in c_out"]:
-        """What is left of ``w`` after quantization."""
+        """``w`` quantized and dequantized, float32."""
         return self.dequantize(self.quantize(w, clip_ratio))

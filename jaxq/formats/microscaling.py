@@ -13,12 +13,12 @@ from jaxq.numerics.float4 import E2M1_MAX, E4M3_MAX, decode_e2m1, encode_e2m1
 from jaxq.numerics.jit import jit
 from jaxq.numerics.mx import E8M0_BIAS, MX_BLOCK, power_of_two, scale_down, scale_up, shared_exponent
 
-_LEAST_NORMAL = -126
+_MIN_NORMAL_EXPONENT = -126  # of float32
 
 
 @dataclass(frozen=True)
 class MxFormat(BlockFormat):
-    """MXFP8 (E4M3 codes) or MXFP4 (E2M1 codes), a power of two for each block of 32.
+    """MXFP8 (E4M3 codes) or MXFP4 (E2M1 codes), with a power of two as the scale of each block of 32.
 
     Attributes:
         dtype: "mxfp8" or "mxfp4".
@@ -38,53 +38,54 @@ class MxFormat(BlockFormat):
 
     @property
     def code_bits(self) -> int:
-        """8 or 4."""
+        """Bits of a code in a file: 8 for MXFP8, 4 for MXFP4."""
         return 8 if self.dtype == "mxfp8" else 4
 
     @property
-    def _top(self) -> float:
+    def _element_max(self) -> float:
+        """Greatest number of the codes' type."""
         return E4M3_MAX if self.dtype == "mxfp8" else E2M1_MAX
 
     def of_weights(self, dtype: str) -> "MxFormat":
-        """Itself: its scales are powers of two."""
+        """The format itself: its scales are powers of two for weights of any dtype."""
         del dtype
         return self
 
     @jit(static_argnames="self")
     def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
-        """Exponents of ``w``, the range of each block cut to ``clip_ratio`` of its greatest weight."""
+        """Scales of ``w``, with the range of each block clipped to ``clip_ratio`` of its greatest magnitude."""
         amax = max_magnitude(split(w.astype(jnp.float32), MX_BLOCK), 1)
-        return self._stored(shared_exponent(amax * clip_ratio, self._top))
+        return self._stored(shared_exponent(amax * clip_ratio, self._element_max))
 
     def candidates(self) -> np.ndarray:
-        """Exponents added."""
+        """Numbers to add to the exponents of plain scales."""
         return np.array([-1, -2, 1], np.int32)
 
     @jit(static_argnames="self")
     def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
-        """Scales of ``w`` at a point of `candidates`."""
+        """Scales of ``w`` at one of the points of `candidates`."""
         return self._stored(jnp.clip(self._exponents(self.find_scales(w)) + point, -E8M0_BIAS, E8M0_BIAS))
 
     @jit(static_argnames="self")
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
-        """The nearest codes under these scales."""
-        x = jnp.clip(scale_down(w, self._exponents(scales)), -self._top, self._top)
+        """Codes of ``w`` under these scales, each the nearest."""
+        x = jnp.clip(scale_down(w, self._exponents(scales)), -self._element_max, self._element_max)
         return x.astype(jnp.float8_e4m3fn) if self.dtype == "mxfp8" else encode_e2m1(x)
 
     def block_grid(self, scales: Scales) -> Grid:
-        """What the weights of each block can be rounded to."""
-        return Grid(power_of_two(jnp.maximum(self._exponents(scales), _LEAST_NORMAL)))
+        """The values that the weights of each block can be rounded to, [n_blocks, c_out]."""
+        return Grid(power_of_two(jnp.maximum(self._exponents(scales), _MIN_NORMAL_EXPONENT)))
 
     def round_to(self, w: Float[Array, "..."], grid: Grid) -> Float[Array, "..."]:
-        """The nearest values of a grid; it may hold some of the rows alone."""
-        x = jnp.clip(w / grid.step, -self._top, self._top)
+        """Weights rounded to the nearest values of a grid, which may be that of some of the rows only."""
+        x = jnp.clip(w / grid.step, -self._element_max, self._element_max)
         if self.dtype == "mxfp8":
             return x.astype(jnp.float8_e4m3fn).astype(jnp.float32) * grid.step
         return decode_e2m1(encode_e2m1(x)) * grid.step
 
     @jit(static_argnames="self")
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
-        """Weights that the codes stand for, in float32."""
+        """The weights that codes and scales represent, in float32."""
         q = quantized.q.astype(jnp.float32) if self.dtype == "mxfp8" else decode_e2m1(quantized.q)
         return scale_up(q, self._exponents(quantized.scales))
 

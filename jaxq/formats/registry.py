@@ -1,4 +1,4 @@
-"""How a weight is held: integers, NVFP4 or MX floats, behind one interface that the searches and the files use."""
+"""Formats by name: integers, NVFP4 and MX floats."""
 
 import re
 
@@ -9,7 +9,7 @@ from jaxq.formats.nvfp4 import Nvfp4Format
 from jaxq.numerics.integer import code_range
 
 WeightFormat = IntegerFormat | Nvfp4Format | MxFormat
-"""A format; hashable, so that jitted functions take it as static."""
+"""Any weight format; hashable, so that it can be static under jit."""
 
 DTYPES = (*(f"{u}int{b}" for u in ("", "u") for b in range(2, 9)), "nvfp4", "mxfp8", "mxfp4")
 """Names of all formats."""
@@ -26,13 +26,15 @@ def make_format(
 
     Args:
         dtype: One of `DTYPES`; "uint4" is 4 bits with a zero point.
-        block_size: Rows a block, or -1; NVFP4 has 16 and the MX formats 32. None: these, and 32 for integers.
-        full_range: See `IntegerFormat`.
-        scale_dtype: See there too; more than 4 bits get float16 for float8, which is too coarse for them.
-        option: What the user calls the block size.
+        block_size: Rows a block, or -1 for one block per column. None: 16 for NVFP4, 32 for all others. NVFP4 and
+            the MX formats have no other block size.
+        full_range: See `IntegerFormat`; ignored by formats that are not symmetric integers.
+        scale_dtype: See `IntegerFormat`. Formats of more than 4 bits get float16 in place of float8, which is too
+            coarse for them.
+        option: The user's name for the block size, for the error.
 
     Raises:
-        JaxqError: there is no such format, or it has another block size.
+        JaxqError: no format has the name ``dtype``, or the format has another block size.
 
     Example:
         >>> make_format("uint4", 32)

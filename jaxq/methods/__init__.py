@@ -1,4 +1,4 @@
-"""The searches, and the methods made of them: from weights and second moments to codes and scales."""
+"""Quantization methods and their searches: from weights and second moments to codes and scales."""
 
 from jaxq.methods.allocation import Option, allocate
 from jaxq.methods.awq import IDENTITY, search_clip, search_scales, search_shared_scales

@@ -1,7 +1,7 @@
-"""Mixed precision: which weight gets how many bytes, so that the losses' sum is least within a budget.
+"""Mixed precision: choose a format for each weight so that the sum of losses is small within a budget of bytes.
 
-Source of the method: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers" (1988): along the
-lower convex hulls of all weights, by the greatest fall of the loss per byte.
+Source of the method: Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers" (1988): steps
+along the lower convex hulls of all weights, in the order of the loss that a byte saves.
 """
 
 import heapq
@@ -18,11 +18,11 @@ from jaxq.numerics.moments import output_error
 
 @dataclass(frozen=True)
 class Option:
-    """What a weight can be held as.
+    """One format of a weight, with its size and loss.
 
     Attributes:
-        nbytes: Its size, at least 0.
-        loss: What that costs in accuracy, in a unit common to all weights.
+        nbytes: Size of the weight in this format, at least 0.
+        loss: Loss of accuracy in this format, in a unit common to all weights.
     """
 
     nbytes: int
@@ -33,9 +33,12 @@ class Option:
 def relative_errors(
     d: Float[Array, "c_in c_out"], w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"] | None
 ) -> Float[Array, "c_out"]:
-    """Squared error of each column's output over the energy of that output; of the weights themselves without ``h``.
+    """Relative output error of each column: ``diag(D' H D) / diag(W' H W)``; NaN where the output is zero.
 
-    NaN where the output is zero.
+    Args:
+        d: Weight error.
+        w: Weight.
+        h: Second moment of the activation; None for the errors of the weights themselves (``H = I``).
 
     Example:
         >>> w = jnp.array([[2.0, 0.0], [0.0, 0.0]])
@@ -51,11 +54,11 @@ def relative_errors(
 
 
 def typical_error(relative: np.ndarray | Sequence[float]) -> float:
-    """The geometric mean of columns' relative errors, those of NaN left out; 0 where none is left.
+    """Geometric mean of columns' relative errors, without those of NaN; 0 where no error is left.
 
-    What a weight's rounding does to a model goes roughly by this. The mean error over the mean energy misses where a
-    few columns or tokens hold most of the energy, as in models with massive activations. Errors far below the mean
-    count as `_LEAST` of it: columns that a format holds exactly make it better, and others still count.
+    The geometric mean follows the harm to the model better than the mean error over the mean energy, which a few
+    columns or tokens of high energy dominate in models with massive activations. Errors below `_FLOOR` of their mean
+    count as this: columns that a format stores exactly lower the result, and do not make it 0.
 
     Example:
         >>> round(typical_error([0.01, 0.04, float("nan")]), 6)
@@ -65,14 +68,16 @@ def typical_error(relative: np.ndarray | Sequence[float]) -> float:
     known = np.maximum(known[~np.isnan(known)], 0)
     if not known.any():
         return 0.0
-    return float(np.exp(np.log(np.maximum(known, _LEAST * known.mean())).mean()))
+    return float(np.exp(np.log(np.maximum(known, _FLOOR * known.mean())).mean()))
 
 
-_LEAST = 1e-4
+_FLOOR = 1e-4
 
 
 def lower_hull(options: Sequence[Option]) -> list[int]:
-    """Indices of the options on the lower convex hull, from the smallest to the most exact; of equal ones the first.
+    """Indices of the options on the lower convex hull of loss over size, from the smallest option to the most exact.
+
+    Of options with equal size and loss the first is on the hull.
 
     Example:
         >>> lower_hull([Option(4, 1.0), Option(5, 0.9), Option(6, 0.2), Option(8, 0.3)])
@@ -82,47 +87,49 @@ def lower_hull(options: Sequence[Option]) -> list[int]:
     for i in sorted(range(len(options)), key=lambda i: (options[i].nbytes, options[i].loss, i)):
         if hull and options[i].loss >= options[hull[-1]].loss:
             continue
-        while len(hull) > 1 and _fall(options, hull[-2], hull[-1]) <= _fall(options, hull[-2], i):
+        # The middle one of three is above the hull where the first step saves no more per byte than both together.
+        while len(hull) > 1 and _saving_per_byte(options, hull[-2], hull[-1]) <= _saving_per_byte(options, hull[-2], i):
             hull.pop()
         hull.append(i)
     return hull
 
 
 def allocate(options: Sequence[Sequence[Option]], budget: int) -> list[int]:
-    """Which option each weight gets.
+    """Choose an option for each weight, with a small sum of losses within a budget of bytes.
 
-    Every weight begins with its smallest option. The step along a hull that lowers the loss most for its bytes is taken
-    first; a step that does not fit any more ends its weight's. Up to the first step that does not fit nothing of so few
-    bytes has a smaller sum of losses; what fits after it fills up the budget.
+    Every weight begins with its smallest option. Steps along the hulls follow in the order of the loss that a byte
+    saves; a weight whose next step exceeds the budget takes no more. Up to the first such step no other choice of as
+    few bytes has a smaller sum of losses. The steps after it use what is left of the budget.
 
     Args:
-        options: Of each weight, at least one.
-        budget: Bytes of all weights together; where the smallest options are larger, these are the outcome.
+        options: The options of each weight, at least one for each.
+        budget: Bytes of all weights together. Where the smallest options exceed it, they are chosen nevertheless.
 
     Returns:
-        An index for each weight.
+        The index of each weight's option.
 
     Example:
         >>> allocate([[Option(4, 1.0), Option(8, 0.5)], [Option(4, 3.0), Option(8, 0.1)]], 12)
         [0, 1]
     """
-    hulls = [lower_hull(each) for each in options]
-    at = [0] * len(hulls)
-    left = budget - sum(each[hull[0]].nbytes for each, hull in zip(options, hulls, strict=True))
-    steps = [(-_fall(options[i], *hull[:2]), i) for i, hull in enumerate(hulls) if len(hull) > 1]
+    hulls = [lower_hull(weight) for weight in options]
+    position = [0] * len(hulls)
+    left = budget - sum(weight[hull[0]].nbytes for weight, hull in zip(options, hulls, strict=True))
+    # A heap with the next step of each weight, the one with the greatest saving per byte on top.
+    steps = [(-_saving_per_byte(options[i], *hull[:2]), i) for i, hull in enumerate(hulls) if len(hull) > 1]
     heapq.heapify(steps)
     while steps:
         _, i = heapq.heappop(steps)
-        old, new = hulls[i][at[i] : at[i] + 2]
+        old, new = hulls[i][position[i] : position[i] + 2]
         cost = options[i][new].nbytes - options[i][old].nbytes
         if cost > left:
             continue
-        left, at[i] = left - cost, at[i] + 1
-        if at[i] + 1 < len(hulls[i]):
-            heapq.heappush(steps, (-_fall(options[i], *hulls[i][at[i] : at[i] + 2]), i))
-    return [hull[place] for hull, place in zip(hulls, at, strict=True)]
+        left, position[i] = left - cost, position[i] + 1
+        if position[i] + 1 < len(hulls[i]):
+            heapq.heappush(steps, (-_saving_per_byte(options[i], *hulls[i][position[i] : position[i] + 2]), i))
+    return [hull[i] for hull, i in zip(hulls, position, strict=True)]
 
 
-def _fall(options: Sequence[Option], old: int, new: int) -> float:
-    """How much the loss falls for each byte."""
+def _saving_per_byte(options: Sequence[Option], old: int, new: int) -> float:
+    """Loss saved per byte by the step from one option to a larger one."""
     return (options[old].loss - options[new].loss) / (options[new].nbytes - options[old].nbytes)

@@ -1,11 +1,12 @@
 """AWQ: activation-aware scales and clip ratios, searched on second moments instead of tokens.
 
 Source of the method: Lin et al., "AWQ: Activation-aware Weight Quantization" (arXiv:2306.00978).
-Siblings (weights that read the same activation) are searched jointly: put them side by side along ``c_out``.
+Siblings (weights that multiply the same activation) are searched jointly: concatenate them along ``c_out``.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jaxq.numerics.moments import Moments, check_moments, diagonal_blocks, outpu
 IDENTITY = -1.0
 """The alpha that stands for "no scaling" in a list of candidates."""
 
-_LEAST_STEP = 0.001  # a finer grid shows nothing, and takes forever
+_MIN_STEP = 0.001  # finer grids take long and gain nothing
 
 
 @jax.tree_util.register_dataclass
@@ -34,13 +35,22 @@ class ScaleChoice:
 
     Attributes:
         s: The chosen scale of each input channel; ones where no scaling was best.
-        best: Index of the choice among the candidates.
-        losses: Output error of each candidate with the best of `awq_shifts`, summed over the columns looked at.
+        best: Index of the chosen candidate.
+        losses: Output error of each candidate at its best shift (`awq_shifts`), summed over the columns compared.
     """
 
     s: Float[Array, "c_in"]
     best: Int[Array, ""]
     losses: Float[Array, "candidates"]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["alphas"], meta_fields=["shifts"])
+@dataclass(frozen=True)
+class _Candidates:
+    """Candidates for the scale of all channels: each alpha with each of `awq_shifts`, which are static under jit."""
+
+    alphas: Float[Array, "candidates"]
+    shifts: tuple[float, ...]
 
 
 def alpha_grid(alpha_step: float) -> tuple[float, ...]:
@@ -53,8 +63,8 @@ def alpha_grid(alpha_step: float) -> tuple[float, ...]:
         >>> alpha_grid(0.5)
         (-1.0, 0.0, 0.5, 1.0)
     """
-    if not _LEAST_STEP <= alpha_step <= 1:
-        raise JaxqError(f"alpha_step is {alpha_step}: give a step from {_LEAST_STEP} to 1")
+    if not _MIN_STEP <= alpha_step <= 1:
+        raise JaxqError(f"alpha_step is {alpha_step}: give a step from {_MIN_STEP} to 1")
     return (IDENTITY, *(round(float(a), 6) for a in np.arange(0, 1 + alpha_step / 2, alpha_step) if a <= 1 + 1e-9))
 
 
@@ -70,17 +80,21 @@ def ratio_grid(min_clip_ratio: float, clip_step: float) -> tuple[float, ...]:
     """
     if not 0 < min_clip_ratio <= 1:
         raise JaxqError(f"min_clip_ratio is {min_clip_ratio}: give the least clip ratio, in (0, 1]")
-    if not _LEAST_STEP <= clip_step <= 1:
-        raise JaxqError(f"clip_step is {clip_step}: give a step from {_LEAST_STEP} to 1")
+    if not _MIN_STEP <= clip_step <= 1:
+        raise JaxqError(f"clip_step is {clip_step}: give a step from {_MIN_STEP} to 1")
     count = int((1 - min_clip_ratio) / clip_step + 1e-9)
     return tuple(round(1.0 - i * clip_step, 6) for i in range(count + 1))
 
 
 @jit(static_argnames="block_size")
 def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Array, "c_in"]:
-    """How large each input channel's weights are within their blocks: mean over columns of ``|W| / max|block|``.
+    """Relative magnitude of each input channel's weights: mean over columns of ``|W| / max|block|``.
 
     Blocks are consecutive rows; a block of zeros counts as 0.
+
+    Args:
+        w: Weight, or siblings side by side.
+        block_size: Rows a block, or -1.
 
     Example:
         >>> weight_magnitude(jnp.array([[1.0, 2.0], [2.0, 1.0]]), block_size=2).tolist()
@@ -104,7 +118,11 @@ def awq_scale(
         a: Mean absolute activation of each channel, at least 0.
         w_mean: `weight_magnitude`, at least 0.
         alpha: In [0, 1]; a negative one (`IDENTITY`) gives ones.
-        shift: See `awq_shifts`.
+        shift: Exponent of a factor common to all channels; see `awq_shifts`.
+
+    Example:
+        >>> awq_scale(jnp.array([4.0, 1.0]), jnp.ones(2), 1.0).tolist()
+        [2.0, 0.5]
     """
     tiny = jnp.finfo(jnp.float32).tiny
     s = jnp.clip(a**alpha / (w_mean ** (1 - alpha) + tiny), 1e-4, 1e4)
@@ -113,11 +131,11 @@ def awq_scale(
 
 
 def awq_shifts(formats: Sequence[WeightFormat]) -> tuple[float, ...]:
-    """Exponents ``t`` of the factors ``2^t``, common to all channels, that AWQ's scales are looked at with.
+    """Exponents ``t`` of the common factors ``2^t`` with which each of AWQ's scales is tried.
 
-    A scale that is a float takes up such a factor, and nothing changes. MXFP4's is a power of two: what is lost depends
-    on where between two of them the blocks' greatest weights lie, and comes round again at ``t = 1``. Codes of MXFP8
-    have as many digits everywhere.
+    Block scales that are floats absorb such a factor. Those of MXFP4 are powers of two: there the error depends on
+    where the greatest weight of a block lies between two powers, with period 1 in ``t``. MXFP8 needs no shifts, because
+    the relative precision of its codes is nearly constant.
 
     Example:
         >>> from jaxq.formats.registry import MxFormat, Nvfp4Format
@@ -148,16 +166,22 @@ def search_scales(
 ) -> ScaleChoice:
     """AWQ-lite: the scale with the least output error ``||X (dq(q(s W)) / s - W)||^2 / tokens``.
 
-    Costs about ``1.25 c_in^2 c_out`` operations a candidate, whatever the number of tokens. The scale is one for all
-    columns, so that an evenly spaced sample of them ranks the candidates almost as well, for less.
+    Costs about ``1.25 c_in^2 c_out`` operations a candidate, whatever the number of tokens. All columns share the
+    scale, so an evenly spaced sample of them ranks the candidates almost as well, for less.
 
     Args:
-        w: Sibling weights side by side; the loss is their sum, the scale common to all.
-        moments: Moments of the activation that they read.
+        w: Sibling weights side by side. They share the scale, and their losses are added.
+        moments: Moments of the activation that they multiply.
         alphas: Candidates, as `alpha_grid` gives them. The first one wins ties.
         fmt: The format that the scaled weight is rounded to.
-        columns: Look at this many evenly spaced columns; 0 for all.
-        batch_size: Candidates evaluated at a time (vmap); each holds a few copies of ``w``.
+        columns: Number of evenly spaced columns to compare on; 0 for all.
+        batch_size: Candidates evaluated at a time (vmap); each needs memory for a few copies of ``w``.
+
+    Returns:
+        The scale of each input channel, with the losses of all candidates.
+
+    Raises:
+        JaxqError: ``columns`` is negative, or the shapes of ``w`` and the moments do not fit each other.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (64, 8)) * jnp.array([30.0, 1, 1, 1, 1, 1, 1, 1])
@@ -179,48 +203,57 @@ def search_shared_scales(
     batch_size: int = 1,
     block_damping: float | None = None,
 ) -> ScaleChoice:
-    """`search_scales` for siblings of several formats: one scale, the least sum of their output errors.
+    """`search_scales` for siblings of several formats: one scale, with the least sum of their output errors.
 
     Args:
-        parts: Sibling weights side by side, with the format of each lot.
-        moments, alphas, columns, batch_size: As for `search_scales`; ``columns`` of each lot.
-        block_damping: Compare by what searched block scales leave (`search_block_scales`), with the
-            scaled moments damped by this; None: by what plain rounding leaves.
+        parts: The siblings of each format side by side, with that format.
+        moments, alphas, columns, batch_size: As for `search_scales`; ``columns`` are those of each part.
+        block_damping: Damping of the moments under which each candidate gets searched block scales before its error is
+            measured (`search_block_scales`); None to round each candidate to nearest under plain scales.
+
+    Returns:
+        The scale of each input channel, with the losses of all candidates.
+
+    Raises:
+        JaxqError: ``columns`` is negative, or the shapes of a weight and the moments do not fit each other.
     """
     alphas = jnp.asarray(alphas, jnp.float32)
     if columns < 0:
         raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")
     for w, _ in parts:
         check_moments(w, moments.h)
-    shares = [w.shape[1] for w, _ in parts]
-    w_mean = _weighted_sum([weight_magnitude(w, fmt.block_size) for w, fmt in parts], [n / sum(shares) for n in shares])
-    shifts = awq_shifts([fmt for _, fmt in parts])
-    losses, weights = [], []
+    # The mean over the columns of all parts, each with the blocks of its own format.
+    widths = [w.shape[1] for w, _ in parts]
+    w_mean = _weighted_sum([weight_magnitude(w, fmt.block_size) for w, fmt in parts], [n / sum(widths) for n in widths])
+    candidates = _Candidates(alphas, awq_shifts([fmt for _, fmt in parts]))
+    # A part's loss on a sample stands for all its columns, so that narrow parts do not outweigh wide ones.
+    losses, factors = [], []
     for w, fmt in parts:
-        seen = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
-        losses.append(_scale_losses(seen, w_mean, moments, alphas, block_damping, shifts, fmt, batch_size))
-        weights.append(w.shape[1] / seen.shape[1] if len(parts) > 1 else 1.0)
-    return _choose_scale(_weighted_sum(losses, weights), moments.a, w_mean, alphas, shifts)
+        sample = sample_columns(w, columns) if 0 < columns < w.shape[1] else w
+        losses.append(_scale_losses(sample, w_mean, moments, candidates, block_damping, fmt, batch_size))
+        factors.append(w.shape[1] / sample.shape[1] if len(parts) > 1 else 1.0)
+    return _choose_scale(_weighted_sum(losses, factors), moments.a, w_mean, candidates)
 
 
-def _weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
-    """A single array as it is: that compiles nothing."""
+def _weighted_sum(arrays: Sequence[Array], factors: Sequence[float]) -> Array:
+    """The sum of arrays times factors; a single array as it is, because its factor is 1 and a sum would compile."""
     if len(arrays) == 1:
         return arrays[0]
-    return jnp.sum(jnp.stack(arrays) * jnp.array(weights).reshape(-1, *[1] * arrays[0].ndim), axis=0)
+    return jnp.sum(jnp.stack(arrays) * jnp.array(factors).reshape(-1, *[1] * arrays[0].ndim), axis=0)
 
 
-@jit(static_argnames="shifts")
+@jit
 def _choose_scale(
     losses: Float[Array, "candidates shifts"],
     a: Float[Array, "c_in"],
     w_mean: Float[Array, "c_in"],
-    alphas: Float[Array, "candidates"],
-    shifts: tuple[float, ...],
+    candidates: _Candidates,
 ) -> ScaleChoice:
-    least = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
-    best, shift = least // len(shifts), jnp.array(shifts)[least % len(shifts)]
-    return ScaleChoice(awq_scale(a, w_mean, alphas[best], shift), best, jnp.nanmin(losses, axis=1))
+    # A loss that overflowed may be NaN, which argmin would take.
+    index = jnp.argmin(jnp.where(jnp.isnan(losses), jnp.inf, losses))
+    shifts = candidates.shifts
+    best, shift = index // len(shifts), jnp.array(shifts)[index % len(shifts)]
+    return ScaleChoice(awq_scale(a, w_mean, candidates.alphas[best], shift), best, jnp.nanmin(losses, axis=1))
 
 
 @jit(static_argnames="columns")
@@ -229,30 +262,34 @@ def sample_columns(w: Float[Array, "c_in c_out"], columns: int) -> Float[Array, 
     return w[:, np.linspace(0, w.shape[1] - 1, columns).round().astype(int)]
 
 
-# Apart from the whole weight's shape: groups with as many input channels share what is compiled.
-@jit(static_argnames=("shifts", "fmt", "batch_size"))
+# The shape of the whole weight is no argument: groups with as many input channels share the compiled function.
+@jit(static_argnames=("fmt", "batch_size"))
 def _scale_losses(
     w: Float[Array, "c_in columns"],
     w_mean: Float[Array, "c_in"],
     moments: Moments,
-    alphas: Float[Array, "candidates"],
+    candidates: _Candidates,
     block_damping: float | Float[Array, ""] | None,
-    shifts: tuple[float, ...],
     fmt: WeightFormat,
     batch_size: int,
 ) -> Float[Array, "candidates shifts"]:
+    """Output error of the columns of ``w`` for each candidate."""
     w = w.astype(jnp.float32)
+    alphas, shifts = candidates.alphas, candidates.shifts
 
-    def left(scaled: Float[Array, "c_in columns"], s: Float[Array, "c_in"]) -> Float[Array, "c_in columns"]:
+    def rounded(scaled: Float[Array, "c_in columns"], s: Float[Array, "c_in"]) -> Float[Array, "c_in columns"]:
         if block_damping is None:
             return fmt.round_trip(scaled)
+        # The activation is divided by s, and block scales are searched under the moments of the divided one.
         scales = search_block_scales(scaled, damp(scaled_moment(moments.h, s), block_damping), fmt)
         return fmt.round_to(scaled, fmt.grid(scales, w.shape[0]))
 
     def loss(point: tuple[Float[Array, ""], Float[Array, ""]]) -> Float[Array, ""]:
+        # Quantize s W, then divide by s: the error is measured in the units of W, under the unscaled moments.
         s = awq_scale(moments.a, w_mean, *point)
-        return jnp.sum(output_error(left(w * s[:, None], s) / s[:, None] - w, moments.h))
+        return jnp.sum(output_error(rounded(w * s[:, None], s) / s[:, None] - w, moments.h))
 
+    # One point after the other, `batch_size` at a time: all at once would need a few copies of the weight for each.
     points = jnp.repeat(alphas, len(shifts)), jnp.tile(jnp.array(shifts), len(alphas))
     return jax.lax.map(loss, points, batch_size=batch_size).reshape(len(alphas), len(shifts))
 
@@ -264,20 +301,23 @@ def search_clip(
     ratios: Float[Array, "candidates"],
     fmt: WeightFormat,
 ) -> Float[Array, "n_blocks c_out"]:
-    """AWQ-clip: for each block and column the clip ratio with the least block error ``d' H_bb d``.
+    """AWQ-clip: the clip ratio of each block and column with the least block error ``d' H_bb d``.
 
-    Costs ``2 block c_in c_out`` operations a candidate and ``2.5 c_in^2 c_out`` once; every token counts. Blocks are
-    searched as if independent; a column whose blocks together do worse under the whole of ``h`` than unclipped ones
-    stays unclipped, so no column's output error ever grows.
+    Costs ``2 block c_in c_out`` operations a candidate and ``2.5 c_in^2 c_out`` once; every token counts. The search
+    takes the blocks as independent. A column whose clipped blocks together have a greater error under the whole of
+    ``h`` stays unclipped, so no column's output error grows.
 
     Args:
         w: Weight; for AWQ-full, the scaled one.
         h: Second moment of the activation; for AWQ-full, of the scaled one: ``diag(1/s) H diag(1/s)``.
-        ratios: Candidates, as `ratio_grid` gives them: 1 first; it wins ties.
+        ratios: Candidates, as `ratio_grid` gives them. The first one, 1, wins ties.
         fmt: The format that the clipped weight is rounded to.
 
     Returns:
         The chosen ratio of each block and column.
+
+    Raises:
+        JaxqError: the shapes of ``w`` and ``h`` do not fit each other.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (64, 8))
@@ -295,11 +335,14 @@ def search_clip(
         return jnp.sum(d * jnp.einsum("bij,bjo->bio", h_blocks, d, precision=Precision.HIGHEST), axis=1)
 
     def step(carry: tuple[Array, Array], ratio: Array) -> tuple[tuple[Array, Array], None]:
-        least, chosen = carry
+        # Strictly less, so that the earlier ratio, which clips less, wins ties.
+        least_error, chosen = carry
         error = block_error(ratio)
-        return (jnp.minimum(error, least), jnp.where(error < least, ratio, chosen)), None
+        return (jnp.minimum(error, least_error), jnp.where(error < least_error, ratio, chosen)), None
 
-    plain = jnp.ones_like(w[: h_blocks.shape[0]])  # made from w, so that it is sharded alike
-    (_, chosen), _ = jax.lax.scan(step, (plain * jnp.inf, plain), jnp.asarray(ratios))
+    # Made from `w`, so that it is sharded like it.
+    unclipped = jnp.ones_like(w[: h_blocks.shape[0]])
+    (_, chosen), _ = jax.lax.scan(step, (unclipped * jnp.inf, unclipped), jnp.asarray(ratios))
+    # Blocks were searched one by one: compare whole columns, with the errors that cancel between blocks.
     better = output_error(fmt.round_trip(w, chosen) - w, h) < output_error(fmt.round_trip(w) - w, h)
-    return jnp.where(better, chosen, plain)
+    return jnp.where(better, chosen, unclipped)

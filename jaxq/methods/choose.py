@@ -22,13 +22,13 @@ from jaxq.numerics.moments import Moments, shrunk
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Choice:
-    """What a method made of sibling weights.
+    """Sibling weights of one format, quantized by a method.
 
     Attributes:
         quantized: Codes and scales of the weight times ``s``.
-        s: Factor of each input channel; the activation has to be divided by it. Ones where there is no scaling.
-        alpha: AWQ's alpha; `jaxq.methods.awq.IDENTITY` where there is no scaling.
-        clip_ratio: Clip ratio of each block and column; where scales were searched, their size over the plain one's.
+        s: Scale of each input channel; the activation has to be divided by it. Ones without scaling.
+        alpha: AWQ's alpha; `jaxq.methods.awq.IDENTITY` without scaling.
+        clip_ratio: Clip ratio of each block and column; for searched block scales, their ratio to the plain ones.
     """
 
     quantized: Quantized
@@ -38,7 +38,22 @@ class Choice:
 
 
 Part = tuple[Float[Array, "c_in _"], WeightFormat]
-"""Sibling weights side by side, and their format."""
+"""The siblings of one format side by side, and that format."""
+
+
+@dataclass(frozen=True)
+class _SearchMoments:
+    """Second moments for block scales and GPTQ, which all parts share.
+
+    Attributes:
+        h: Second moment of the scaled activation, shrunk.
+        damped: ``h``, damped.
+        factored: ``h``, factored for GPTQ; None for methods that round to nearest.
+    """
+
+    h: Array
+    damped: Array
+    factored: Factored | None
 
 
 def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec: MethodSpec) -> list[Choice]:
@@ -46,36 +61,50 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
 
     Args:
         method: The method.
-        parts: All siblings of an activation, those of one format side by side.
-        moments: The activation's; methods that search need them.
-        spec: The method's knobs.
+        parts: All weights that multiply an activation, those of one format side by side.
+        moments: Moments of the activation; None without calibration data.
+        spec: Settings of the method.
 
     Returns:
-        A choice for each part, all with the same scale.
+        A choice for each part; all share the scale of the input channels.
+
+    Raises:
+        JaxqError: the method needs moments, and there are none.
+
+    Example:
+        >>> from jaxq.formats.registry import IntegerFormat
+        >>> from jaxq.methods.registry import ROUND_TO_NEAREST
+        >>> fmt = IntegerFormat(block_size=2)
+        >>> part = (jnp.array([[7.0], [-3.0]]), fmt)
+        >>> (choice,) = choose(ROUND_TO_NEAREST, [part], None, MethodSpec("rtn", fmt))
+        >>> choice.quantized.q.tolist(), choice.s.tolist()
+        ([[7], [-3]], [1.0, 1.0])
     """
     s, alpha = jnp.ones(parts[0][0].shape[0]), jnp.array(IDENTITY, jnp.float32)
     if moments is None:
         if method.needs_data:
-            raise JaxqError(f"method {spec.name!r} searches on calibration data, and there is none")
+            raise JaxqError(f"method {spec.name!r} needs calibration data, and there is none")
         return [_choice(w, s, alpha, None, fmt, spec) for w, fmt in parts]
     h, searches = moments.h, method.searches or (spec.block_scales and method.needs_data)
+    # From here on `h` is the moment of the activation divided by the scale.
     if method.scales:
         alphas, damping = jnp.array(alpha_grid(spec.alpha_step)), spec.damping if searches else None
-        found = search_shared_scales(parts, moments, alphas, spec.search_columns, spec.batch_size, damping)
-        s, alpha = found.s, alphas[found.best]
+        scaling = search_shared_scales(parts, moments, alphas, spec.search_columns, spec.batch_size, damping)
+        s, alpha = scaling.s, alphas[scaling.best]
         h = scaled_moment(h, s)
     if searches:
         if spec.shrinkage:
             h = shrunk(h, moments.tokens, spec.shrinkage)
-        damped = damp(h, spec.damping)
         factored = factor(h, spec.damping) if method.compensates else None
-        return [_compensated(w, s, alpha, h, damped, factored, fmt, spec.descent_passes) for w, fmt in parts]
+        search = _SearchMoments(h, damp(h, spec.damping), factored)
+        return [_searched_choice(w, s, alpha, search, fmt, spec.descent_passes) for w, fmt in parts]
     h = h if method.clips else None
     return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]
 
 
 @jit(static_argnames=("fmt", "spec"))
 def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightFormat, spec: MethodSpec) -> Choice:
+    """Round to nearest, with clip ratios searched where there is a moment for it."""
     scaled = w.astype(jnp.float32) * s[:, None]
     ratio = jnp.float32(1)
     if clip_h is not None:
@@ -84,23 +113,17 @@ def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightF
     return Choice(quantized, s, alpha, jnp.broadcast_to(ratio, quantized.s.shape))
 
 
-def _compensated(
-    w: Array,
-    s: Array,
-    alpha: Array,
-    h: Array,
-    damped: Array,
-    factored: Factored | None,
-    fmt: WeightFormat,
-    descent_passes: int,
+def _searched_choice(
+    w: Array, s: Array, alpha: Array, search: _SearchMoments, fmt: WeightFormat, descent_passes: int
 ) -> Choice:
-    """Searched block scales, and the nearest codes, or GPTQ's where the moment was factored for it.
+    """Searched block scales, with codes by GPTQ where the moment is factored for it, else the nearest codes.
 
-    Not jitted as a whole: what depends on the moment alone is compiled once for all weights that multiply it.
+    Not jitted as a whole: the functions of the moment alone compile once for all weights that multiply the activation.
     """
-    scaled = _scaled(w, s)
-    scales = search_block_scales(scaled, damped, fmt)
-    values = scaled if factored is None else gptq_round_factored(scaled, h, factored, scales, fmt, descent_passes)
+    scaled = values = _scaled(w, s)
+    scales = search_block_scales(scaled, search.damped, fmt)
+    if search.factored is not None:
+        values = gptq_round_factored(scaled, search.h, search.factored, scales, fmt, descent_passes)
     quantized, ratio = _coded(scaled, values, scales, fmt)
     return Choice(quantized, s, alpha, ratio)
 
@@ -112,11 +135,11 @@ def _scaled(w: Array, s: Array) -> Array:
 
 @jit(static_argnames="fmt")
 def _coded(scaled: Array, values: Array, scales: Scales, fmt: WeightFormat) -> tuple[Quantized, Array]:
-    """Codes of the values, and the scales over plain rounding's."""
+    """Codes of the values, and the ratio of the scales to the plain ones."""
     ratio = _step(scales, scaled.shape[0], fmt) / _step(fmt.find_scales(scaled), scaled.shape[0], fmt)
     return fmt.encoded(values, scales), ratio
 
 
 def _step(scales: Scales, c_in: int, fmt: WeightFormat) -> Array:
-    """Size of a code in each block."""
+    """Magnitude of a scale in each block; all rows of a block have it, so the first is enough."""
     return jnp.abs(split(fmt.grid(scales, c_in).step, fmt.block_size)[:, 0])

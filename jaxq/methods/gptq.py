@@ -1,7 +1,7 @@
-"""GPTQ: codes chosen row by row, each row's rounding error made up for by the rows after it.
+"""GPTQ: round row by row, and let each row compensate for the rounding errors of the rows before it.
 
-Source of the method: Frantar et al., "GPTQ: Accurate Post-Training Quantization" (arXiv:2210.17323), with the scales of
-blocks fixed beforehand; the passes after it are coordinate descent on the same loss, as in Behdin et al., "QuantEase"
+Source of the method: Frantar et al., "GPTQ: Accurate Post-Training Quantization" (arXiv:2210.17323), with scales of the
+blocks that are fixed beforehand. Coordinate descent on the same loss can follow, as in Behdin et al., "QuantEase"
 (arXiv:2309.01885).
 """
 
@@ -25,15 +25,15 @@ from jaxq.numerics.moments import check_moments
 Rows = TypeVar("Rows")
 
 _PANEL = 128
-"""Rows that are rounded one after the other before the rest of the matrix hears of them."""
+"""Rows a panel: the rows of later panels are compensated by one product once the whole panel is rounded."""
 
-_MORE_DAMPING = 10.0
-_TRIES = 6
+_DAMPING_FACTOR = 10.0
+_RETRIES = 6
 
 
 @jit
 def damp(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Float[Array, "c_in c_in"]:
-    """``H + damping mean(diag H) I``; of zeros alone, the identity.
+    """``H + damping mean(diag H) I``; the identity where ``H`` is zero.
 
     Example:
         >>> damp(jnp.array([[1.0, 0.0], [0.0, 3.0]]), 0.5).tolist()
@@ -47,45 +47,51 @@ def damp(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Flo
 def feedback(
     h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]
 ) -> tuple[Float[Array, "c_in c_in"], Float[Array, ""]]:
-    """Upper triangular ``U`` with ones on its diagonal and ``U D U' = H + damping mean(diag H) I``, and that damping.
+    """Factors of earlier rows' errors: the unit upper triangular ``U`` of ``U D U' = H + damping mean(diag H) I``.
 
-    With the errors ``E`` of the rows before it, row ``j`` is best rounded at ``w_j + sum_(i<j) U_ij E_i``.
-    Where the damped ``H`` is not positive definite in float32 the damping grows tenfold until it is, from 1e-6 at
-    least; the identity stands in for ``U`` where that does not help (``H`` is not finite).
+    Row ``j`` is best rounded at ``w_j + sum_(i<j) U_ij E_i``, ``E_i`` being the errors of earlier rows.
+
+    Args:
+        h: Second moment, rows in GPTQ's order.
+        damping: Added to the diagonal, in units of its mean. Where the damped ``H`` is not positive definite in float32
+            the damping grows tenfold, to 1e-6 at least, up to six times.
+
+    Returns:
+        ``U``, or the identity where no damping helped (``H`` is not finite); and the damping that was added.
 
     Example:
-        >>> u, taken = feedback(jnp.array([[5.0, 2.0], [2.0, 4.0]]), 0.0)
-        >>> u.tolist(), float(taken)
+        >>> u, damping = feedback(jnp.array([[5.0, 2.0], [2.0, 4.0]]), 0.0)
+        >>> u.tolist(), float(damping)
         ([[1.0, 0.5], [0.0, 1.0]], 0.0)
     """
-
     h = h.astype(jnp.float32)
 
     def factor(damping: Array) -> Array:
-        # H = R R' with R upper triangular: the Cholesky factor of H turned around.
+        # H = R R' with an upper triangular R: Cholesky's lower factor of H with rows and columns reversed.
         r = jnp.linalg.cholesky(damp(h, damping)[::-1, ::-1])[::-1, ::-1]
         return jnp.triu(r / jnp.diagonal(r)[None, :], 1) + jnp.eye(h.shape[0], dtype=h.dtype)
 
-    def bad(state: tuple[Array, Array, Array]) -> Array:
+    def failed(state: tuple[Array, Array, Array]) -> Array:
         _, u, tries = state
-        return (tries <= _TRIES) & ~jnp.isfinite(u).all()
+        return (tries <= _RETRIES) & ~jnp.isfinite(u).all()
 
-    def again(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def attempt(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         damping, _, tries = state
-        taken = jnp.where(tries > 0, jnp.maximum(damping * _MORE_DAMPING, 1e-6), damping)
-        return taken, factor(taken), tries + 1
+        # The caller's damping first; then tenfold each time, from 1e-6 where that was 0.
+        damping = jnp.where(tries > 0, jnp.maximum(damping * _DAMPING_FACTOR, 1e-6), damping)
+        return damping, factor(damping), tries + 1
 
-    # The first try is in the loop too: the factorization is compiled once.
-    none = (jnp.asarray(damping, jnp.float32), jnp.full(h.shape, jnp.nan, jnp.float32), jnp.zeros((), jnp.int32))
-    taken, u, _ = jax.lax.while_loop(bad, again, none)
-    return jnp.where(jnp.isfinite(u).all(), u, jnp.eye(h.shape[0])), taken
+    # The first attempt is in the loop too, so that the factorization is compiled once.
+    start = (jnp.asarray(damping, jnp.float32), jnp.full(h.shape, jnp.nan, jnp.float32), jnp.zeros((), jnp.int32))
+    damping, u, _ = jax.lax.while_loop(failed, attempt, start)
+    return jnp.where(jnp.isfinite(u).all(), u, jnp.eye(h.shape[0])), damping
 
 
 @jit
 def compensated_share(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Float[Array, ""]:
-    """The share of rounding's output error that GPTQ leaves, were all errors of one size: ``tr D / tr H``.
+    """Ratio of GPTQ's output error to that of rounding, for rounding errors of equal size: ``tr D / tr H``.
 
-    ``H = U D U'`` as in `feedback`, rows in GPTQ's order; 1 where that cannot be factored.
+    ``H = U D U'`` as in `feedback`, rows in GPTQ's order. The ratio is 1 where the damped ``H`` cannot be factored.
 
     Example:
         >>> round(float(compensated_share(jnp.array([[4.0, 2.0], [2.0, 4.0]]), 0.0)), 6)
@@ -102,12 +108,12 @@ def compensated_share(h: Float[Array, "c_in c_in"], damping: float | Float[Array
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Factored:
-    """A second moment as GPTQ needs it: the same for all weights that multiply the activation.
+    """A second moment factored for GPTQ; all weights that multiply the activation share it.
 
     Attributes:
-        order: Rows in the order of falling ``diag H``.
-        u: `feedback` of the rows in this order.
-        damping: The damping that was taken.
+        order: Indices of the rows in the order of falling ``diag H``.
+        u: ``U`` of `feedback`, for rows in this order.
+        damping: The damping that `feedback` added.
     """
 
     order: Int[Array, "c_in"]
@@ -117,11 +123,11 @@ class Factored:
 
 @jit
 def factor(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Factored:
-    """The order of the rows, and their `feedback`.
+    """Factor a second moment for GPTQ: the order of the rows, and their `feedback`.
 
     Example:
-        >>> found = factor(jnp.array([[2.0, 0.0], [0.0, 4.0]]), 0.0)
-        >>> found.order.tolist(), found.u.tolist()
+        >>> factored = factor(jnp.array([[2.0, 0.0], [0.0, 4.0]]), 0.0)
+        >>> factored.order.tolist(), factored.u.tolist()
         ([1, 0], [[1.0, 0.0], [0.0, 1.0]])
     """
     order = jnp.argsort(-jnp.diagonal(h), stable=True)
@@ -138,8 +144,9 @@ def gptq_round(
 ) -> Float[Array, "c_in c_out"]:
     """Values of the format near ``w`` with a small output error ``tr(D' H D)``, ``D`` the difference.
 
-    Rows are taken in the order of falling ``diag H`` (act-order), under the scales that they have (static groups).
-    Costs about ``c_in^2 c_out`` operations and ``c_in^3`` once, and ``2 c_in^2 c_out`` for each sweep.
+    Rows are rounded in the order of falling ``diag H`` (act-order), under scales that stay as they are (static groups).
+    Costs about ``c_in^2 c_out`` operations, ``c_in^3`` for the factorization, and ``2 c_in^2 c_out`` for each pass of
+    descent.
 
     Args:
         w: Weight.
@@ -147,23 +154,23 @@ def gptq_round(
         scales: Scales of the blocks.
         fmt: The format.
         damping: Added to the diagonal of ``h``, in units of its mean; see `feedback`.
-        descent_passes: Passes of coordinate descent afterwards: each row is rounded anew given all others; none loses.
-            Static under jit.
+        descent_passes: Passes of coordinate descent afterwards, each of which rounds every row anew given all others.
+            No pass increases the output error. Static under jit.
 
     Returns:
-        Values that `fmt.encode` gives the codes of.
+        Values of the format; `fmt.encode` gives their codes.
 
     Raises:
-        JaxqError: the shapes do not fit, or the scales are another format's.
+        JaxqError: the shapes do not fit each other, or the scales are of another format.
 
     Example:
         >>> from jaxq.formats.registry import IntegerFormat
         >>> x = jax.random.normal(jax.random.key(0), (64, 1)) + 0.1 * jax.random.normal(jax.random.key(1), (64, 8))
         >>> w = jax.random.normal(jax.random.key(2), (8, 4))
         >>> fmt = IntegerFormat(block_size=8)
-        >>> found = gptq_round(w, x.T @ x / 64, fmt.find_scales(w), fmt) - w
-        >>> nearest = fmt.round_trip(w) - w
-        >>> bool(jnp.sum((x @ found) ** 2) < 0.5 * jnp.sum((x @ nearest) ** 2))
+        >>> gptq_error = gptq_round(w, x.T @ x / 64, fmt.find_scales(w), fmt) - w
+        >>> rtn_error = fmt.round_trip(w) - w
+        >>> bool(jnp.sum((x @ gptq_error) ** 2) < 0.5 * jnp.sum((x @ rtn_error) ** 2))
         True
     """
     check_moments(w, h)
@@ -173,11 +180,11 @@ def gptq_round(
 
 
 def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
-    """Refuses scales that are not of a format's kind."""
-    got, want = _kind(_arrays(scales)), _kind(_plain_scales.eval_shape(w, fmt))
-    if got != want:
+    """Refuses scales of another kind than the format has."""
+    given, expected = _kind(_arrays(scales)), _kind(_plain_scales.eval_shape(w, fmt))
+    if given != expected:
         raise JaxqError(
-            f"the scales are {got}, those of {fmt.dtype} are {want}: take fmt.find_scales(w) or "
+            f"the scales are {given}, those of {fmt.dtype} are {expected}: take fmt.find_scales(w) or "
             "search_block_scales(w, h, fmt)"
         )
 
@@ -192,9 +199,9 @@ def _arrays(scales: Scales) -> list[Array | None]:
     return [scales.s, scales.zp, scales.s2]
 
 
-def _kind(parts: Sequence[jax.ShapeDtypeStruct | Array | None]) -> str:
-    """Numbers of any width, or a type that holds nothing else; and what goes with them."""
-    s, zp, s2 = parts
+def _kind(arrays: Sequence[jax.ShapeDtypeStruct | Array | None]) -> str:
+    """The kind of scales in words: floats of any width are alike, and other dtypes are not."""
+    s, zp, s2 = arrays
     assert s is not None
     kind = "floats" if s.dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64) else str(s.dtype)
     return f"{kind}{' over a second scale' * (s2 is not None)}{' with' if zp is not None else ' without'} zero points"
@@ -208,14 +215,16 @@ def gptq_round_factored(
     fmt: WeightFormat,
     descent_passes: int = 0,
 ) -> Float[Array, "c_in c_out"]:
-    """`gptq_round` for one of several weights that share a moment, factored before (`factor`)."""
+    """`gptq_round` under a moment that is factored already (`factor`), for weights that share it."""
     values = _compensate(w, factored, scales, fmt)
     return _refine(w, values, h, factored, scales, fmt, descent_passes) if descent_passes else values
 
 
 @jit(static_argnames="fmt")
 def _compensate(w: Array, factored: Factored, scales: Scales, fmt: WeightFormat) -> Array:
+    """GPTQ's values, rows in the order of the weight."""
     w, order = w.astype(jnp.float32), factored.order
+    # The grid goes along with its rows: neighbours in GPTQ's order are of different blocks.
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
     return _round_rows(w[order], factored.u, grid, fmt)[jnp.argsort(order)]
 
@@ -230,66 +239,88 @@ def _refine(
     fmt: WeightFormat,
     descent_passes: int | Array,
 ) -> Array:
+    """Values after coordinate descent, rows in the order of the weight."""
     w, order = w.astype(jnp.float32), factored.order
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
+    # The loss that descent lowers is the one that GPTQ compensated under, so its damping is the same.
     damped = damp(h.astype(jnp.float32)[order][:, order], factored.damping)
     return _descend(w[order], values[order], damped, grid, fmt, descent_passes)[jnp.argsort(order)]
 
 
 def _round_rows(w: Array, u: Array, grid: Grid, fmt: WeightFormat) -> Array:
-    """Row after row, panel by panel: what a row hears of the panels before its own is one product."""
-    (w, grid), u, count = _fill((w, grid), u)
+    """Values of the grid by GPTQ, rows in the order of ``u``.
+
+    The compensation for a row is a sum over all rows before it: one product for the rows of earlier panels, and one a
+    row for those of the same panel.
+    """
+    (w, grid), u, c_in = _pad_to_panels((w, grid), u)
 
     def panel(i: Int[Array, ""], errors: Array) -> Array:
+        # The panel's rows of the weight and of the grid, and the columns of U that belong to them.
         start = i * _PANEL
-        own, rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, _PANEL), (w, grid))
-        across = jax.lax.dynamic_slice_in_dim(u, start, _PANEL, axis=1)
-        inner = jax.lax.dynamic_slice_in_dim(across, start, _PANEL)
-        heard = own + jnp.matmul(across.T, errors, precision=Precision.HIGHEST)
+        w_panel, grid_panel = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, _PANEL), (w, grid))
+        u_columns = jax.lax.dynamic_slice_in_dim(u, start, _PANEL, axis=1)
+        u_panel = jax.lax.dynamic_slice_in_dim(u_columns, start, _PANEL)
 
-        def row(j: Int[Array, ""], found: Array) -> Array:
+        # One large product compensates for all earlier panels; rows not yet rounded have errors of zero.
+        compensated = w_panel + jnp.matmul(u_columns.T, errors, precision=Precision.HIGHEST)
+
+        def row(j: Int[Array, ""], panel_errors: Array) -> Array:
+            # Earlier rows of the panel need compensation too, each as soon as it is rounded.
             value = fmt.round_to(
-                heard[j] + jnp.matmul(inner[:, j], found, precision=Precision.HIGHEST),
-                jax.tree.map(lambda x: x[j], rows),
+                compensated[j] + jnp.matmul(u_panel[:, j], panel_errors, precision=Precision.HIGHEST),
+                jax.tree.map(lambda x: x[j], grid_panel),
             )
-            return found.at[j].set(own[j] - value)
+            return panel_errors.at[j].set(w_panel[j] - value)
 
-        found = jax.lax.fori_loop(0, _PANEL, row, jnp.zeros_like(own))
-        return jax.lax.dynamic_update_slice_in_dim(errors, found, start, axis=0)
+        panel_errors = jax.lax.fori_loop(0, _PANEL, row, jnp.zeros_like(w_panel))
+        return jax.lax.dynamic_update_slice_in_dim(errors, panel_errors, start, axis=0)
 
     errors = jax.lax.fori_loop(0, w.shape[0] // _PANEL, panel, jnp.zeros_like(w))
-    return fmt.round_to(w - errors, grid)[:count]
+    # `w - errors` is a value of the grid up to float32's rounding: rounding once more makes it exact.
+    return fmt.round_to(w - errors, grid)[:c_in]
 
 
 def _descend(w: Array, values: Array, h: Array, grid: Grid, fmt: WeightFormat, descent_passes: int | Array) -> Array:
-    """Coordinate descent: row after row takes the value that is best given the others."""
-    (w, values, grid), h, count = _fill((w, values, grid), h)
+    """Coordinate descent: each row in turn takes the value of the grid that is best given all other rows."""
+    (w, values, grid), h, c_in = _pad_to_panels((w, values, grid), h)
+    # Half the gradient of tr(D' H D) with respect to the values, for all rows.
     slope = jnp.matmul(h, values - w, precision=Precision.HIGHEST)
 
     def panel(i: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
+        # `i` counts the panels of all passes; each pass begins at the first row again.
         values, slope = state
         start = (i * _PANEL) % w.shape[0]
-        own, near, rows = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, _PANEL), (values, slope, grid))
-        across = jax.lax.dynamic_slice_in_dim(h, start, _PANEL)
-        inner = jax.lax.dynamic_slice_in_dim(across, start, _PANEL, axis=1)
+        values_panel, slope_panel, grid_panel = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, _PANEL), (values, slope, grid)
+        )
+        h_rows = jax.lax.dynamic_slice_in_dim(h, start, _PANEL)
+        h_panel = jax.lax.dynamic_slice_in_dim(h_rows, start, _PANEL, axis=1)
 
-        def row(j: Int[Array, ""], moved: Array) -> Array:
-            slope = near[j] + jnp.matmul(inner[j], moved, precision=Precision.HIGHEST)
-            value = fmt.round_to(own[j] - slope / inner[j, j], jax.tree.map(lambda x: x[j], rows))
-            return moved.at[j].set(value - own[j])
+        def row(j: Int[Array, ""], moves: Array) -> Array:
+            # The panel's slope is from before its first row: add the moves of the rows since.
+            row_slope = slope_panel[j] + jnp.matmul(h_panel[j], moves, precision=Precision.HIGHEST)
+            # The loss is a parabola in this row, so its least value on the grid is next to its minimum.
+            value = fmt.round_to(values_panel[j] - row_slope / h_panel[j, j], jax.tree.map(lambda x: x[j], grid_panel))
+            return moves.at[j].set(value - values_panel[j])
 
-        moved = jax.lax.fori_loop(0, _PANEL, row, jnp.zeros_like(own))
-        slope = slope + jnp.matmul(across.T, moved, precision=Precision.HIGHEST)
-        return jax.lax.dynamic_update_slice_in_dim(values, own + moved, start, axis=0), slope
+        moves = jax.lax.fori_loop(0, _PANEL, row, jnp.zeros_like(values_panel))
+        # The moves change the slope of every row of the matrix: one large product a panel.
+        slope = slope + jnp.matmul(h_rows.T, moves, precision=Precision.HIGHEST)
+        return jax.lax.dynamic_update_slice_in_dim(values, values_panel + moves, start, axis=0), slope
 
     values, _ = jax.lax.fori_loop(0, descent_passes * (w.shape[0] // _PANEL), panel, (values, slope))
-    return values[:count]
+    return values[:c_in]
 
 
-def _fill(rows: Rows, square: Array) -> tuple[Rows, Array, int]:
-    """Arrays of rows, and a square one, filled up to whole panels with rows that stand for nothing."""
-    count = square.shape[0]
-    more = -count % _PANEL
-    filled = jax.tree.map(lambda x: jnp.pad(x, ((0, more), (0, 0)), constant_values=1), rows)
-    unit = (jnp.arange(count + more) >= count).astype(square.dtype)
-    return filled, jnp.pad(square, ((0, more), (0, more))) + jnp.diag(unit), count
+def _pad_to_panels(rows: Rows, square: Array) -> tuple[Rows, Array, int]:
+    """Arrays of rows and a square matrix padded to whole panels, and the number of rows before.
+
+    The padding is uncoupled (rows of the identity), so that no other row depends on it, and 1 in the arrays, so that
+    steps of a grid are not 0.
+    """
+    c_in = square.shape[0]
+    padding = -c_in % _PANEL
+    padded = jax.tree.map(lambda x: jnp.pad(x, ((0, padding), (0, 0)), constant_values=1), rows)
+    is_padding = (jnp.arange(c_in + padding) >= c_in).astype(square.dtype)
+    return padded, jnp.pad(square, ((0, padding), (0, padding))) + jnp.diag(is_padding), c_in

@@ -1,4 +1,4 @@
-"""Errors of what a method chose, column by column."""
+"""Errors of a quantized weight, column by column."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from jaxq.numerics.moments import Moments, output_error
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Errors:
-    """Squared errors of each column; those of the output need moments, and are None without.
+    """Squared errors of each column. Those of the output need moments; they are None without.
 
     Attributes:
         weight: ``||W' - W||^2``.
@@ -39,39 +39,38 @@ def measure(
     fmt: WeightFormat,
     target: Float[Array, "c_in c_out"] | None = None,
 ) -> Errors:
-    """Errors of each column of a choice, from its codes and scales as they are stored.
+    """Errors of each column of a quantized weight, from the codes and scales that are stored.
 
-    Not jitted itself: it calls `output_error` three times, which compiles once.
+    Not jitted as a whole: so `output_error`, called three times, compiles once.
 
     Args:
         w: The weight.
-        choice: What was chosen.
-        moments: The activation's; None where there are none.
-        fmt: How the weight is held.
-        target: What the choice was to come near, where that is another weight (`corrected_target`): output
-            errors are those against it.
+        choice: Its codes and scales.
+        moments: Moments of the activation; None without calibration data.
+        fmt: The format of the weight.
+        target: The weight that the method approximated, where it is not ``w`` (`corrected_target`): output errors are
+            then those against the target.
     """
     d = weight_error(w, choice, fmt)
     if moments is None:
         return Errors(_energy(d), _energy(w), None, None, None)
-    plain, wanted = rounding_error(w, fmt), w.astype(jnp.float32)
+    error, rtn_error, reference = d, rounding_error(w, fmt), w.astype(jnp.float32)
     if target is not None:
-        off = wanted - target
-        own, plain, wanted = d + off, plain + off, target
-    else:
-        own = d
-    return Errors(_energy(d), _energy(w), *(output_error(x, moments.h) for x in (own, plain, wanted)))
+        # From the weight to the target: W' - T = (W' - W) + (W - T).
+        offset = reference - target
+        error, rtn_error, reference = d + offset, rtn_error + offset, target
+    return Errors(_energy(d), _energy(w), *(output_error(x, moments.h) for x in (error, rtn_error, reference)))
 
 
 @jit(static_argnames="fmt")
 def weight_error(w: Float[Array, "c_in c_out"], choice: Choice, fmt: WeightFormat) -> Float[Array, "c_in c_out"]:
-    """``W' - W``: what the codes stand for, divided by the channels' factors, less the weight."""
+    """``W' - W``, where ``W'`` is the dequantized weight divided by the scale of each input channel."""
     return fmt.dequantize(choice.quantized) / choice.s[:, None] - w.astype(jnp.float32)
 
 
 @jit(static_argnames="fmt")
 def rounding_error(w: Float[Array, "c_in c_out"], fmt: WeightFormat) -> Float[Array, "c_in c_out"]:
-    """``W' - W`` of plain round to nearest."""
+    """``W' - W`` of round to nearest, without any search."""
     return fmt.round_trip(w) - w.astype(jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""The quantization methods: from weights and moments to codes, scales and what was chosen on the way."""
+"""The quantization methods by name, and their settings."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from jaxq.formats.registry import WeightFormat
 
 @dataclass(frozen=True)
 class Method:
-    """The steps that a method takes.
+    """The steps of a method; one without any rounds to nearest.
 
     Attributes:
-        scales: It scales input channels; see `jaxq.methods.awq.search_scales`.
-        clips: It chooses clip ratios, on the scaled weights and activations; see `jaxq.methods.awq.search_clip`.
-        searches: It searches the scales of blocks, on the scaled weights and activations; see
-            `jaxq.methods.block_scales.search_block_scales`. That looks at clip ratios too, which are not searched then.
-        compensates: It chooses codes by GPTQ; see `jaxq.methods.gptq.gptq_round`.
-        propagates: Moments are those of the model whose earlier weights are quantized already, and weights make up for
-            what these have changed; see `jaxq.numerics.drift`.
+        scales: Search a scale for each input channel; see `jaxq.methods.awq.search_scales`.
+        clips: Search clip ratios, on the scaled weights and activations; see `jaxq.methods.awq.search_clip`.
+        searches: Search the scales of blocks, on the scaled weights and activations, instead of clip ratios; see
+            `jaxq.methods.block_scales.search_block_scales`.
+        compensates: Choose codes by GPTQ; see `jaxq.methods.gptq.gptq_round`.
+        propagates: Take moments from the model whose earlier weights are quantized already, and correct weights for
+            the drift that these cause; see `jaxq.numerics.drift`.
     """
 
     scales: bool = False
@@ -28,7 +28,7 @@ class Method:
 
     @property
     def needs_data(self) -> bool:
-        """It searches on moments."""
+        """The method needs moments, and so calibration data: every one but round to nearest."""
         return self != ROUND_TO_NEAREST
 
 
@@ -46,14 +46,14 @@ METHODS = {
     "awq_gptq": Method(scales=True, searches=True, compensates=True),
     "best": Method(searches=True, compensates=True, propagates=True),
 }
-"""Methods by name. ``rtn``, ``rtn_dq`` and ``nvfp4`` choose alike: ``conf`` brings another form or dtype with them."""
+"""Methods by name. ``rtn``, ``rtn_dq`` and ``nvfp4`` differ in form and dtype only, which ``conf`` sets."""
 
 
 def find_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        JaxqError: there is none.
+        JaxqError: no method has this name.
     """
     if name not in METHODS:
         raise JaxqError(f"method.name is {name!r}: choose one of {', '.join(METHODS)}")
@@ -66,22 +66,19 @@ class MethodSpec:
 
     Attributes:
         name: A key of `METHODS`.
-        fmt: How weights are held, where no rule says otherwise.
+        fmt: Format of the weights for which no rule names another.
         alpha_step: Step of AWQ's grid over alpha, in (0, 1].
         min_clip_ratio: Least clip ratio, in (0, 1].
         clip_step: Step of the grid over clip ratios, in (0, 1].
-        search_columns: Columns on which AWQ's scales are compared, evenly spaced; 0 for all.
-        batch_size: Candidates of the scale search that are evaluated at a time; more needs more memory.
-        block_scales: Search the scales of blocks in every method that searches at all.
-        damping: What is added to the diagonal of H for block scales and GPTQ, in units of its mean.
+        search_columns: Number of evenly spaced columns on which AWQ's scales are compared; 0 for all.
+        batch_size: Candidates of the scale search that are evaluated at a time; more candidates need more memory.
+        block_scales: Search the scales of blocks in every method that needs calibration data.
+        damping: Number added to the diagonal of H for block scales and GPTQ, in units of the diagonal's mean.
         descent_passes: Passes of coordinate descent after GPTQ.
-        ridge: How much weights are held back from making up for drift: as if so many tokens had shown none. Over the
-            number of tokens it is the ridge of `jaxq.methods.targets.corrected_target`.
-        shrinkage: Tokens for which block scales and GPTQ hold the coupling of channels back; see
-            `jaxq.numerics.moments.shrunk`.
-
-    Raises:
-        JaxqError: there is no such method.
+        ridge: Restraint on corrected targets: the number of tokens without drift that are assumed beside the real ones.
+            Divided by the number of tokens it is the ridge of `jaxq.methods.targets.corrected_target`.
+        shrinkage: Number of tokens with uncorrelated channels that are added to the moments for block scales and GPTQ;
+            see `jaxq.numerics.moments.shrunk`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The weight that makes up for what quantized weights before it changed."""
+"""Corrected targets: weights that compensate for the drift which quantized weights before them cause."""
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,18 @@ def corrected_target(
     drift_out: Float[Array, "c_in c_out"],
     ridge: float | Float[Array, ""],
 ) -> Float[Array, "c_in c_out"]:
-    """The weight with which the quantized model's activation gives the float model's output, as nearly as may be.
+    """The weight ``T`` with which the quantized model's activation ``X'`` comes nearest to the float model's output.
 
-    ``argmin_T ||X' T - (X W + R - R')||^2 / tokens + ridge mean(diag H) ||T - W||^2``, that is
-    ``W + (H + ridge mean(diag H) I)^-1 (X''(X - X') W + X''(R - R')) / tokens``; ``W`` where that cannot be solved.
+    ``T`` minimises ``||X' T - (X W + R - R')||^2 / tokens + ridge mean(diag H) ||T - W||^2``, so
+    ``T = W + (H + ridge mean(diag H) I)^-1 (X''(X - X') W + X''(R - R')) / tokens``. It is ``W`` where the
+    system cannot be solved in float32.
 
     Args:
-        w: Weight.
+        w: Weight ``W``.
         h: Second moment of the quantized model's activation ``X'``.
         drift_in: `Drift.input`.
-        drift_out: `Drift.outputs`, side by side; zeros where there are none.
-        ridge: How much the weight is held to what it was: few tokens need more.
+        drift_out: `Drift.outputs` of the siblings side by side; zeros for those that have none.
+        ridge: Penalty on the distance from ``W``, in units of the mean of ``diag H``; fewer tokens need a greater one.
 
     Example:
         >>> h = jnp.eye(2)
@@ -35,6 +36,6 @@ def corrected_target(
         [[1.5], [1.5]]
     """
     w = w.astype(jnp.float32)
-    wanted = jnp.matmul(drift_in, w, precision=Precision.HIGHEST) + drift_out
-    target = w + jax.scipy.linalg.solve(damp(h, ridge), wanted, assume_a="pos")
+    drift = jnp.matmul(drift_in, w, precision=Precision.HIGHEST) + drift_out
+    target = w + jax.scipy.linalg.solve(damp(h, ridge), drift, assume_a="pos")
     return jnp.where(jnp.isfinite(target).all(), target, w)

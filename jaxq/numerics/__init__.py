@@ -1,4 +1,4 @@
-"""Arithmetic on arrays: blocks, scales and codes of each kind, packed bytes, second moments. Knows JAX alone."""
+"""Arithmetic on arrays: blocks, scales and codes of each kind, packed bytes, second moments. Imports JAX only."""
 
 from jaxq.numerics.blocks import count_blocks, join, max_magnitude, resolve_block_size, split, spread
 from jaxq.numerics.drift import Drift, drift_product

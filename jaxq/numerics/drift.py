@@ -1,7 +1,9 @@
-"""How far activations have drifted behind quantized weights, and the weight that makes up for it.
+"""Drift: the distance between the activations of the quantized model and those of the float model.
 
-Source of the method: the published asymmetric calibrations of GPTQ, such as Li et al., "GPTAQ" (arXiv:2504.02692), here
-solved for the whole weight at once; the target of a layer that ends in a residual sum is the float model's sum.
+`jaxq.methods.targets` corrects weights for it.
+
+Source of the method: asymmetric calibration for GPTQ, such as Li et al., "GPTAQ" (arXiv:2504.02692). Here the whole
+weight is solved for at once, and a layer that ends in a residual sum aims at the float model's sum.
 """
 
 from dataclasses import dataclass
@@ -17,12 +19,14 @@ from jaxq.numerics.jit import jit
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Drift:
-    """Products of the quantized model's activation ``X'`` with what it lacks to the float model's ``X``, over tokens.
+    """Products over tokens of the quantized model's activation ``X'`` and the drift ``X - X'``.
+
+    ``X`` is the float model's activation; ``X''`` is ``X'`` transposed.
 
     Attributes:
         input: ``X''(X - X') / tokens``.
-        outputs: For each sibling ``X''(R - R') / tokens``, ``R`` what its product is added to; None where that is
-            nothing.
+        outputs: For each sibling ``X''(R - R') / tokens``, ``R`` being the residual stream that the sibling's product
+            is added to; None for a sibling whose product is added to nothing.
     """
 
     input: Float[Array, "c_in c_in"]
@@ -31,15 +35,20 @@ class Drift:
 
 @jit
 def drift_product(
-    x: Float[Array, "tokens c_in"], lacking: Float[Array, "tokens c"], keep: Float[Array, "tokens"]
+    x: Float[Array, "tokens c_in"], difference: Float[Array, "tokens c"], keep: Float[Array, "tokens"]
 ) -> Float[Array, "c_in c"]:
-    """``X'' lacking`` over the tokens to keep, float32.
+    """``X'' difference``, summed over the real tokens, float32.
 
     Args:
-        x: Activation of the quantized model.
-        lacking: What the float model has more.
-        keep: 1 for a real token, 0 for padding, which may hold anything.
+        x: Activation ``X'`` of the quantized model.
+        difference: The float model's activation, or residual stream, minus the quantized model's.
+        keep: 1 for a real token, 0 for padding; padding may hold anything, NaN included.
+
+    Example:
+        >>> x, difference = jnp.array([[1.0, 2.0], [9.0, 9.0]]), jnp.array([[0.5], [jnp.nan]])
+        >>> drift_product(x, difference, jnp.array([1.0, 0.0])).tolist()
+        [[0.5], [1.0]]
     """
     real = keep[:, None] > 0
-    x, lacking = (jnp.where(real, a.astype(jnp.float32), 0) for a in (x, lacking))
-    return jnp.dot(x.T, lacking, precision=Precision.HIGHEST)
+    x, difference = (jnp.where(real, a.astype(jnp.float32), 0) for a in (x, difference))
+    return jnp.dot(x.T, difference, precision=Precision.HIGHEST)

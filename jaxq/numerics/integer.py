@@ -27,7 +27,8 @@ def divide(x: Float[Array, "..."], y: Float[Array, "..."] | float | int) -> Floa
     """``x / y``, correctly rounded.
 
     XLA turns division by a broadcast value into a product with its reciprocal, which is one rounding off and moves
-    ties. A divisor that depends on every element of ``x`` is left alone; ``0 * x`` adds nothing for finite ``x``.
+    ties. The division stays where the divisor depends on every element of ``x``; ``0 * x`` adds nothing for a finite
+    ``x``.
     """
     return x / (y + 0 * x)
 
@@ -44,7 +45,7 @@ def find_scales(
     """Scale, and zero point, of each block: ``s = alpha * max|block| / (2^(b-1) - 1)``.
 
     With a zero point, ``s = (hi - lo) / (2^b - 1)`` and ``zp = round(-lo / s)`` for ``lo = alpha * min(block, 0)`` and
-    ``hi = alpha * max(block, 0)``: the range always holds zero, so ``zp`` is never cut off.
+    ``hi = alpha * max(block, 0)``: the range always includes zero, so ``zp`` is never clipped.
     A block of zeros gets ``s = 1``. There is no other floor: weights near 5e-6 keep their resolution.
 
     Args:
@@ -78,7 +79,8 @@ def find_scales(
         return _positive(divide(amax * alpha, q_max), w.dtype), None
     lo, hi = _range(blocks, axis + 1)
     lo, hi = jnp.minimum(lo, 0) * alpha, jnp.maximum(hi, 0) * alpha
-    width = hi - lo  # beyond float32 for weights of opposite sign near its end: then in two steps
+    # Near the end of float32 the width of a range with both signs overflows: then each side is divided by itself.
+    width = hi - lo
     s = jnp.where(jnp.isfinite(width), divide(width, q_max), divide(hi, q_max) - divide(lo, q_max))
     s = _positive(s, w.dtype)
     zp = jnp.clip(jnp.round(divide(-lo, s.astype(jnp.float32))), 0, q_max)
@@ -93,10 +95,10 @@ def find_full_range_scales(
     alpha: float | Float[Array, "..."] = 1.0,
     num_bits: int = 4,
 ) -> Float[Array, "..."]:
-    """Scales that use the least code, ``-2^(b-1)``, which `find_scales` leaves idle: ``s = -alpha * m / 2^(b-1)``.
+    """Scales that use the least code, ``-2^(b-1)``, as `find_scales` does not: ``s = -alpha * m / 2^(b-1)``.
 
     ``m`` is the block's weight of greatest magnitude, with its sign; it gets the least code, so ``s`` is negative where
-    ``m`` is positive. Steps are one part in ``2^(b-1)`` finer; weights of the other sign are cut off at
+    ``m`` is positive. Steps are one part in ``2^(b-1)`` finer; weights of the other sign are clipped at
     ``(1 - 2^(1-b)) |m|``. Arguments, shapes and errors are those of `find_scales`.
 
     Source: symmetric scales of onnxruntime's and llama.cpp's 4-bit quantizers.
@@ -114,7 +116,7 @@ def find_full_range_scales(
 
 
 def _range(blocks: Float[Array, "..."], axis: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """Least and greatest weight, in float32; exact in any type, so the weights themselves need no cast and no copy."""
+    """Least and greatest weight in float32; exact in any type, so the weights need no cast and no copy."""
     return jnp.min(blocks, axis=axis).astype(jnp.float32), jnp.max(blocks, axis=axis).astype(jnp.float32)
 
 
@@ -155,9 +157,9 @@ def rtn(
         [[2], [-8]]
     """
     axis = check_axis(w.ndim, quantize_axis)
-    for part in (s, zp):
-        if part is not None:
-            check_scales(w.shape, part.shape, block_size, axis)
+    for per_block in (s, zp):
+        if per_block is not None:
+            check_scales(w.shape, per_block.shape, block_size, axis)
     q_min, q_max = code_range(num_bits, unsigned=zp is not None)
     rows = w.shape[axis]
     q = jnp.round(divide(w.astype(jnp.float32), spread(s.astype(jnp.float32), rows, block_size, axis)))
@@ -194,9 +196,9 @@ def dq_tensor(
         [[1.0], [-4.0]]
     """
     axis = check_axis(w.ndim, quantize_axis)
-    for part in (s, zp):
-        if part is not None:
-            check_scales(w.shape, part.shape, block_size, axis)
+    for per_block in (s, zp):
+        if per_block is not None:
+            check_scales(w.shape, per_block.shape, block_size, axis)
     q, rows = w.astype(s.dtype), w.shape[axis]
     if zp is not None:
         q = q - spread(zp.astype(s.dtype), rows, block_size, axis)
@@ -229,10 +231,14 @@ def _check_float(w: Array) -> None:
 
 
 def check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: int, axis: int) -> None:
-    """Refuses scales, or zero points, that are not one for each block and column."""
-    want = (*shape[:axis], count_blocks(shape[axis], block_size), *shape[axis + 1 :])
-    if s_shape != want:
+    """Checks that there is one scale, or zero point, for each block and column.
+
+    Raises:
+        JaxqError: ``s_shape`` is not that of one number a block.
+    """
+    expected = (*shape[:axis], count_blocks(shape[axis], block_size), *shape[axis + 1 :])
+    if s_shape != expected:
         raise JaxqError(
             f"scales or zero points have shape {list(s_shape)}: a weight of shape {list(shape)} "
-            f"in blocks of {block_size} on axis {axis} needs {list(want)}"
+            f"in blocks of {block_size} on axis {axis} needs {list(expected)}"
         )

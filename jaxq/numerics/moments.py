@@ -1,4 +1,4 @@
-"""Second moments of activations: all that the searches need of the calibration data."""
+"""Second moments of activations: the searches need nothing else from the calibration data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from jaxq.errors import JaxqError
 from jaxq.numerics.blocks import split
 from jaxq.numerics.jit import jit
 
-# A symmetric product needs only its upper triangle: four panels do 5/8 of the full work. More save little and compile
-# longer.
+# A symmetric product needs its upper triangle only: four panels do 5/8 of the full work. More panels save little more
+# and compile longer.
 _PANELS = 4
 _MIN_PANEL = 64
 
@@ -31,7 +31,7 @@ class MomentSums:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Moments:
-    """What is known of one activation.
+    """Second moments of one activation.
 
     Attributes:
         h: ``X'X / tokens``, symmetric, float32.
@@ -83,11 +83,13 @@ def accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Arr
             f"x has shape {list(x.shape)} and keep {list(keep.shape)}: sums over {sums.xx.shape[0]} channels need "
             f"[tokens, {sums.xx.shape[0]}] and [tokens]"
         )
+    # Selected, not multiplied by 0: padding may hold NaN.
     x = jnp.where(keep[:, None] > 0, x, 0).astype(jnp.float32)
     xx = sums.xx
+    # Each panel of rows from its diagonal to the right: the rest follows from symmetry, in `finish`.
     for start, stop in panels(x.shape[1]):
-        part = jnp.dot(x[:, start:stop].T, x[:, start:], precision=Precision.HIGHEST)
-        xx = xx.at[start:stop, start:].add(part)
+        product = jnp.dot(x[:, start:stop].T, x[:, start:], precision=Precision.HIGHEST)
+        xx = xx.at[start:stop, start:].add(product)
     return MomentSums(xx, sums.x_abs + jnp.sum(jnp.abs(x), axis=0), sums.tokens + jnp.sum(keep > 0, dtype=jnp.int32))
 
 
@@ -99,21 +101,29 @@ def accumulate_in_place(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: 
 
 @jit
 def finish(sums: MomentSums) -> Moments:
-    """Means from sums; with no token at all the moments are zero."""
+    """Moments from sums; without any token they are zero."""
+    # Below the diagonal the panels are filled only in part, so mirror the upper triangle.
     upper = jnp.triu(sums.xx)
     full = upper + jnp.triu(upper, 1).T
     count = jnp.maximum(sums.tokens, 1).astype(jnp.float32)
     return Moments(full / count, sums.x_abs / count, sums.tokens)
 
 
-def mean_moments(parts: Sequence[Moments]) -> Moments:
-    """Moments over the tokens of several activations together: for a weight that reads more than one."""
-    if len(parts) == 1:
-        return parts[0]
-    tokens = sum(p.tokens for p in parts)
-    share = [p.tokens / jnp.maximum(tokens, 1) for p in parts]
-    h = sum(f * p.h for f, p in zip(share, parts, strict=True))
-    a = sum(f * p.a for f, p in zip(share, parts, strict=True))
+def mean_moments(moments: Sequence[Moments]) -> Moments:
+    """Moments over the tokens of several activations together, for a weight that multiplies more than one.
+
+    Example:
+        >>> one, three = (Moments(n * jnp.eye(1), n * jnp.ones(1), jnp.array(n)) for n in (1, 3))
+        >>> mean = mean_moments([one, three])
+        >>> mean.h.tolist(), mean.tokens.item()
+        ([[2.5]], 4)
+    """
+    if len(moments) == 1:
+        return moments[0]
+    tokens = sum(m.tokens for m in moments)
+    share = [m.tokens / jnp.maximum(tokens, 1) for m in moments]
+    h = sum(f * m.h for f, m in zip(share, moments, strict=True))
+    a = sum(f * m.a for f, m in zip(share, moments, strict=True))
     return Moments(jnp.asarray(h), jnp.asarray(a), jnp.asarray(tokens))
 
 
@@ -135,6 +145,7 @@ def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) ->
         [1.0]
     """
     total = jnp.zeros(d.shape[1], jnp.float32)
+    # The blocks right of the diagonal count twice, in place of those below it.
     for start, stop in panels(d.shape[0]):
         rows = jnp.concatenate([h[start:stop, start:stop], 2 * h[start:stop, stop:]], axis=1)
         product = jnp.dot(rows, d[start:], precision=Precision.HIGHEST)
@@ -144,41 +155,47 @@ def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) ->
 
 @jit
 def shrunk(
-    h: Float[Array, "c_in c_in"], tokens: Int[Array, ""], held_back: float | Float[Array, ""]
+    h: Float[Array, "c_in c_in"], tokens: Int[Array, ""], shrinkage: float | Float[Array, ""]
 ) -> Float[Array, "c_in c_in"]:
-    """``(1 - t) H + t diag(H)``, ``t = held_back / (held_back + tokens)``: few tokens show coupling that is not there.
+    """Second moments shrunk towards their diagonal: ``(1 - t) H + t diag(H)``.
 
-    It is the mean over all tokens as if ``held_back`` more had shown channels of the same energy without coupling.
-    Source of the method: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices"
-    (2004), here toward the diagonal.
+    ``t = shrinkage / (shrinkage + tokens)``. Few tokens show correlations between channels that more tokens would not.
+    The result is the moment after ``shrinkage`` more tokens of the same energy whose channels are uncorrelated.
 
     Args:
         h: Second moment.
-        tokens: Number of tokens behind it.
-        held_back: Number of tokens, at least 0.
+        tokens: Number of tokens that ``h`` is the mean of.
+        shrinkage: Number of uncorrelated tokens to add, at least 0.
+
+    Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices" (2004), here
+        towards the diagonal.
 
     Example:
         >>> shrunk(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.int32(30), 10.0).tolist()
         [[4.0, 1.5], [1.5, 1.0]]
     """
     count = tokens.astype(jnp.float32)
-    share = count / jnp.maximum(held_back + count, 1)
+    share = count / jnp.maximum(shrinkage + count, 1)
     diagonal = jnp.eye(h.shape[0], dtype=bool)
     return jnp.where(diagonal, h, share * h)
 
 
 @jit(static_argnames="block_size")
 def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
-    """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is filled with zeros."""
+    """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is padded with zeros."""
     rows = split(split(h, block_size, axis=0), block_size, axis=2)
     return jnp.moveaxis(jnp.diagonal(rows, axis1=0, axis2=2), -1, 0)
 
 
 def check_moments(w: Array, h: Array) -> None:
-    """Refuses a weight and a second moment whose shapes do not fit."""
+    """Checks that a weight and a second moment fit each other.
+
+    Raises:
+        JaxqError: their shapes are not ``[c_in, c_out]`` and ``[c_in, c_in]``.
+    """
     if w.ndim != 2 or h.shape != (w.shape[0], w.shape[0]):
         raise JaxqError(f"w has shape {list(w.shape)} and h {list(h.shape)}: they need [c_in, c_out] and [c_in, c_in]")
 
 
 MomentsOf = Callable[[int], Moments]
-"""Gives the moments of what a matrix multiplies, by its number; read anew each time."""
+"""From the index of a matrix in its stack to the moments of the activation that it multiplies; each call reads anew."""

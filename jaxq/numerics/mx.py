@@ -15,7 +15,7 @@ E8M0_BIAS = 127
 def shared_exponent(amax: Float[Array, "..."], element_max: float) -> Int32[Array, "..."]:
     """The least exponent ``e`` with ``amax <= element_max * 2^e``: ``ceil(log2(amax / element_max))``, at least -127.
 
-    Exact: it looks at the bits of ``amax`` and takes no logarithm. Zero gets -127.
+    Exact: computed from the bits of ``amax``, without a logarithm. Zero gets -127.
 
     Args:
         amax: Greatest magnitude of each block, finite.
@@ -43,7 +43,12 @@ def _frexp(x: float) -> tuple[float, int]:
 
 @jit
 def power_of_two(e: Int32[Array, "..."]) -> Float[Array, "..."]:
-    """``2^e`` in float32, exact, for exponents of -126 to 127."""
+    """``2^e`` in float32, exact, for exponents of -126 to 127.
+
+    Example:
+        >>> power_of_two(jnp.array([-1, 3])).tolist()
+        [0.5, 8.0]
+    """
     return jax.lax.bitcast_convert_type((e + E8M0_BIAS) << 23, jnp.float32)
 
 
@@ -67,9 +72,13 @@ def scale_up(
 ) -> Float[Array, "..."]:
     """``q * 2^e``, float32, of ``q``'s shape: the inverse of `scale_down`.
 
-    In two steps, since ``2^-127`` is no normal number.
+    ``2^e`` is multiplied in as two factors, because ``2^-127`` is not a normal float32 number.
+
+    Example:
+        >>> scale_up(jnp.array([[1.5], [4.0]]), jnp.array([[1]]), block_size=2).tolist()
+        [[3.0], [8.0]]
     """
     axis = check_axis(q.ndim, axis)
     half = e // 2
-    first, second = (spread(power_of_two(part), q.shape[axis], block_size, axis) for part in (half, e - half))
+    first, second = (spread(power_of_two(n), q.shape[axis], block_size, axis) for n in (half, e - half))
     return q.astype(jnp.float32) * first * second

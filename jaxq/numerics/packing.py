@@ -13,7 +13,7 @@ def pack_int4(q: Integer[Array, "..."]) -> UInt8[Array, "bytes"]:
     """Bytes of 4-bit codes: byte ``i`` is ``q[2i] & 15 | (q[2i + 1] & 15) << 4`` over the flattened array.
 
     Args:
-        q: Codes in [-8, 7] or [0, 15], of any shape; an odd count is filled with a zero.
+        q: Codes in [-8, 7] or [0, 15], of any shape; an odd count is padded with a zero.
 
     Returns:
         ``ceil(q.size / 2)`` bytes.
@@ -38,14 +38,13 @@ def unpack_int4(packed: UInt8[Array, "bytes"], shape: tuple[int, ...], signed: b
     Args:
         packed: Bytes as `pack_int4` gives them.
         shape: Shape of the codes.
-        signed: Which of the two types the bytes hold.
+        signed: Whether the bytes hold INT4; else UINT4.
 
     Example:
         >>> unpack_int4(jnp.array([241, 7], jnp.uint8), (3,), signed=True).tolist()
         [1, -1, 7]
     """
-    halves = packed[:, None] >> jnp.array(
-        [[0, 4]], jnp.uint8
-    )  # stacking the two takes XLA's CPU backend 7 times as long
+    # One broadcast shift: to stack the two halves takes XLA's CPU backend several times as long.
+    halves = packed[:, None] >> jnp.array([[0, 4]], jnp.uint8)
     nibbles = (halves & 15).ravel()[: math.prod(shape)].reshape(shape)
     return (nibbles.astype(jnp.int8) ^ 8) - 8 if signed else nibbles

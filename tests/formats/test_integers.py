@@ -32,15 +32,15 @@ def w() -> jax.Array:
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_codes_belong_to_the_stored_scales(w, fmt):
     """Scales are rounded to their dtype before weights are rounded to them: with so many weights, some would differ."""
-    held = fmt.quantize(w)
-    assert held.s.dtype == jnp.dtype(fmt.scale_dtype)
+    quantized = fmt.quantize(w)
+    assert quantized.s.dtype == jnp.dtype(fmt.scale_dtype)
     rows = [0] * ROWS if fmt.block_size == -1 else [i // 8 for i in range(ROWS)]
-    s = np.asarray(held.s, np.float32)[rows] * (1 if held.s2 is None else np.asarray(held.s2))
-    zp = 0 if held.zp is None else np.asarray(held.zp, np.float64)[rows]
+    s = np.asarray(quantized.s, np.float32)[rows] * (1 if quantized.s2 is None else np.asarray(quantized.s2))
+    zp = 0 if quantized.zp is None else np.asarray(quantized.zp, np.float64)[rows]
     low, high = (0, 15) if fmt.use_zero_point else (-(2**fmt.num_bits) // 2, 2**fmt.num_bits // 2 - 1)
     want = np.clip(np.rint(np.asarray(w) / s) + zp, low, high)
-    np.testing.assert_array_equal(np.asarray(held.q, np.float64), want)
-    back = fmt.dequantize(held)
+    np.testing.assert_array_equal(np.asarray(quantized.q, np.float64), want)
+    back = fmt.dequantize(quantized)
     assert back.dtype == jnp.float32
     np.testing.assert_allclose(np.asarray(back), (want - zp) * s.astype(np.float64), rtol=2**-23)
     np.testing.assert_array_equal(np.asarray(fmt.round_trip(w)), np.asarray(back))
@@ -55,25 +55,25 @@ def test_full_range_scales_are_for_symmetric_codes_only(w):
 
 @pytest.mark.parametrize("full_range", [False, True])
 def test_weights_too_small_for_the_scales_type_are_zero(w, full_range):
-    held = IntegerFormat(8, full_range=full_range, scale_dtype="float16").quantize(w * 1e-9)
-    assert (np.asarray(held.s) == 1).all()
-    assert not np.asarray(held.q).any()
+    quantized = IntegerFormat(8, full_range=full_range, scale_dtype="float16").quantize(w * 1e-9)
+    assert (np.asarray(quantized.s) == 1).all()
+    assert not np.asarray(quantized.q).any()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_of_any_dtype_are_quantized_in_float32(w, dtype):
     low = w.astype(dtype)
-    held, want = IntegerFormat(8).quantize(low), IntegerFormat(8).quantize(low.astype(jnp.float32))
-    for got, expected in zip(jax.tree.leaves(held), jax.tree.leaves(want), strict=True):
+    quantized, want = IntegerFormat(8).quantize(low), IntegerFormat(8).quantize(low.astype(jnp.float32))
+    for got, expected in zip(jax.tree.leaves(quantized), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
 
 
 def test_a_clip_ratio_per_block(w):
     ratio = jnp.asarray(np.random.default_rng(5).uniform(0.5, 1, size=(25, 30)), jnp.float32)
-    held = IntegerFormat(8).quantize(w, ratio)
+    quantized = IntegerFormat(8).quantize(w, ratio)
     q, s, _ = quant_tensor(w, 8, alpha=ratio)
-    np.testing.assert_array_equal(np.asarray(held.q), np.asarray(q))
-    np.testing.assert_array_equal(np.asarray(held.s), np.asarray(s))
+    np.testing.assert_array_equal(np.asarray(quantized.q), np.asarray(q))
+    np.testing.assert_array_equal(np.asarray(quantized.s), np.asarray(s))
     assert float(jnp.max(jnp.abs(IntegerFormat(8).round_trip(w, 0.5)))) < 0.6 * float(jnp.max(jnp.abs(w)))
 
 
@@ -84,9 +84,9 @@ def test_equal_formats_are_one_key():
 @pytest.mark.parametrize(("zero", "leaves"), [(False, 2), (True, 3)], ids=["symmetric", "zero_point"])
 def test_quantized_is_a_pytree(w, zero, leaves):
     fmt = IntegerFormat(8, use_zero_point=zero)
-    held = jax.jit(fmt.quantize)(w)
-    assert isinstance(held, Quantized)
-    assert len(jax.tree.leaves(held)) == leaves
+    quantized = jax.jit(fmt.quantize)(w)
+    assert isinstance(quantized, Quantized)
+    assert len(jax.tree.leaves(quantized)) == leaves
 
 
 @pytest.mark.parametrize(

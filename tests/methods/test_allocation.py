@@ -14,7 +14,7 @@ OPTIONS = st.lists(st.builds(Option, st.integers(1, 40), st.floats(0, 10, allow_
 
 
 def totals(options: list[list[Option]], chosen: tuple[int, ...] | list[int]) -> tuple[int, float]:
-    taken = [each[i] for each, i in zip(options, chosen, strict=True)]
+    taken = [weight[i] for weight, i in zip(options, chosen, strict=True)]
     return sum(o.nbytes for o in taken), sum(o.loss for o in taken)
 
 
@@ -33,14 +33,14 @@ def test_nothing_of_its_size_loses_less(options, budget):
     """With the bytes that it takes, and within the budget but for where not even the smallest fit."""
     chosen = allocate(options, budget)
     size, loss = totals(options, chosen)
-    least = sum(min(o.nbytes for o in each) for each in options)
-    assert size <= max(budget, least)
-    every = [totals(options, c) for c in product(*(range(len(each)) for each in options))]
-    best = min(total for nbytes, total in every if nbytes <= max(budget, least))
-    steps = [options_step(each) for each in options]
+    smallest = sum(min(o.nbytes for o in weight) for weight in options)
+    assert size <= max(budget, smallest)
+    allocations = [totals(options, c) for c in product(*(range(len(weight)) for weight in options))]
+    best = min(total for nbytes, total in allocations if nbytes <= max(budget, smallest))
+    steps = [options_step(weight) for weight in options]
     assert loss <= best + max(steps) + 1e-9  # one step along a hull may not fit
-    if budget >= sum(max(o.nbytes for o in each) for each in options):
-        assert loss == pytest.approx(sum(min(o.loss for o in each) for each in options))
+    if budget >= sum(max(o.nbytes for o in weight) for weight in options):
+        assert loss == pytest.approx(sum(min(o.loss for o in weight) for weight in options))
 
 
 def options_step(options: list[Option]) -> float:

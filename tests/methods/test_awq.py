@@ -10,6 +10,7 @@ from jaxq.formats.registry import WeightFormat, make_format
 from jaxq.methods.awq import (
     IDENTITY,
     ScaleChoice,
+    _Candidates,
     _choose_scale,
     alpha_grid,
     awq_scale,
@@ -107,26 +108,26 @@ def test_awq_scale(alpha, zeros):
 def test_losses_are_the_errors_of_the_outputs(fmt, round_trip):
     """For every candidate, from the activations themselves; the choice is the least."""
     x, w, moments = data(outliers=20)
-    found = search(w, moments, fmt)
+    choice = search(w, moments, fmt)
     a, w_mean = abs(x).mean(axis=0), reference_magnitude(w, fmt.block_size)
     losses = []
     for alpha in ALPHAS:
         s = reference_scale(a, w_mean, float(alpha))[:, None]
         losses.append(((x @ (round_trip(w * s, fmt) / s - w)) ** 2).sum() / TOKENS)
-    np.testing.assert_allclose(np.asarray(found.losses), losses, rtol=1e-5)
-    assert int(found.best) == int(np.argmin(losses))
-    want = reference_scale(a, w_mean, float(ALPHAS[int(found.best)]))
-    np.testing.assert_allclose(np.asarray(found.s), want, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(choice.losses), losses, rtol=1e-5)
+    assert int(choice.best) == int(np.argmin(losses))
+    want = reference_scale(a, w_mean, float(ALPHAS[int(choice.best)]))
+    np.testing.assert_allclose(np.asarray(choice.s), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fmt", FORMATS[:2])
 def test_the_loss_of_siblings_is_their_sum(fmt, round_trip):
     x, w, moments = data()
-    found = search(w, moments, fmt)
+    choice = search(w, moments, fmt)
     a, w_mean = abs(x).mean(axis=0), reference_magnitude(w, fmt.block_size)
-    for alpha, loss in zip(ALPHAS.tolist(), found.losses.tolist(), strict=True):
+    for alpha, loss in zip(ALPHAS.tolist(), choice.losses.tolist(), strict=True):
         s = reference_scale(a, w_mean, alpha)[:, None]
-        parts = [((x @ (round_trip(part * s, fmt) / s - part)) ** 2).sum() / TOKENS for part in (w[:, :2], w[:, 2:])]
+        parts = [((x @ (round_trip(half * s, fmt) / s - half)) ** 2).sum() / TOKENS for half in (w[:, :2], w[:, 2:])]
         np.testing.assert_allclose(loss, sum(parts), rtol=1e-5)
 
 
@@ -158,48 +159,50 @@ def test_candidates_that_leave_the_range_of_float32_are_not_taken(dtype):
     _, w, moments = data()
     spread = np.geomspace(1e-9, 1e9, C_IN).astype(np.float32)
     wide = Moments(moments.h * np.float32(1e-36), moments.a * spread, moments.tokens)
-    found = search(np.float32(1e36) * w, wide, make_format(dtype))
-    losses = np.asarray(found.losses)
+    choice = search(np.float32(1e36) * w, wide, make_format(dtype))
+    losses = np.asarray(choice.losses)
     assert not np.isfinite(losses).all()
-    assert np.isfinite(np.asarray(found.s)).all()
-    assert np.isfinite(losses[found.best]) and losses[found.best] == np.nanmin(losses)
+    assert np.isfinite(np.asarray(choice.s)).all()
+    assert np.isfinite(losses[choice.best]) and losses[choice.best] == np.nanmin(losses)
 
 
 def test_a_loss_without_a_number_is_not_taken():
     losses = jnp.array([[jnp.nan], [2.0], [1.0], [jnp.nan]])
-    found = _choose_scale(losses, jnp.ones(C_IN), jnp.ones(C_IN), jnp.array([-1.0, 0.0, 0.5, 1.0]), (0.0,))
-    assert int(found.best) == 2
+    choice = _choose_scale(
+        losses, jnp.ones(C_IN), jnp.ones(C_IN), _Candidates(jnp.array([-1.0, 0.0, 0.5, 1.0]), (0.0,))
+    )
+    assert int(choice.best) == 2
 
 
 def test_a_sample_of_columns(round_trip):
     """The first and the last count in the losses; all count in the scales."""
     x, w, moments = data(outliers=20)
-    found = search(w, moments, IntegerFormat(16), columns=2)
+    choice = search(w, moments, IntegerFormat(16), columns=2)
     a, w_mean = abs(x).mean(axis=0), reference_magnitude(w, 16)
-    for alpha, loss in zip(ALPHAS.tolist(), found.losses.tolist(), strict=True):
+    for alpha, loss in zip(ALPHAS.tolist(), choice.losses.tolist(), strict=True):
         s = reference_scale(a, w_mean, alpha)[:, None]
         error = ((x @ (round_trip(w * s, IntegerFormat(16)) / s - w)) ** 2).sum(axis=0) / TOKENS
         np.testing.assert_allclose(loss, error[[0, 5]].sum(), rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(found.s), reference_scale(a, w_mean, float(ALPHAS[found.best])), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(choice.s), reference_scale(a, w_mean, float(ALPHAS[choice.best])), rtol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_awq_never_loses_to_no_scaling(fmt, seed):
     _, w, moments = data(seed, outliers=0.01 if seed % 2 else 3)
-    found = search(w, moments, fmt)
-    assert float(found.losses[found.best]) <= float(found.losses[0])
-    if int(found.best) == 0:
-        assert (np.asarray(found.s) == 1).all()
+    choice = search(w, moments, fmt)
+    assert float(choice.losses[choice.best]) <= float(choice.losses[0])
+    if int(choice.best) == 0:
+        assert (np.asarray(choice.s) == 1).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_awq_beats_no_scaling_on_outlier_channels(fmt, seed):
     _, w, moments = data(seed, outliers=50)
-    found = search(w, moments, fmt)
-    assert float(found.losses[found.best]) < 0.5 * float(found.losses[0])
-    assert float(jnp.min(found.s[jnp.array([3, 21])])) > float(jnp.median(found.s))
+    choice = search(w, moments, fmt)
+    assert float(choice.losses[choice.best]) < 0.5 * float(choice.losses[0])
+    assert float(jnp.min(choice.s[jnp.array([3, 21])])) > float(jnp.median(choice.s))
 
 
 def test_candidates_in_batches_give_the_same():
@@ -225,15 +228,15 @@ def test_candidates_in_batches_give_the_same():
 def test_degenerate_input_gives_numbers(fmt, a, w):
     a = a.astype(np.float32)
     moments = Moments(jnp.asarray(np.outer(a, a)), jnp.asarray(a), jnp.array(1, jnp.int32))
-    found = search(w.astype(np.float32), moments, fmt)
-    assert np.isfinite(np.asarray(found.losses)).all()
-    assert np.isfinite(np.asarray(found.s)).all()
+    choice = search(w.astype(np.float32), moments, fmt)
+    assert np.isfinite(np.asarray(choice.losses)).all()
+    assert np.isfinite(np.asarray(choice.s)).all()
 
 
 @pytest.mark.parametrize("fmt", FORMATS[:2])
 def test_ties_go_to_no_scaling(fmt):
     """Without activations every loss is zero."""
     moments = Moments(jnp.zeros((C_IN, C_IN)), jnp.zeros(C_IN), jnp.array(0, jnp.int32))
-    found = search(data()[1], moments, fmt)
-    assert int(found.best) == 0
-    assert (np.asarray(found.s) == 1).all()
+    choice = search(data()[1], moments, fmt)
+    assert int(choice.best) == 0
+    assert (np.asarray(choice.s) == 1).all()

@@ -112,12 +112,12 @@ def search(
 @EACH_FORMAT
 def test_losses_are_those_of_searched_block_scales(fmt):
     x, w, moments = data()
-    found = search([(w, fmt)], moments)
+    choice = search([(w, fmt)], moments)
     want = reference(x, [(w, fmt)])[:, :, 0].min(axis=1)
-    np.testing.assert_allclose(np.asarray(found.losses), want, rtol=1e-4)
-    assert int(found.best) == int(np.argmin(want))
+    np.testing.assert_allclose(np.asarray(choice.losses), want, rtol=1e-4)
+    assert int(choice.best) == int(np.argmin(want))
     plain = search([(w, fmt)], moments, damping=None)
-    assert (np.asarray(found.losses) < np.asarray(plain.losses)).mean() > 0.5
+    assert (np.asarray(choice.losses) < np.asarray(plain.losses)).mean() > 0.5
 
 
 @pytest.mark.parametrize("columns", [0, 3], ids=["all", "sample"])
@@ -125,17 +125,17 @@ def test_losses_are_those_of_searched_block_scales(fmt):
 def test_siblings_take_the_least_sum(first, second, columns):
     x, w, moments = data(seed=1)
     parts = [(w[:, :4], FORMATS[first]), (w[:, 2:], FORMATS[second])]
-    found = search(parts, moments, columns=columns)
+    choice = search(parts, moments, columns=columns)
     want = reference(x, parts, columns).sum(axis=2).min(axis=1)
-    np.testing.assert_allclose(np.asarray(found.losses), want, rtol=1e-4)
-    assert int(found.best) == int(np.argmin(want))
+    np.testing.assert_allclose(np.asarray(choice.losses), want, rtol=1e-4)
+    assert int(choice.best) == int(np.argmin(want))
 
 
 def test_the_sum_is_neither_siblings_own_choice():
     """Else the test above could not tell."""
     x, w, _ = data(seed=1)
-    each = reference(x, [(w[:, :4], FORMATS["int4"]), (w[:, 2:], FORMATS["nvfp4"])])[:, 0]
-    assert len({int(each[:, 0].argmin()), int(each[:, 1].argmin()), int(each.sum(axis=1).argmin())}) > 1
+    losses = reference(x, [(w[:, :4], FORMATS["int4"]), (w[:, 2:], FORMATS["nvfp4"])])[:, 0]
+    assert len({int(losses[:, 0].argmin()), int(losses[:, 1].argmin()), int(losses.sum(axis=1).argmin())}) > 1
 
 
 @pytest.mark.parametrize("name", ["awq_lite", "awq_full", "awq_gptq"])
@@ -167,10 +167,10 @@ def test_candidates_in_batches_give_the_same(fmt):
 def test_ties_go_to_no_scaling(fmt):
     """Without activations every loss is zero."""
     moments = Moments(jnp.zeros((C_IN, C_IN)), jnp.zeros(C_IN), jnp.array(0, jnp.int32))
-    found = search([(data()[1], fmt)], moments)
-    assert int(found.best) == 0
+    choice = search([(data()[1], fmt)], moments)
+    assert int(choice.best) == 0
     assert ALPHAS[0] == IDENTITY
-    assert (np.asarray(found.s) == 1).all()
+    assert (np.asarray(choice.s) == 1).all()
 
 
 def test_scaled_moment_is_that_of_the_divided_activation():
@@ -186,8 +186,8 @@ def test_scales_for_powers_of_two_have_the_best_factor(damping):
     fmt, taken = FORMATS["mxfp4"], set()
     for seed in range(4):
         x, w, moments = data(seed)
-        found = search([(w, fmt)], moments, damping)
-        alpha, mean = jnp.float32(ALPHAS[int(found.best)]), weight_magnitude(jnp.asarray(w), fmt.block_size)
+        choice = search([(w, fmt)], moments, damping)
+        alpha, mean = jnp.float32(ALPHAS[int(choice.best)]), weight_magnitude(jnp.asarray(w), fmt.block_size)
         plain, losses = np.asarray(awq_scale(moments.a, mean, alpha), np.float64), []
         for shift in (0, 0.25, 0.5, 0.75):
             s = plain * 2**shift
@@ -197,8 +197,8 @@ def test_scales_for_powers_of_two_have_the_best_factor(damping):
             left = fmt.round_trip(jnp.asarray(z)) if damping is None else searched(w * s[:, None], h, fmt)
             losses.append(((x @ (np.asarray(left) / s[:, None] - w)) ** 2).sum() / TOKENS)
         best = int(np.argmin(losses))
-        np.testing.assert_allclose(np.asarray(found.s), plain * 2 ** (best / 4), rtol=1e-5)
-        np.testing.assert_allclose(float(found.losses[found.best]), losses[best], rtol=1e-4)
+        np.testing.assert_allclose(np.asarray(choice.s), plain * 2 ** (best / 4), rtol=1e-5)
+        np.testing.assert_allclose(float(choice.losses[choice.best]), losses[best], rtol=1e-4)
         taken.add(best)
     assert len(taken) > 1
 

@@ -34,9 +34,9 @@ def independent_blocks(x: np.ndarray, block: int) -> np.ndarray:
     """The same tokens, each seen by one block of channels only."""
     parts = []
     for start in range(0, C_IN, block):
-        part = np.zeros_like(x)
-        part[:, start : start + block] = x[:, start : start + block]
-        parts.append(part)
+        masked = np.zeros_like(x)
+        masked[:, start : start + block] = x[:, start : start + block]
+        parts.append(masked)
     return np.concatenate(parts)
 
 
@@ -60,7 +60,7 @@ def clip(x: np.ndarray, w: np.ndarray, fmt: IntegerFormat) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("least", "step", "want"),
+    ("min_ratio", "step", "want"),
     [
         pytest.param(0.5, 0.05, [1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5], id="default"),
         pytest.param(0.55, 0.05, [1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55], id="decimal_that_rounds"),
@@ -69,12 +69,12 @@ def clip(x: np.ndarray, w: np.ndarray, fmt: IntegerFormat) -> np.ndarray:
         pytest.param(1.0, 0.05, [1], id="no_clipping"),
     ],
 )
-def test_ratio_grid(least, step, want):
-    assert ratio_grid(least, step) == tuple(want)
+def test_ratio_grid(min_ratio, step, want):
+    assert ratio_grid(min_ratio, step) == tuple(want)
 
 
 @pytest.mark.parametrize(
-    ("least", "step", "said"),
+    ("min_ratio", "step", "said"),
     [
         pytest.param(0.0, 0.05, "min_clip_ratio is 0.0:", id="least_0"),
         pytest.param(-0.5, 0.05, "min_clip_ratio is -0.5:", id="least_negative"),
@@ -86,9 +86,9 @@ def test_ratio_grid(least, step, want):
         pytest.param(0.5, 2.0, "clip_step is 2.0:", id="step_above_1"),
     ],
 )
-def test_bad_ratio_grids_are_refused(least, step, said):
+def test_bad_ratio_grids_are_refused(min_ratio, step, said):
     with pytest.raises(JaxqError, match=said):
-        ratio_grid(least, step)
+        ratio_grid(min_ratio, step)
 
 
 @pytest.mark.parametrize("block_size", [16, 8, 64, -1], ids=["ragged", "exact", "longer", "per_channel"])
@@ -97,11 +97,11 @@ def test_diagonal_blocks(block_size):
     block = C_IN if block_size == -1 else block_size
     got = np.asarray(diagonal_blocks(jnp.asarray(h), block_size))
     assert got.shape == (-(-C_IN // block), block, block)
-    for i, found in enumerate(got):
+    for i, h_block in enumerate(got):
         want = h[i * block : (i + 1) * block, i * block : (i + 1) * block]
-        np.testing.assert_array_equal(found[: len(want), : len(want)], want)
-        assert not found[len(want) :].any()
-        assert not found[:, len(want) :].any()
+        np.testing.assert_array_equal(h_block[: len(want), : len(want)], want)
+        assert not h_block[len(want) :].any()
+        assert not h_block[:, len(want) :].any()
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -212,7 +212,7 @@ def test_find_method(name):
 
 def test_a_search_without_data_is_refused():
     _, w, _ = data()
-    with pytest.raises(JaxqError, match=r"^method 'awq_clip' searches on calibration data, and there is none"):
+    with pytest.raises(JaxqError, match=r"^method 'awq_clip' needs calibration data, and there is none"):
         choose_parts("awq_clip", [(jnp.asarray(w), FORMATS["int4"])], None)
 
 
@@ -231,7 +231,7 @@ def test_siblings_of_two_formats_share_the_best_scale(second, name):
     losses = {}
     for alpha in alpha_grid(0.25):
         s = np.asarray(awq_scale(moments.a, mean, alpha), np.float64)[:, None]
-        errors = [np.asarray(fmt.round_trip(part * jnp.asarray(s, jnp.float32))) / s - part for part, fmt in parts]
+        errors = [np.asarray(fmt.round_trip(w * jnp.asarray(s, jnp.float32))) / s - w for w, fmt in parts]
         losses[alpha] = sum(float(((x @ e) ** 2).sum()) for e in errors)
     assert losses[float(got[0].alpha)] <= min(losses.values()) * (1 + 1e-4)
     if second == IntegerFormat(16):
@@ -253,10 +253,10 @@ def test_shrinkage_is_that_of_the_moments(name):
     _, w, moments = data()
     fmt = FORMATS["int4"]
     parts: list[Part] = [(jnp.asarray(w), fmt)]
-    held = Moments(shrunk(moments.h, moments.tokens, 500.0), moments.a, moments.tokens)
+    shrunk_moments = Moments(shrunk(moments.h, moments.tokens, 500.0), moments.a, moments.tokens)
     got, want, plain = (
         methods.choose(METHODS[name], parts, known, MethodSpec(name, fmt, shrinkage=tokens))[0].quantized
-        for known, tokens in ((moments, 500.0), (held, 0.0), (moments, 0.0))
+        for known, tokens in ((moments, 500.0), (shrunk_moments, 0.0), (moments, 0.0))
     )
     np.testing.assert_array_equal(got.q, want.q)
     np.testing.assert_array_equal(got.s, want.s)

@@ -1,4 +1,4 @@
-"""jaxq.numerics.moments: what is done where a search was misled. Groups of a graph are tested with the graph."""
+"""jaxq.methods.keep_better: round to nearest replaces what a misled search chose. Groups of a graph: tests/search."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ import pytest
 from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.nvfp4 import Nvfp4Format
 from jaxq.methods.choose import choose
-from jaxq.methods.keep_better import _lost, _same_second, _swapped, keep_better
+from jaxq.methods.keep_better import _lost_columns, _replace_columns, _same_tensor_scale, keep_better
 from jaxq.methods.measure import measure
 from jaxq.methods.registry import METHODS, MethodSpec
 from jaxq.numerics.moments import Moments
@@ -79,13 +79,13 @@ def test_siblings_with_the_same_scale_of_all_are_decided_one_by_one(fmt):
     codes = np.asarray(plain.quantized.q).copy()
     codes[:, 2:4] = codes[::-1, 2:4]
     misled = replace(plain, quantized=replace(plain.quantized, q=jnp.asarray(codes)))
-    assert _same_second(misled, plain)
+    assert _same_tensor_scale(misled, plain)
     errors = measure(w, misled, moments, fmt)
     assert errors.output_rtn is not None
     better = replace(errors, output_rtn=errors.output_rtn * jnp.array([9.0, 9.0, 1.0, 1.0, 9.0, 9.0]))
-    lost = _lost([misled], [better], [[2, 2, 2]], [False])[0]
+    lost = _lost_columns([misled], [better], [[2, 2, 2]], [False])[0]
     assert lost.tolist() == [False, False, True, True, False, False]
-    assert_equal(_swapped(misled, plain, lost), plain)
+    assert_equal(_replace_columns(misled, plain, lost), plain)
 
 
 @pytest.mark.parametrize("fmt", [IntegerFormat(16), IntegerFormat(16, use_zero_point=True), Nvfp4Format()], ids=str)
@@ -98,11 +98,11 @@ def test_plain_rounding_stands_in_weight_by_weight(fmt):
     spec = MethodSpec("gptq", fmt, damping=10.0)
     misled = choose(METHODS["gptq"], [(w.at[:, 2:4].multiply(3.0), fmt)], moments, spec)
     plain = choose(METHODS["rtn"], [(w, fmt)], None, spec)[0]
-    together = not _same_second(misled[0], plain)
+    together = not _same_tensor_scale(misled[0], plain)
     assert together == isinstance(fmt, Nvfp4Format)
-    lost = _lost(misled, [measure(w, misled[0], moments, fmt)], [[2, 2, 2]], [together])[0]
+    lost = _lost_columns(misled, [measure(w, misled[0], moments, fmt)], [[2, 2, 2]], [together])[0]
     assert lost.tolist() == [together, together, True, True, together, together]
-    mixed = _swapped(misled[0], plain, lost)
-    got, rounded, own = (np.asarray(fmt.dequantize(c.quantized)) for c in (mixed, plain, misled[0]))
+    mixed = _replace_columns(misled[0], plain, lost)
+    got, rounded, gptq = (np.asarray(fmt.dequantize(c.quantized)) for c in (mixed, plain, misled[0]))
     np.testing.assert_array_equal(got[:, lost], rounded[:, lost])
-    np.testing.assert_array_equal(got[:, ~lost], own[:, ~lost])
+    np.testing.assert_array_equal(got[:, ~lost], gptq[:, ~lost])

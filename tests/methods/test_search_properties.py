@@ -88,10 +88,10 @@ def test_output_error_is_quadratic(problem, power):
 @given(problem=problems())
 def test_a_scale_search_never_loses(fmt, problem):
     x, w = problem
-    found = scales(w, moments_of(x), fmt)
-    losses, s = np.asarray(found.losses), np.asarray(found.s)
+    choice = scales(w, moments_of(x), fmt)
+    losses, s = np.asarray(choice.losses), np.asarray(choice.s)
     assert np.isfinite(losses).all()
-    assert losses[int(found.best)] == losses.min()
+    assert losses[int(choice.best)] == losses.min()
     assert (s > 0).all()
     assert np.isclose(s.max() * s.min(), 1, rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""jaxq.numerics.drift against least squares in float64."""
+"""jaxq.methods.targets against least squares in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,9 @@ def test_the_target_solves_the_least_squares_problem(ridge):
     h, drift_in, drift_out = products(x, x_float, r, r_float)
     got = corrected_target(jnp.asarray(w, jnp.float32), h, drift_in, drift_out, ridge)
     # The penalty as more rows of the data.
-    held = np.sqrt(ridge * np.diagonal(x.T @ x).mean()) * np.eye(C_IN)
-    wanted = np.concatenate([x_float @ w + r_float - r, held @ w])
-    want = np.linalg.lstsq(np.concatenate([x, held]), wanted, rcond=None)[0]
+    penalty = np.sqrt(ridge * np.diagonal(x.T @ x).mean()) * np.eye(C_IN)
+    rows = np.concatenate([x_float @ w + r_float - r, penalty @ w])
+    want = np.linalg.lstsq(np.concatenate([x, penalty]), rows, rcond=None)[0]
     np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 

@@ -50,9 +50,9 @@ def test_bad_block_sizes_are_refused(function, block_size):
         function(20, block_size)
 
 
-@pytest.mark.parametrize(("ndim", "axis", "found"), [(2, 0, 0), (2, 1, 1), (2, -1, 1), (2, -2, 0), (3, -1, 2)], ids=str)
-def test_check_axis(ndim, axis, found):
-    assert check_axis(ndim, axis) == found
+@pytest.mark.parametrize(("ndim", "axis", "want"), [(2, 0, 0), (2, 1, 1), (2, -1, 1), (2, -2, 0), (3, -1, 2)], ids=str)
+def test_check_axis(ndim, axis, want):
+    assert check_axis(ndim, axis) == want
 
 
 @pytest.mark.parametrize(("ndim", "axis"), [(2, 2), (2, -3), (1, 1), (3, 7)], ids=str)
@@ -71,9 +71,9 @@ def test_split_holds_consecutive_rows_and_fills_with_zeros(shape, block_size, ax
     for i in range(got.shape[place]):
         rows = np.take(got, i, axis=place)
         want = np.take(w, range(i * block, min(i * block + block, dim)), axis=place)
-        held = want.shape[place]
-        np.testing.assert_array_equal(np.take(rows, range(held), axis=place), want)
-        assert (np.take(rows, range(held, block), axis=place) == 0).all()
+        rows_left = want.shape[place]
+        np.testing.assert_array_equal(np.take(rows, range(rows_left), axis=place), want)
+        assert (np.take(rows, range(rows_left, block), axis=place) == 0).all()
 
 
 @pytest.mark.parametrize(("shape", "block_size", "axis"), LAYOUTS)
@@ -109,9 +109,9 @@ def test_spread_repeats_one_value_for_each_row_of_its_block(shape, block_size, a
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_max_magnitude(axis, dtype):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), dtype).at[:, 0].set(0)
-    found = max_magnitude(x, axis)
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(np.asarray(found), abs(np.asarray(x)).max(axis=axis))
+    amax = max_magnitude(x, axis)
+    assert amax.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(amax), abs(np.asarray(x)).max(axis=axis))
 
 
 def test_max_magnitude_of_special_values():

@@ -45,11 +45,11 @@ def spread(s: np.ndarray, w: np.ndarray, block_size: int, axis: int) -> np.ndarr
 
 def reference_scales(w: np.ndarray, block_size: int, axis: int, bits: int, zero: bool) -> np.ndarray:
     levels = 2.0**bits - 1 if zero else 2.0 ** (bits - 1) - 1
-    found = []
+    scales = []
     for block in groups(w, block_size, axis):
         with_zero = np.concatenate([block, 0 * block[:1]])
-        found.append(np.ptp(with_zero, axis=0) / levels if zero else abs(block).max(axis=0) / levels)
-    return np.moveaxis(np.stack(found), 0, axis)
+        scales.append(np.ptp(with_zero, axis=0) / levels if zero else abs(block).max(axis=0) / levels)
+    return np.moveaxis(np.stack(scales), 0, axis)
 
 
 def reference_codes(w: np.ndarray, s: np.ndarray, zp: np.ndarray | None, bits: int) -> np.ndarray:
@@ -214,10 +214,10 @@ def test_a_block_of_zeros_has_scale_one(zero):
 @pytest.mark.parametrize(("sign", "zp", "codes"), [(1, 0, {14, 15}), (-1, 15, {0, 1})], ids=["positive", "negative"])
 def test_a_block_of_one_sign_has_its_zero_point_at_the_end(sign, zp, codes):
     w = sign * jnp.linspace(1.0, 1.1, 48).reshape(16, 3)
-    q, s, found = quant_tensor(w, 8, use_zero_point=True)
-    assert found is not None and set(found.ravel().tolist()) == {zp}
+    q, s, zeros = quant_tensor(w, 8, use_zero_point=True)
+    assert zeros is not None and set(zeros.ravel().tolist()) == {zp}
     assert set(q.ravel().tolist()) == codes
-    assert float(jnp.max(jnp.abs(dq_tensor(q, s, 8, zp=found) - w))) <= float(jnp.max(s)) / 2 + 1e-6
+    assert float(jnp.max(jnp.abs(dq_tensor(q, s, 8, zp=zeros) - w))) <= float(jnp.max(s)) / 2 + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def floats(rows: int, axis: int) -> dict[str, tuple[Callable[..., Any], Any]]:
 
 
 def quantize_and_pack(w: jax.Array, fmt: WeightFormat) -> tuple[jax.Array, Quantized]:
-    found = fmt.quantize(w)
-    return pack_int4(found.q), found
+    quantized = fmt.quantize(w)
+    return pack_int4(quantized.q), quantized
 
 
 CASES = [

@@ -96,7 +96,7 @@ def test_mean_moments_weighs_by_tokens():
         activation_values(32, 37, seed=2)[:8],
         activation_values(32, 37, seed=3),
     ]
-    joined = mean_moments([moments_of(part) for part in parts])
+    joined = mean_moments([moments_of(x) for x in parts])
     assert_moments_of(joined, np.concatenate(parts))
     alone = moments_of(parts[0])
     assert mean_moments([alone]) is alone
