@@ -131,8 +131,8 @@ def _remarks(comparison: OutputComparison) -> Iterator[str]:
         for setting, figures in output.runtimes.items():
             if figures.nonfinite_rows:
                 yield f"{output.name}: quantization made {figures.nonfinite_rows} rows NaN or infinite ({setting})"
-    for reason in dict.fromkeys(comparison.passed_over.values()):
-        names = [name for name, why in comparison.passed_over.items() if why == reason]
+    for reason in dict.fromkeys(comparison.not_compared.values()):
+        names = [name for name, why in comparison.not_compared.items() if why == reason]
         shown = names[0] if len(names) == 1 else f"{len(names)} outputs"
         yield f"not compared: {shown}, {reason}"
 

@@ -12,7 +12,7 @@ from jaxq.pipeline.dry_run import Estimate
 from jaxq.search.result import Layer
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/report.md").read_text(encoding="utf-8")
-OPEN = ("config", "versions", "peak_mb", "accuracy.passed_over")
+OPEN = ("config", "versions", "peak_mb", "accuracy.not_compared")
 """Keys whose own keys are described elsewhere, or are free."""
 
 
