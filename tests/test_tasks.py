@@ -40,7 +40,7 @@ def test_a_changed_module_has_quick_tests(path, tasks):
     [
         ("jaxq/pipeline/budget.py", ["tests/pipeline/test_budget.py", "jaxq/pipeline/budget.py"]),
         ("jaxq/graph/normalize/gemm.py", ["tests/graph/test_normalize.py", "jaxq/graph/normalize/gemm.py"]),
-        ("jaxq/int4.py", ["tests/modelopt/test_int4.py", "jaxq/int4.py"]),
+        ("jaxq/int4.py", ["tests/modelopt/test_int4_arrays.py", "jaxq/int4.py"]),
         ("jaxq/embedded/tokenizer.json", []),
         ("tests/forms/test_fold.py", ["tests/forms/test_fold.py"]),
         ("tests/support/models.py", []),
