@@ -67,12 +67,12 @@ class OutputComparison:
     Attributes:
         samples: Number of held-out samples.
         outputs: The outputs that were compared.
-        passed_over: Reason by name for the outputs that were not compared.
+        not_compared: Reason by name for the outputs that were not compared.
     """
 
     samples: int
     outputs: tuple[JudgedOutput, ...]
-    passed_over: dict[str, str]
+    not_compared: dict[str, str]
 
 
 @jax.jit
@@ -185,9 +185,9 @@ def compare_outputs(
     Raises:
         JaxqError: onnxruntime cannot run a model on the data.
     """
-    names, passed_over = _float_outputs(reference)
+    names, not_compared = _float_outputs(reference)
     if not names:
-        reasons = ", ".join(f"{name} is {reason}" for name, reason in passed_over.items())
+        reasons = ", ".join(f"{name} is {reason}" for name, reason in not_compared.items())
         return f"the model has no output to compare: {reasons}"
     sums = {(name, setting): _Sums() for name in names for setting in others}
     samples = 0
@@ -203,7 +203,7 @@ def compare_outputs(
                 sums[name, setting].add(np.asarray(row_sums, np.float64))
         advance()
     judged = tuple(_judge(name, {setting: sums[name, setting] for setting in others}) for name in names)
-    return OutputComparison(samples, judged, passed_over)
+    return OutputComparison(samples, judged, not_compared)
 
 
 def _judge(name: str, sums: Mapping[str, _Sums]) -> JudgedOutput:
@@ -215,10 +215,10 @@ def _judge(name: str, sums: Mapping[str, _Sums]) -> JudgedOutput:
 
 def _float_outputs(model: "Session") -> tuple[list[str], dict[str, str]]:
     """Names of the float outputs, and the reason for each other output why it is not compared."""
-    passed_over = {}
+    not_compared = {}
     for name, kind in output_types(model).items():
         if name.startswith(CACHES):
-            passed_over[name] = "a cache for the next call"
+            not_compared[name] = "a cache for the next call"
         elif not kind.dtype.is_floating_point():
-            passed_over[name] = f"of type {kind.dtype}"
-    return [name for name in output_types(model) if name not in passed_over], passed_over
+            not_compared[name] = f"of type {kind.dtype}"
+    return [name for name in output_types(model) if name not in not_compared], not_compared

@@ -85,7 +85,7 @@ def test_an_encoder_is_judged_by_its_outputs_on_real_tokens(tmp_path):
     result = evaluate(paths[0], paths[1], batches)
     assert isinstance(result, OutputComparison)
     assert result.samples == 6
-    assert result.passed_over.keys() == {"labels", "present.0.key"}
+    assert result.not_compared.keys() == {"labels", "present.0.key"}
     names = ["last_hidden_state", "pooler_output"]
     a, b = (onnxruntime.InferenceSession(path).run(names, data) for path in paths)
     real = data["attention_mask"].astype(bool)
@@ -174,7 +174,7 @@ def test_a_sweep_shows_cosines_and_errors(jaxq, tmp_path):
     assert "last_hidden_state: mean cosine" in done.out
     assert "not compared: present.0.key, a cache for the next call" in done.out
     assert "1 of 8 evaluation samples are calibration samples too" in done.out
-    assert "least" in done.out
+    assert "smallest" in done.out
     (summary,) = done.folder.glob("outputs/**/summary.csv")
     rows = list(csv.DictReader(summary.open()))
     reports = [
