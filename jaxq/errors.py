@@ -2,7 +2,7 @@
 
 
 class JaxqError(ValueError):
-    """Bad input, said in one sentence: the offending value and what to do.
+    """Bad input; the message is one sentence with the offending value and what to do.
 
     The command line prints the sentence and exits with code 2; library users can catch it as a ``ValueError``.
     """

@@ -1,16 +1,16 @@
-"""How the pipeline tells its caller how far it is, without printing."""
+"""Progress of the pipeline, reported to the caller without printing."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Begins a phase of ``total`` steps and gives back what to call after each of them."""
+    """Begins a phase of ``total`` steps; returns a function to call after each step."""
 
     def __call__(self, label: str, total: int, /) -> Callable[[], None]: ...
 
 
 def silent(label: str, total: int, /) -> Callable[[], None]:
-    """Shows nothing."""
+    """Reports no progress."""
     del label, total
     return lambda: None

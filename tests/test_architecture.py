@@ -59,7 +59,15 @@ NOT_IN = {
 
 ONLY_IN = {
     "onnxruntime": {"runtime.session"},
-    "rich": {"harness.command", "harness.report", "harness.sweep", "inspect", "readback.inspection_table"},
+    "rich": {
+        "harness.command",
+        "harness.dry_run_report",
+        "harness.progress_bars",
+        "harness.report",
+        "harness.sweep",
+        "inspect",
+        "readback.inspection_table",
+    },
 }
 NOT_ON_IMPORT = ("hydra", "onnxruntime", "onnx_ir", "onnx", "onnxscript", "rich", "tokenizers")
 MOST_FACE_LINES = 40

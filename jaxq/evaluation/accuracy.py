@@ -58,12 +58,12 @@ class Evaluation:
 
     Attributes:
         tokens: Number of predicted tokens.
-        reference: Perplexity of the float model.
+        float_perplexity: Perplexity of the float model.
         runtimes: Accuracy of the quantized model by runtime setting; see `RUNTIMES`.
     """
 
     tokens: int
-    reference: float
+    float_perplexity: float
     runtimes: dict[str, Accuracy]
 
 

@@ -28,9 +28,11 @@ from jaxq.files.model_file import hash_model, load_model
 from jaxq.forms.form import Form
 from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
+from jaxq.harness.dry_run_report import print_estimate
 from jaxq.harness.hydra_errors import hydra_sentence, suggestion
+from jaxq.harness.progress_bars import progress_bars
 from jaxq.harness.records import Report, write_estimate, write_failure, write_report
-from jaxq.harness.report import print_estimate, print_report, progress_bars
+from jaxq.harness.report import print_report
 from jaxq.harness.task import open_task, text_hashes
 from jaxq.pipeline.clock import Clock
 from jaxq.pipeline.dry_run import Estimate, estimate

@@ -34,8 +34,8 @@ class ModelConfig:
     """The model."""
 
     name: str = _option(
-        "Where the model comes from; set by model=. embedded: the small language model that ships with jaxq. onnx: the "
-        "file model.path. hf: the Hugging Face model model.id.",
+        "Where the model comes from; set by model=. embedded: the small language model that ships with jaxq. onnx: "
+        "the file model.path. hf: the Hugging Face model model.id.",
         choices=("embedded", "onnx", "hf"),
     )
     path: str | None = _option("Path of the ONNX file; required with model=onnx. The file is never changed.", None)
@@ -58,11 +58,9 @@ class MethodConfig:
     name: str = _option("The quantization method; set by method=, which also loads the defaults of the method.")
     full_range: bool | None = _option(
         "Use the lowest code of symmetric integers too (-8 for int4): the scale is the largest weight of the block, "
-        "with "
-        "its sign, over -8. More accurate than the positive scale max / 7 at the same size, but scales can be "
-        "negative, "
-        "which form=trt and form=trt_qdq do not support. null: true for methods that use calibration data, where the "
-        "form supports negative scales.",
+        "with its sign, over -8. More accurate than the positive scale max / 7 at the same size, but scales can be "
+        "negative, which form=trt and form=trt_qdq do not support. null: true for methods that use calibration data, "
+        "where the form supports negative scales.",
         None,
     )
     alpha_step: float = _option(
@@ -84,8 +82,7 @@ class MethodConfig:
     )
     damping: float = _option(
         "rtn_search, gptq, awq_gptq, best, and block_scales: added to the diagonal of the second moments H, in units "
-        "of "
-        "the mean of the diagonal. From 0 to 10. GPTQ uses ten times more where H cannot be factored."
+        "of the mean of the diagonal. From 0 to 10. GPTQ uses ten times more where H cannot be factored."
     )
     descent_passes: int = _option(
         "gptq, awq_gptq, best: passes of coordinate descent after GPTQ, from 0 to 100. They lower the loss on the "
@@ -94,8 +91,7 @@ class MethodConfig:
     ridge: float = _option(
         "best: ridge regularization of the corrected target, in tokens, from 0.001 to 1e9. A weight is fitted to "
         "compensate for the errors of the weights before it, as if this many more tokens had shown no error. It "
-        "matters "
-        "more the fewer calibration tokens there are."
+        "matters more the fewer calibration tokens there are."
     )
     shrinkage: float = _option(
         "rtn_search, gptq, awq_gptq, best, and block_scales: shrinks the entries of the second moments H off the "
@@ -173,8 +169,7 @@ class DataConfig:
 
     tokens: str | None = _option(
         "Path of an .npz file with token ids [samples, length] named calib or eval, or with arrays named after the "
-        "inputs "
-        "of the model.",
+        "inputs of the model.",
         None,
     )
     text: str | None = _option(
@@ -235,9 +230,9 @@ class Config:
         choices=("-1", "16", "32", "64", "128", "256"),
     )
     scale_dtype: str | None = _option(
-        "Widest type of integer scales in the file. float8 is E4M3 over one power of two per weight, and float16 where "
-        "the codes have more than 4 bits. Runtimes cast narrow scales once, when they load the file. null: the type of "
-        "the weights, and float8 under method.bits_per_weight.",
+        "Widest type of integer scales in the file. float8 is E4M3 over one power of two per weight, and float16 "
+        "where the codes have more than 4 bits. Runtimes cast narrow scales once, when they load the file. null: the "
+        "type of the weights, and float8 under method.bits_per_weight.",
         None,
         ("float32", "float16", "float8"),
     )
@@ -248,20 +243,17 @@ class Config:
     )
     cache_dir: str | None = _option(
         "Folder for second moments, compiled functions, exported models and the state of stopped runs, which later "
-        "runs "
-        "use again. null: $JAXQ_CACHE, or the cache folder of the user.",
+        "runs use again. null: $JAXQ_CACHE, or the cache folder of the user.",
         None,
     )
     window_gb: float = _option(
         "Weight bytes of a window, the part of the model that runs at a time during calibration, in GiB (2^30 bytes); "
         "above 0. Two windows are in memory at a time, so smaller windows need less memory. A larger single weight is "
-        "a "
-        "window of its own."
+        "a window of its own."
     )
     external_data_above_mb: int = _option(
         "A model whose weights take more MiB (2^20 bytes) than this keeps them in model.onnx.data; others are one "
-        "file. "
-        "The format limits a file to 2 GiB: larger models have external data in any case. 0: always external."
+        "file. The format limits a file to 2 GiB: larger models have external data in any case. 0: always external."
     )
 
 

@@ -1,5 +1,4 @@
-"""The reference of all options, made from the schema and ``conf/``; ``python -m jaxq.harness.config_reference`` prints
-it.
+"""The reference of all options; ``python -m jaxq.harness.config_reference`` prints it.
 
 `jaxq.harness.config` describes the options, ``conf/`` has the defaults, and the first comment of a group's file
 describes that choice.

@@ -1,4 +1,4 @@
-"""Hydra's complaints about a configuration as one sentence that says what to do."""
+"""Hydra's errors as one sentence each that says what to do."""
 
 import difflib
 
@@ -22,13 +22,13 @@ def hydra_sentence(error: Exception) -> str:
 
 
 def suggestion(key: str) -> str:
-    """What to write in place of a key that does not exist."""
+    """The key to write in place of one that does not exist."""
     last = key.rpartition(".")[2]
-    same = [name for name in option_names() if last in (name, name.rpartition(".")[2])]  # in another group
-    near = sorted(same, key=lambda name: name.count("."))[:1] or difflib.get_close_matches(
+    in_other_groups = [name for name in option_names() if last in (name, name.rpartition(".")[2])]
+    closest = sorted(in_other_groups, key=lambda name: name.count("."))[:1] or difflib.get_close_matches(
         key, option_names(), n=1, cutoff=0.5
     )
-    return f"did you mean {near[0]!r}?" if near else "see --help for all of them"
+    return f"did you mean {closest[0]!r}?" if closest else "--cfg job prints all options"
 
 
 def _flat(error: BaseException) -> str:

@@ -10,27 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-INTERRUPTED = "interrupted: the same command goes on from what is finished"
+INTERRUPTED = "interrupted: the same command resumes from its finished work"
 EXIT_CODE = 130
-"""128 + SIGINT, as shells have it."""
+"""128 + SIGINT, as in shells."""
 
 _RETRY = 0.01  # seconds until an interrupt that was swallowed is raised again
-_PATIENCE = 1.0  # seconds in which further signals are taken for the same one
+_PATIENCE = 1.0  # seconds in which further signals count as the same one
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
 @contextmanager
 def lasting_interrupts() -> Iterator[None]:
-    """Sees to it that Ctrl-C leaves the block as a `KeyboardInterrupt`.
+    """Guarantees that Ctrl-C leaves the block as a `KeyboardInterrupt`.
 
     Python drops exceptions in callbacks of its garbage collector (jax has one), in finalizers and in weak references;
-    libraries turn them into errors of their own. Such an interrupt is raised again. While one is on its way, and files
-    that are half written are removed, another Ctrl-C, a second later or more, ends the process at once.
+    libraries turn them into errors of their own. Such an interrupt is raised again. A second Ctrl-C, at least a second
+    later, ends the process at once, without waiting for the removal of half-written files.
 
-    Outside the main thread, or where SIGINT is ignored or handled by somebody else, nothing changes.
+    Outside the main thread, or where SIGINT is ignored or has another handler, nothing changes.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed within.
+        KeyboardInterrupt: Ctrl-C was pressed in the block.
     """
     old = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or old is not signal.default_int_handler:
@@ -65,13 +65,13 @@ class _Handler:
         del number, frame
         if not self.under_way():
             if sys.stderr.isatty():
-                _say("\ninterrupted: what is under way is finished first; Ctrl-C again ends it at once")
+                _say("\ninterrupted: finishing the current step; Ctrl-C again stops at once")
             raise self._interrupt()
         if time.monotonic() - self._since > _PATIENCE:
             _leave()
 
     def under_way(self) -> bool:
-        """Whether an interrupt was raised, and is neither lost nor caught for good."""
+        """True while a raised interrupt is neither lost nor caught for good."""
         return self._raised is not None and self._raised() is not None
 
     def _interrupt(self) -> _Interrupt:

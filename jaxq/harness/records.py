@@ -1,4 +1,4 @@
-"""report.json and layers.csv: what a run did, in files that other programs read."""
+"""report.json, layers.csv and estimate.json: the results of a run for other programs."""
 
 import csv
 import json
@@ -26,17 +26,17 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "onnx", "onnx-ir", "onnxscript", "hydra-c
 
 @dataclass(frozen=True)
 class Report:
-    """All of a run.
+    """The results of a run.
 
     Attributes:
-        config: The configuration as Hydra composed it.
-        method: The method that ran; differs from the config's where that says ``auto``.
-        outcome: What was done to the model.
-        evaluation: Accuracy on held-out data, or why there is none.
+        config: The composed configuration.
+        method: The method that ran: the one that ``auto`` chose.
+        outcome: The result of the pipeline.
+        evaluation: Accuracy on held-out data, or the reason why it was not measured.
         hashes: SHA-256 of model, calibration data, evaluation data and output.
         phases: Wall time and memory of each phase.
-        total_seconds: From the start of the run, imports left out.
-        overrides: What the command line said.
+        total_seconds: Wall time of the run, without imports.
+        overrides: The overrides on the command line.
         notes: Sentences that a reader should not miss.
     """
 
@@ -63,14 +63,14 @@ def write_report(report: Report, folder: Path) -> None:
 
 def write_estimate(estimate: Estimate, config: Mapping[str, object], overrides: Sequence[str], folder: Path) -> None:
     """Writes ``estimate.json``."""
-    made = {"versions": versions(), "device": device(), "estimate": asdict(estimate)}
-    record = {"config": config, "overrides": overrides, **made}
+    record = {"config": config, "overrides": overrides, "versions": versions(), "device": device()}
+    record["estimate"] = asdict(estimate)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "estimate.json", json.dumps(_plain(record), indent=1) + "\n")
 
 
 def write_failure(message: str, config: Mapping[str, object], overrides: Sequence[str], folder: Path) -> None:
-    """Writes a ``report.json`` that holds an error instead of results."""
+    """Writes a ``report.json`` with an error in place of results."""
     record = {"config": config, "overrides": overrides, "error": message}
     _write(folder / "report.json", json.dumps(_plain(record), indent=1) + "\n")
 
@@ -87,36 +87,36 @@ def report_dict(report: Report) -> dict[str, object]:
         "device": device(),
         "hashes": report.hashes,
         "notes": report.notes,
-        "accuracy": {"none": evaluation} if isinstance(evaluation, str) else asdict(evaluation),
+        "accuracy": {"not_measured": evaluation} if isinstance(evaluation, str) else asdict(evaluation),
         "size": {
             "source_bytes": outcome.pop("source_bytes"),
             "target_bytes": outcome.pop("target_bytes"),
             "bits_per_weight": outcome.pop("bits_per_weight"),
-            "quantized_share": report.outcome.quantized_bytes / report.outcome.weight_bytes,
-            "quantized_bytes": outcome.pop("quantized_bytes"),
+            "quantized_share": report.outcome.quantized_source_bytes / report.outcome.weight_bytes,
+            "quantized_source_bytes": outcome.pop("quantized_source_bytes"),
             "weight_bytes": outcome.pop("weight_bytes"),
         },
         "seconds": {**{phase.name: phase.seconds for phase in report.phases}, "total": report.total_seconds},
         "peak_mb": {phase.name: phase.peak_mb for phase in report.phases},
         "calibration": {
             "tokens": outcome.pop("tokens"),
-            "moments_found": outcome.pop("moments_found"),
+            "moments_from_cache": outcome.pop("moments_from_cache"),
             "windows": outcome.pop("windows"),
         },
         "notices": outcome.pop("notices"),
-        "exclude_unmatched": outcome.pop("unmatched"),
+        "unmatched_patterns": outcome.pop("unmatched"),
         "skipped": outcome.pop("skipped"),
         "layers": outcome.pop("layers"),
     }
 
 
 def device() -> dict[str, object]:
-    """The machine that the run was on."""
+    """The machine of the run."""
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "jax": [d.device_kind for d in jax.devices()],
+        "jax_devices": [d.device_kind for d in jax.devices()],
     }
 
 
@@ -129,13 +129,13 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, jaxq and what it stands on."""
-    own = {"python": platform.python_version(), "jaxq": __version__, "onnxruntime": runtime().__version__}
-    return own | {name: version(name) for name in _PACKAGES}
+    """Versions of Python, jaxq and the libraries that it uses."""
+    named = {"python": platform.python_version(), "jaxq": __version__, "onnxruntime": runtime().__version__}
+    return named | {name: version(name) for name in _PACKAGES}
 
 
 def _plain(value: object) -> object:
-    """JSON has no NaN and no infinity: they become null."""
+    """A copy with None in place of NaN and infinity, which JSON lacks."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -144,6 +144,6 @@ def _plain(value: object) -> object:
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    beside.replace(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

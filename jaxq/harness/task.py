@@ -1,4 +1,4 @@
-"""Everything that a configuration names, found and checked: the model, what lies beside it, the data, the job."""
+"""From a composed configuration to a task: the model, the files beside it, the data and the job, all checked."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,15 @@ from jaxq.progress import Progress
 from jaxq.runtime.bfloat16 import has_bfloat16
 from jaxq.runtime.inputs import read_input_spec
 
-_NARROW = "onnxruntime has no bfloat16 on a CPU: judged in float32"
+_BFLOAT16 = "onnxruntime has no bfloat16 on a CPU: the accuracy was measured in float32"
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A run before its work.
+    """A checked run that has not begun.
 
     Attributes:
-        job: What to do.
+        job: The job of the pipeline.
         data: Batches for calibration and evaluation.
         companions: Files beside the model that belong to it.
         notes: Sentences that a reader of the report should not miss.
@@ -40,16 +40,17 @@ class Task:
 
 
 def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> Task:
-    """Finds what a configuration names; exports the model where it has to be.
+    """Opens the model and the data that a configuration names; exports a Hugging Face model.
 
     Args:
         config: The configuration.
-        target: Where the quantized model goes.
+        target: Path of the quantized model.
         cache: Folder for exported and built models.
-        progress: Told of an export.
+        progress: Shows the export.
 
     Raises:
-        JaxqError: something is missing, bad or contradictory; what cannot be done is refused before any work.
+        JaxqError: options are out of range or contradict each other (checked before any work), or a file is missing or
+            cannot be used.
     """
     make_job(config, Path(), Path(), has_data(config))
     check_data(config)
@@ -58,12 +59,12 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> 
     model = load_model(source)
     data = read_data(config, source, read_input_spec(model))
     job = make_job(config, source, target, bool(data.calib))
-    narrow = [_NARROW] if has_bfloat16(model) else []
-    return Task(job, data, companions, (*origin, *data.notes, *narrow))
+    on_types = [_BFLOAT16] if has_bfloat16(model) else []
+    return Task(job, data, companions, (*origin, *data.notes, *on_types))
 
 
 def text_hashes(config: Config) -> dict[str, str]:
-    """SHA-256 of the documentation that was read for an embedded run: it differs between Python versions."""
+    """SHA-256 of the documentation that the embedded model reads; the text differs between Python versions."""
     if config.model.name != "embedded":
         return {}
     parts: dict[str, tuple[DataConfig, Split]] = {
@@ -78,14 +79,14 @@ def text_hashes(config: Config) -> dict[str, str]:
 
 
 def _find_source(config: Config, cache: Path, progress: Progress) -> tuple[Path, list[str]]:
-    """The model's file, and what a reader should know of where it comes from."""
+    """The model's file, and notes on its origin for the report."""
     if config.model.name == "onnx":
         if not config.model.path:
-            raise JaxqError("model.path is not given: say which file, as in model=onnx model.path=model.onnx")
+            raise JaxqError("model.path is not given: give the ONNX file, as in model=onnx model.path=model.onnx")
         return Path(config.model.path), []
     if config.model.name == "hf":
         if not config.model.id:
-            raise JaxqError("model.id is not given: say which folder or repository, as in model=hf model.id=folder")
+            raise JaxqError("model.id is not given: give a folder or a repository, as in model=hf model.id=folder")
         export = export_model(config.model.id, config.model.dtype, cache, progress)
         return export.path, [export.sentence]
     if config.model.name != "embedded":

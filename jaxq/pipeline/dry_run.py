@@ -56,7 +56,7 @@ class Estimate:
         unmatched: Patterns that match no weight.
         source_bytes: Size of the model's files.
         target_bytes: About the size of the quantized file, without the vectors that AWQ scaling adds to some groups.
-        quantized_bytes, weight_bytes: Bytes in the source of the weights that would be quantized, and of all.
+        quantized_source_bytes, weight_bytes: Bytes in the source of the weights that would be quantized, and of all.
         bits_per_weight: Mean over quantized weights, scales and zero points included.
         peak_mb: About the peak memory in MB (10^6 bytes), without the evaluation.
         seconds: About the seconds of each phase, with compilation, without imports.
@@ -69,7 +69,7 @@ class Estimate:
     unmatched: tuple[str, ...]
     source_bytes: int
     target_bytes: int
-    quantized_bytes: int
+    quantized_source_bytes: int
     weight_bytes: int
     bits_per_weight: float
     peak_mb: float
@@ -125,7 +125,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
         unmatched=source.unmatched,
         source_bytes=source.nbytes,
         target_bytes=target_bytes,
-        quantized_bytes=source.quantized_bytes,
+        quantized_source_bytes=source.quantized_source_bytes,
         weight_bytes=source.weight_bytes,
         bits_per_weight=bits,
         peak_mb=peak,

@@ -80,13 +80,13 @@ def quantize_model(
         unmatched=source.unmatched,
         notices=tuple(notices),
         windows=tuple(quantized.windows),
-        moments_found=quantized.moments_found,
+        moments_from_cache=quantized.moments_from_cache,
         tokens=_tokens(quantized.results),
         model_hash=model_hash,
         data_hash=data_hash,
         source_bytes=source.nbytes,
         target_bytes=file_bytes(job.target),
-        quantized_bytes=source.quantized_bytes,
+        quantized_source_bytes=source.quantized_source_bytes,
         weight_bytes=source.weight_bytes,
         bits_per_weight=8 * sum(x.nbytes for x in layers) / sum(x.size for x in layers),
         phases=tuple(clock.phases),
@@ -134,7 +134,7 @@ class _Quantized:
 
     results: Sequence[GroupResult]
     windows: Sequence[WindowRun]
-    moments_found: int
+    moments_from_cache: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +152,10 @@ class _Steps:
     def run(self) -> _Quantized:
         """Calibrates, chooses formats under a budget, and searches."""
         propagates = self.store is not None and self.job.method.steps.propagates
-        moments_found, windows, formats = 0, list[WindowRun](), given_formats(self.source.groups, self.job)
+        moments_from_cache, windows, formats = 0, list[WindowRun](), given_formats(self.source.groups, self.job)
         if not propagates or self.job.budget is not None:
             with self.clock.phase("calibrate"):
-                moments_found, windows = self._calibrate()
+                moments_from_cache, windows = self._calibrate()
         if self.job.budget is not None:
             with self.clock.phase("choose formats"):
                 formats = self._choose_formats()
@@ -163,11 +163,11 @@ class _Steps:
         search = GroupSearch(formats, self.job.method, results, self.state.resumes)
         if not propagates:
             with self.clock.phase("search"):
-                return _Quantized(self._search(search), windows, moments_found)
+                return _Quantized(self._search(search), windows, moments_from_cache)
         with self.clock.phase("calibrate"):
             model, groups = self.source.model, self.source.groups
             quantized, more = quantize_in_order(model, groups, self._calibration(), search, self.clock, self.progress)
-        return _Quantized(quantized, [*windows, *more], moments_found)
+        return _Quantized(quantized, [*windows, *more], moments_from_cache)
 
     def _calibration(self) -> Calibration:
         job, state = self.job, self.state

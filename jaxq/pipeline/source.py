@@ -30,7 +30,7 @@ class Source:
         unmatched: Patterns that match no weight.
         files: The model's file, and those of its external data.
         nbytes: Size of the files.
-        quantized_bytes: Bytes of the weights that are quantized.
+        quantized_source_bytes: Bytes of the weights that are quantized.
     """
 
     model: ir.Model
@@ -39,12 +39,12 @@ class Source:
     unmatched: tuple[str, ...]
     files: tuple[Path, ...]
     nbytes: int
-    quantized_bytes: int
+    quantized_source_bytes: int
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all float weights."""
-        return self.quantized_bytes + sum(d.nbytes for d in self.skipped)
+        return self.quantized_source_bytes + sum(d.nbytes for d in self.skipped)
 
 
 def open_source(job: Job, form: Form) -> Source:

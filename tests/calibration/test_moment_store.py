@@ -39,20 +39,20 @@ class Setup:
 def setup(tmp_path) -> Setup:
     setup = Setup(tmp_path)
     first = setup.again()
-    assert (first.moments_found, len(first.windows), len(setup.files())) == (0, 1, 2)
+    assert (first.moments_from_cache, len(first.windows), len(setup.files())) == (0, 1, 2)
     return setup
 
 
 def test_a_second_run_computes_nothing(setup):
     written = (setup.folder / "out.onnx").read_bytes()
     second = setup.again()
-    assert (second.moments_found, second.windows, second.tokens) == (2, (), 5)
+    assert (second.moments_from_cache, second.windows, second.tokens) == (2, (), 5)
     assert (setup.folder / "out.onnx").read_bytes() == written
 
 
 def test_another_name_for_the_same_model_finds_its_moments(setup):
     setup.source = save(setup.model, setup.folder, "copy.onnx")
-    assert setup.again().moments_found == 2
+    assert setup.again().moments_from_cache == 2
 
 
 def other_data(setup: Setup) -> None:
@@ -77,24 +77,24 @@ def other_weights(setup: Setup) -> None:
 def test_what_belongs_to_something_else_is_not_used(setup, change):
     change(setup)
     second = setup.again()
-    assert (second.moments_found, len(second.windows)) == (0, 1)
+    assert (second.moments_from_cache, len(second.windows)) == (0, 1)
     assert second.tokens == (setup.keep.sum() if setup.keep is not None else 8)
 
 
 def test_external_data_is_part_of_the_model(tmp_path):
     setup = Setup(tmp_path)
     setup.source = save(setup.model, tmp_path, external=True)
-    assert setup.again().moments_found == 0
+    assert setup.again().moments_from_cache == 0
     data = tmp_path / "model.onnx.weights"
     data.write_bytes(data.read_bytes()[:-4] + np.float32(3).tobytes())
-    assert setup.again().moments_found == 0
-    assert setup.again().moments_found == 2
+    assert setup.again().moments_from_cache == 0
+    assert setup.again().moments_from_cache == 2
 
 
 def test_missing_moments_alone_are_computed(setup):
     setup.files()[0].unlink()
     second = setup.again()
-    assert second.moments_found == 1
+    assert second.moments_from_cache == 1
     assert len(setup.files()) == 2
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_file_is_computed_again(setup, damage):
     for path in setup.files():
         path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
     second = setup.again()
-    assert (second.moments_found, len(second.windows)) == (0, 1)
+    assert (second.moments_from_cache, len(second.windows)) == (0, 1)
     assert (setup.folder / "out.onnx").read_bytes() == written
 
 

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from jaxq.evaluation.outputs import JudgedOutput, OutputComparison, OutputError
-from jaxq.harness.sweep import _COLUMNS
+from jaxq.harness.sweep_rows import COLUMNS
 from jaxq.pipeline.dry_run import Estimate
 from jaxq.search.result import Layer
 
@@ -55,7 +55,7 @@ def test_the_other_records_are_on_the_page():
     assert {field.name for field in fields(Layer)} == names(section("## layers.csv"))
     estimate = {name.removeprefix("estimate.") for name in names(section("## estimate.json"))}
     assert estimate == {field.name for field in fields(Estimate)}
-    assert all(f"`{name}`" in section("## summary.csv") for name in _COLUMNS)
+    assert all(f"`{name}`" in section("## summary.csv") for name in COLUMNS)
     accuracy = section("### accuracy")
     for record in (OutputComparison, JudgedOutput, OutputError):
         for field in fields(record):

@@ -208,7 +208,7 @@ def test_kernels_with_the_same_patches_share_their_moments(tmp_path):
     source, target, cache = save(proto, tmp_path), tmp_path / "out.onnx", tmp_path / "cache"
     runs = [quantize(source, target, "awq_clip", [Batch(x)], cache=cache) for _ in range(2)]
     assert len(list(cache.rglob("*.safetensors"))) == 2
-    assert [r.moments_found for r in runs] == [0, 2]
+    assert [r.moments_from_cache for r in runs] == [0, 2]
     assert runs[0].tokens == 60
 
 

@@ -19,7 +19,7 @@ def test_awq_lite_writes_the_model_and_a_full_report(jaxq):
     onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
 
     level_1 = report["accuracy"]["runtimes"]["level 1"]
-    assert 1 < report["accuracy"]["reference"] < level_1["perplexity"] * 1.05
+    assert 1 < report["accuracy"]["float_perplexity"] < level_1["perplexity"] * 1.05
     assert 0 < level_1["kl"] < 0.05
     assert 0.8 < level_1["top1"] <= 1
     assert set(report["accuracy"]["runtimes"]) == {"level 1", "default"}
@@ -66,7 +66,7 @@ def test_two_runs_give_the_same_bytes_and_the_second_finds_the_moments(jaxq, tmp
     windows = [d.report["calibration"]["windows"] for d in (first, second)]
     assert windows[0] and all(w["runs"] == 1 for w in windows[0])
     assert windows[1] == []
-    assert second.report["calibration"]["moments_found"] == 16
+    assert second.report["calibration"]["moments_from_cache"] == 16
     assert first.report["layers"] == second.report["layers"]
 
 
@@ -84,7 +84,7 @@ def test_a_sweep_calibrates_once_and_ends_with_one_table(jaxq, tmp_path):
         ("awq_lite", "32"),
         ("awq_lite", "128"),
     ]
-    assert [r["moments_found"] for r in rows] == ["0", "16", "16", "16"]
+    assert [r["moments_from_cache"] for r in rows] == ["0", "16", "16", "16"]
     table = done.out[done.out.rindex("\nsweep") :]
     assert table.count("awq_lite") == 2 and table.count("rtn_dq") == 2
 
@@ -156,5 +156,5 @@ def test_a_model_without_data_gets_rtn(jaxq, cache):
     done = jaxq("model=onnx", f"model.path={path}")
     assert done.code == 0, done.err
     assert done.report["method"] == "rtn_dq"
-    assert done.report["accuracy"] == {"none": "no held-out data was given"}
+    assert done.report["accuracy"] == {"not_measured": "no held-out data was given"}
     assert all(layer["loss"] is None and layer["sqnr_db"] > 5 for layer in done.report["layers"])

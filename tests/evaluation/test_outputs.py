@@ -174,7 +174,7 @@ def test_a_sweep_shows_cosines_and_errors(jaxq, tmp_path):
     assert "last_hidden_state: mean cosine" in done.out
     assert "not compared: present.0.key, a cache for the next call" in done.out
     assert "1 of 8 evaluation samples are calibration samples too" in done.out
-    assert "least" in done.out
+    assert "smallest" in done.out
     (summary,) = done.folder.glob("outputs/**/summary.csv")
     rows = list(csv.DictReader(summary.open()))
     reports = [

@@ -27,7 +27,7 @@ def check_run(done, source: Path, weights: int, tmp_path: Path, tolerance: float
     report, folder = done.report, done.run_folder
     level_1 = report["accuracy"]["runtimes"]["level 1"]
     assert report["accuracy"]["tokens"] == 23 + 16 + 19 + 23
-    assert report["accuracy"]["reference"] > 1 and np.isfinite(level_1["perplexity"]) and 0 < level_1["kl"] < 1
+    assert report["accuracy"]["float_perplexity"] > 1 and np.isfinite(level_1["perplexity"]) and 0 < level_1["kl"] < 1
     assert report["calibration"]["tokens"] == 24 + 17 + 20 + 24
     assert len(report["layers"]) == weights
     assert all(0 < layer["relative_output_error"] < 0.4 for layer in report["layers"])

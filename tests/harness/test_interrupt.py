@@ -15,7 +15,7 @@ import pytest
 from jaxq.harness.interrupt import lasting_interrupts
 
 SMALL = ("method=awq_lite", "calib.samples=4", "calib.length=64", "eval.samples=4", "eval.length=64")
-SENTENCE = "error: interrupted: the same command goes on from what is finished"
+SENTENCE = "error: interrupted: the same command resumes from its finished work"
 
 
 @contextmanager

@@ -118,7 +118,7 @@ def test_sizes_are_those_of_the_file(name, method, dtype, form, tmp_path):
     assert abs(found.target_bytes - outcome.target_bytes) <= 64 + scaled
     assert [(x.name, x.nbytes, x.dtype) for x in found.layers] == [(x.name, x.nbytes, x.dtype) for x in outcome.layers]
     assert found.skipped == outcome.skipped
-    assert (found.source_bytes, found.quantized_bytes) == (outcome.source_bytes, outcome.quantized_bytes)
+    assert (found.source_bytes, found.quantized_source_bytes) == (outcome.source_bytes, outcome.quantized_source_bytes)
     assert found.seconds["evaluate"] == 0
 
 

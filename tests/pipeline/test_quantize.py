@@ -197,9 +197,9 @@ def test_the_outcome_tells_what_became_of_every_weight(tmp_path):
     ]
     assert [d.name for d in outcome.skipped] == ["up"]
     assert outcome.unmatched == ("nothing",)
-    assert (outcome.tokens, outcome.moments_found) == (40, 0)
-    assert outcome.quantized_bytes == sum(4 * x.c_in * x.c_out for x in outcome.layers)
-    assert outcome.weight_bytes == outcome.quantized_bytes + 4 * HIDDEN * models.FFN
+    assert (outcome.tokens, outcome.moments_from_cache) == (40, 0)
+    assert outcome.quantized_source_bytes == sum(4 * x.c_in * x.c_out for x in outcome.layers)
+    assert outcome.weight_bytes == outcome.quantized_source_bytes + 4 * HIDDEN * models.FFN
     assert outcome.bits_per_weight == pytest.approx(4 + 32 / 32)
     assert all(x.loss is not None and x.loss_rtn is not None and x.loss <= x.loss_rtn for x in outcome.layers)
     assert [p.name for p in outcome.phases] == ["load", "calibrate", "search", "write"]

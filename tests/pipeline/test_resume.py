@@ -292,7 +292,7 @@ def test_the_moments_of_another_activation_are_not_taken(setup):
     contents = [path.read_bytes() for path in paths]
     for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
         path.write_bytes(content)
-    assert setup.go_on().moments_found == 0
+    assert setup.go_on().moments_from_cache == 0
     assert setup.job().target.read_bytes() == setup.expected()
 
 
