@@ -8,10 +8,10 @@
 DIR holds smollm2p/ as `make_smollm2.py` writes it. PY is a Python that has nvidia-modelopt[onnx], with torch, which
 onnxruntime's HQQ needs too; without one their rows fail. onnxruntime's k_quant wants an even number of whole blocks a
 column: it gets blocks of 32. FOLDER holds prose in .html, .txt or .md. Every method that calibrates runs once for each
-seed, on 32 rows of 256 tokens drawn with it. Files are judged on held-out text like the calibration's, and on the
-prose: perplexity, KL divergence to the float model and top-1 agreement at accuracy level 1. What is there already in
-the results is not run again. The moments of a seed are computed once, by the first of jaxq's methods that reads them,
-but for those of `best`.
+seed, on 32 rows of 256 tokens drawn with it. Files are evaluated on held-out text like the calibration text, and on the
+prose: perplexity, KL divergence to the float model and top-1 agreement at accuracy level 1. Runs whose results are in
+the file already are skipped. The moments of a seed are computed once, by the first of jaxq's methods that needs them;
+`best` computes its own.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def find_run(name: str) -> Run:
 
 
 def table(runs: dict[str, Any]) -> Iterator[str]:
-    """Means over the seeds, with the greatest distance from them; seconds of the run beside which least else ran."""
+    """Means over the seeds, with the greatest distance from the mean; seconds of the run on the least busy machine."""
     names = ("wall s", "CPU s", "search s", "others' CPU s", "MB", "text", "draws", "perplexity", "gap closed", "KL")
     yield f"| | {' | '.join(names)} | top-1 |"
     yield "|---" * (len(names) + 2) + "|"

@@ -4,10 +4,10 @@
     python experiments/bench/curves.py bits --models DIR --prose FOLDER --out experiments/bench/results/bits.json
 
 DIR and FOLDER as for `accuracy.py`. Each point is the mean of a run for each draw of the calibration text (`--seeds`),
-its bar the range; what is there already in the results is not run again. ``tokens`` has 512 to 65,536 of them, of which
-about 61,000 are different, in blocks of 32 with float8 scales. ``bits`` has budgets (`method.bits_per_weight`) and, at
-the same bits, fixed patterns: one dtype and block size for all weights, scales in float8 if not said otherwise, and 8
-bits for the weights that a rule of thumb names. Each leaves a picture beside its results.
+its bar the range; runs whose results are in the file already are skipped. ``tokens`` goes from 512 to 65,536 tokens, of
+which about 61,000 are different, in blocks of 32 with float8 scales. ``bits`` has budgets (`method.bits_per_weight`)
+and, at the same bits, fixed patterns: one dtype and block size for all weights, scales in float8 if not said otherwise,
+and 8 bits for the weights that a rule of thumb names. Each leaves a picture beside its results.
 """
 
 import argparse
@@ -67,7 +67,7 @@ MEASURES = {"loss over float (nats)": log_loss, "KL to float (nats)": divergence
 
 @dataclass(frozen=True)
 class Point:
-    """What the draws of one case left."""
+    """The results of one case, one for each draw of the calibration text."""
 
     case: Case
     draws: list[dict[str, Any]]

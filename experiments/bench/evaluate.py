@@ -42,7 +42,7 @@ def opset_version(model: onnx.ModelProto) -> int:
 
 
 def loadable(path: Path, level: int) -> tuple[bytes | str, int | None]:
-    """What a session can be made from, and the file's opset where it had to be raised."""
+    """The file or its bytes, for a session; and the opset of the file where it had to be raised, else None."""
     model = onnx.load(path, load_external_data=False)
     version = opset_version(model)
     blocked = any(n.op_type == "DequantizeLinear" and any(a.name == "block_size" for a in n.attribute)
@@ -84,18 +84,18 @@ def reference_file(path: Path, rows: np.ndarray, threads: int, folder: str | Pat
     if kept.exists():
         return np.load(kept, mmap_mode="r")
     session = open_session(str(path), 0, threads)
-    held: np.memmap | None = None
+    probabilities: np.memmap | None = None
     partial = kept.with_suffix(".partial")
     for i, row in enumerate(rows):
         p = log_probabilities(session, row)
-        if held is None:
-            held = np.lib.format.open_memmap(partial, "w+", np.float32, (len(rows), *p.shape))
-        held[i] = p
-    if held is None:
+        if probabilities is None:
+            probabilities = np.lib.format.open_memmap(partial, "w+", np.float32, (len(rows), *p.shape))
+        probabilities[i] = p
+    if probabilities is None:
         raise ValueError("the token file holds no rows to evaluate")
-    held.flush()
+    probabilities.flush()
     partial.rename(kept)
-    return held
+    return probabilities
 
 
 def predictor(session: ort.InferenceSession, rows: np.ndarray) -> Callable[[int], np.ndarray]:

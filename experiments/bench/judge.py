@@ -1,4 +1,4 @@
-"""Run a tool on drawn calibration rows and judge its file on two held-out texts, like and unlike the calibration's."""
+"""Runs a tool on drawn calibration rows; evaluates its file on held-out text like and unlike the calibration text."""
 
 import argparse
 import json
@@ -42,7 +42,7 @@ class Case:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments that `Judge` reads."""
     parser.add_argument("--model", choices=SUBJECTS, default="smollm2p")
-    parser.add_argument("--models", type=Path, help="holds smollm2p/; the embedded model needs none")
+    parser.add_argument("--models", type=Path, help="folder with smollm2p/; not needed for the embedded model")
     parser.add_argument("--prose", type=Path, required=True)
     parser.add_argument("--peer-python", default="python")
     parser.add_argument("--eval-rows", type=int, help="of each text: 16 of 512 tokens, embedded 234 of 256 at most")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Judge:
-    """Runs cases and keeps their results in a file; what is there already is not run again.
+    """Runs cases and stores their results in a file; cases with results are skipped.
 
     Args:
         args: See `add_arguments`.
@@ -102,21 +102,21 @@ class Judge:
         return made
 
     def _origin(self, run: Run) -> dict[str, Any]:
-        """What a run's figures are of: results keep runs of several commits, packages and machines."""
+        """Commit, versions and machine of a run: a file of results has runs of several."""
         found = {"commit": _commit(), "versions": versions(sys.executable)}
         if run.python == "peer":
             found["peer_versions"] = versions(self.args.peer_python)
         return found | {"device": device(self.args.threads)}
 
     def _write_tokens(self, case: Case) -> Path:
-        """Calibration rows, and a row for evaluations that are not asked for."""
+        """Calibration rows, and one evaluation row, which token files need."""
         path = self.work / "tokens.npz"
         rows = drawn_rows(self.subject.calibration, case.rows, case.seed)
         np.savez(path, calib=rows, eval=spread_rows(self.subject.like, 1, self.subject.eval_length))
         return path
 
     def _write_held_out(self) -> dict[str, Path]:
-        """Rows spread over each text, as many as are asked for or as it holds without overlap."""
+        """Rows spread over each text without overlap, at most as many as the text has."""
         length = self.subject.eval_length
         texts = {"like": self.subject.like, "unlike": prose_ids(self.subject.tokenizer, self.args.prose)}
         paths = {name: self.work / f"{name}.npz" for name in texts}
@@ -139,7 +139,7 @@ class Judge:
 
 
 def _commit() -> str:
-    """The last that changed jaxq, if this is a clone; with a + where jaxq was changed after it."""
+    """The last commit that changed jaxq, "" outside a clone; with a "+" where jaxq has uncommitted changes."""
     last, changes = (
         subprocess.run(["git", "-C", REPOSITORY, *what, "--", "jaxq"], capture_output=True, text=True, check=False)
         for what in (("log", "-1", "--format=%H"), ("status", "--porcelain"))

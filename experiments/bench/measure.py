@@ -13,7 +13,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run took.
+    """Time and memory of one run.
 
     Attributes:
         wall_seconds: From start to end, imports included.

@@ -13,7 +13,7 @@ SUBSETS = {7: r"/layers\.14/", 28: r"/layers\.(3|10|18|26)/"}
 
 @dataclass(frozen=True)
 class Setup:
-    """What all runs share; with a ``cache`` jaxq's runs find each other's moments and compiled functions there."""
+    """Settings of all runs; with a ``cache``, runs of jaxq share moments and compiled functions."""
 
     model: Path
     tokens: Path
@@ -80,7 +80,7 @@ PAIRS = (
     ("jaxq_awq_lite", "modelopt_awq_lite_default"),
     ("jaxq_awq_full", "modelopt_awq_full_cached"),
 )
-"""Whose ratios are reported: jaxq's figure divided by the peer's."""
+"""Pairs of runs; the ratio is the figure of jaxq divided by that of the peer."""
 
 
 def command(run: Run, setup: Setup, folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ def device(threads: int) -> dict[str, Any]:
 
 
 def write_tokens(source: Path, target: Path, rows: int) -> None:
-    """A token file whose `calib` holds exactly the rows that every tool calibrates with, spread over the source's."""
+    """Writes a token file whose `calib` has the rows of every tool, evenly spread over those of the source."""
     with np.load(source) as data:
         chosen = np.linspace(0, len(data["calib"]) - 1, rows).astype(int)
         np.savez(target, calib=data["calib"][chosen], eval=data["eval"])
@@ -74,7 +74,7 @@ def written_files(folder: Path) -> list[Path]:
 
 
 def digest(files: list[Path]) -> str:
-    """SHA-256 over the files' own, read in pieces: a child's peak memory starts at what this process has held."""
+    """SHA-256 over the hashes of the files. Reads in pieces: a child's peak memory starts at that of this process."""
     whole = hashlib.sha256()
     for path in files:
         with path.open("rb") as file:

@@ -39,13 +39,13 @@ def load_subject(name: str, models: Path | None, work: Path) -> Subject:
 
     Args:
         name: Which.
-        models: Folder that holds smollm2p/; the embedded model needs none.
+        models: Folder with smollm2p/; None for the embedded model.
         work: Folder that the embedded model is written to.
     """
     if name == "embedded":
         return _embedded(work)
     if models is None:
-        sys.exit(f"--models is missing: {name} is no part of jaxq, make_smollm2.py builds it")
+        sys.exit(f"--models is missing: give the folder of {name}, which make_smollm2.py writes")
     model = models / name / "model.onnx"
     tokenizer = Tokenizer.from_file(str(model.with_name("tokenizer.json")))
     return Subject(model, tokenizer, topic_ids(tokenizer, 0), topic_ids(tokenizer, 1), 16, 512)
@@ -54,7 +54,7 @@ def load_subject(name: str, models: Path | None, work: Path) -> Subject:
 def _embedded(work: Path) -> Subject:
     """The model that jaxq carries: rows are as long as its context, and as many as its evaluation split has at most.
 
-    Its perplexity changes little when it is quantized, so that it takes more text than SmolLM2 to tell methods apart.
+    Quantization changes its perplexity little: it takes more text than SmolLM2 to tell methods apart.
     """
     model = work / "embedded.onnx"
     embedded.write_model(model)

@@ -40,7 +40,7 @@ README = Path(__file__).with_name("README.md")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a run depends on, besides the text."""
+    """Settings of a training run; the text is the only other input."""
 
     steps: int
     batch: int
@@ -106,7 +106,7 @@ class Progress:
 
 
 def identity(config: ModelConfig, train: TrainConfig) -> dict:
-    """What a checkpoint must share with a run that continues it."""
+    """Facts that a checkpoint and the run that resumes it must share."""
     return {
         "model": dataclasses.asdict(config),
         "train": dataclasses.asdict(train),

@@ -23,7 +23,7 @@ RESULTS = HERE / "results"
 
 
 def write_files(folder: Path) -> None:
-    """Writes all models, unless the folder holds them."""
+    """Writes all models, unless they are in the folder already."""
     if (folder / "cases.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ def once(session, feeds):
 
 
 def speed(session, plain, rows, inner):
-    """How many times faster a session is than the float32 one: medians of turns that they take."""
+    """Speed over the float32 session: the ratio of median times, measured in turns."""
     feeds = {"x": np.random.default_rng(0).standard_normal((rows, inner)).astype(np.float32)}
     for each in (session, plain):
         once(each, feeds)

@@ -100,7 +100,7 @@ class _Scope:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all layers use: cos, sin [batch, 1, sequence, head_size], additive mask [batch, 1, sequence, sequence]."""
+    """Shared by all layers: cos, sin [batch, 1, sequence, head_size], additive mask [batch, 1, sequence, sequence]."""
 
     cos: ir.Value
     sin: ir.Value

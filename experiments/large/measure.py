@@ -82,7 +82,7 @@ def _size(paths: Any) -> float:
 
 
 def _digest(report: dict[str, Any]) -> dict[str, Any]:
-    """What a report says that belongs into the results."""
+    """The part of a report that goes into the results."""
     kept = {name: report[name] for name in ("seconds", "peak_mb", "versions", "device")}
     windows = report["calibration"]["windows"]
     scaled = sum(layer["alpha"] is not None for layer in report["layers"])

@@ -25,7 +25,7 @@ PHASES = ("calibrate", "search", "write", "total", "cpu")
 
 
 def points() -> list[tuple[str, int, int]]:
-    """What is varied, layers, samples."""
+    """Points: the name of the varied quantity, layers, samples."""
     by_layers = [("layers", layers, SAMPLES[0]) for layers in LAYERS]
     return by_layers + [("tokens", 4, samples) for samples in SAMPLES]
 

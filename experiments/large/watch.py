@@ -13,7 +13,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Watched:
-    """What one run took; memory in MB of 10^6 bytes.
+    """Time and memory of one run; memory in MB of 10^6 bytes.
 
     Attributes:
         wall_seconds: From start to end, imports included.
