@@ -99,14 +99,14 @@ CONFIG_ROWS = {
     "a split of nothing": (["calib.split=train"], ["calib.split is given without calib.dataset"]),
     "a share of nothing": (
         ["eval.holdout_fraction=0.2"],
-        ["eval.holdout_fraction keeps a part of calib.text or calib.dataset"],
+        ["eval.holdout_fraction is 0.2 without text", "calib.text or calib.dataset"],
     ),
     "a share of all": (["eval.holdout_fraction=1"], ["eval.holdout_fraction is 1.0"]),
     "a share in other lengths": (
         ["calib.text=a", "eval.holdout_fraction=0.2", "eval.length=64"],
-        ["eval.length is 64 and calib.length 16"],
+        ["eval.length is 64 and calib.length is 16"],
     ),
-    "a share and text": (["calib.text=a", "eval.holdout_fraction=0.2", "eval.text=b"], ["leave it out"]),
+    "a share and text": (["calib.text=a", "eval.holdout_fraction=0.2", "eval.text=b"], ["leave out one of them"]),
     "no Hugging Face model": (["model=hf"], ["model.id"]),
     "a folder that is not there": (["model=hf", "model.id=./nowhere"], ["'./nowhere'", "no such folder"]),
     "an exported type": (["model=hf", "model.id=a", "model.dtype=int4"], ["model.dtype is 'int4'", "float16"]),
@@ -227,7 +227,7 @@ def test_disk_full_of_what_lies_in_between(jaxq, model, monkeypatch):
 
     monkeypatch.setattr(command, "quantize_model", full)
     done = jaxq("model=onnx", f"model.path={model}", "block_size=16")
-    assert_refused(done, ["No space left on device", "cache_dir", tempfile.gettempdir(), "goes on"])
+    assert_refused(done, ["No space left on device", "cache_dir", tempfile.gettempdir(), "resumes"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
