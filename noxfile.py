@@ -69,7 +69,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """The property tests on many random examples, other ones at each run."""
-    options = ["-n", "2", "-m", "hypothesis and not slow", "tests"]
+    options = ["-n", "2", "-m", "hypothesis and not slow"]
     run(session, "pytest", *options, *session.posargs, HYPOTHESIS_PROFILE="fuzz")
 
 

@@ -27,7 +27,7 @@ from tests.support.round_trip import round_trip  # noqa: E402, F401
 
 hypothesis.settings.register_profile("jaxq", deadline=None, derandomize=True, max_examples=20)
 # For `nox -s fuzz`: other examples at each run, and a line that repeats the one that failed.
-hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=300, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "jaxq"))
 
 
