@@ -87,43 +87,43 @@ class WindowRun:
 
 def capture_moments(
     model: ir.Model,
-    wanted: Sequence[Activation],
+    activations: Sequence[Activation],
     data: Calibration,
     keep_moments: KeepMoments,
     progress: Progress = silent,
     stored: Collection[Activation] = (),
 ) -> list[WindowRun]:
-    """Makes one forward pass, and hands over the moments of each wanted activation as soon as they are complete.
+    """Makes one forward pass, and calls `keep_moments` as soon as an activation's moments are complete.
 
     Args:
         model: A model that went through `jaxq.graph.prepare`.
-        wanted: Activations whose moments are wanted.
+        activations: The activations to collect.
         data: The calibration data. With a folder, the pass resumes where one with the same arguments was stopped; the
             windows that ran then are not among those returned.
         keep_moments: Called once for each activation and matrix.
         progress: Notified of each batch of each window.
-        stored: Wanted activations whose moments the caller has from a stopped run.
+        stored: Activations whose moments the caller has from a stopped run.
 
     Raises:
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
     check_feeds(model, data.batches)
-    for activation in wanted:
+    for activation in activations:
         if activation.value.is_graph_input():
             for key, moments in input_moments(activation, data.batches):
                 keep_moments(activation, key, moments)
-    values = list(dict.fromkeys(activation.value for activation in wanted))
+    values = list(dict.fromkeys(activation.value for activation in activations))
     windows = plan_windows(model.graph, values, data.window_bytes)
 
     def is_finished(captured: Collection[ir.Value]) -> bool:
-        return {activation for activation in wanted if activation.value in captured} <= set(stored)
+        return {activation for activation in activations if activation.value in captured} <= set(stored)
 
     with data.spools("captured") as spools:
         done = finished_windows(windows, spools, is_finished)
         advance = progress("calibrate", len(data.batches) * (len(windows) - done))
         variants = [ModelVariant(spool) for spool in spools]
         runners = forward(model, windows, variants, data.session_options, done)
-        return [run_window(runner, wanted, keep_moments, advance) for runner in runners]
+        return [run_window(runner, activations, keep_moments, advance) for runner in runners]
 
 
 def finished_windows(
@@ -176,8 +176,8 @@ def run_window(
     """Runs a window over all batches.
 
     Args:
-        runners: The window of each model. Moments are those of the last model's activations.
-        activations: Those that the window captures are collected, the others ignored.
+        runners: One runner for each model. Moments come from the last model.
+        activations: Activations to collect; those that this window does not compute are ignored.
         keep_moments: Called once for each collected activation and matrix, after the last batch.
         advance: Called after each batch.
         observers: Called with each batch's values.

@@ -35,22 +35,22 @@ class Window:
 
 
 def plan_windows(
-    graph: ir.Graph, wanted: Sequence[ir.Value], max_bytes: int, steps: Collection[ir.Node] = ()
+    graph: ir.Graph, requested: Sequence[ir.Value], max_bytes: int, steps: Collection[ir.Node] = ()
 ) -> list[Window]:
-    """Windows that compute the wanted values, and nothing else.
+    """Windows that compute the requested values, and nothing else.
 
     Each window has at most ``max_bytes`` of weights; more only if a single node has more. It ends in the second half of
     that size, at the cut that the fewest values cross: these have to wait on disk.
 
     Args:
         graph: A graph in topological order.
-        wanted: Values to compute; inputs of the graph among them need no window.
+        requested: Values to compute; inputs of the graph among them need no window.
         max_bytes: Weight bytes a window.
         steps: Nodes that run in a later window than all nodes that they depend on: a window ends before each of them.
     """
     if max_bytes < 1:
         raise JaxqError(f"the window size is {max_bytes} bytes: give a positive number")
-    needed = [node for node in _ancestors(graph, wanted) if not _is_constant(node) or node.outputs[0] in wanted]
+    needed = [node for node in _ancestors(graph, requested) if not _is_constant(node) or node.outputs[0] in requested]
     nodes, levels = _by_level(needed, frozenset(steps))
     last_read = {value: i for i, node in enumerate(nodes) for value in _reads(node)}
     alive = _count_alive(nodes, last_read)
@@ -59,7 +59,7 @@ def plan_windows(
     while start < len(nodes):
         level_end = next((i for i in range(start, len(nodes)) if levels[i] != levels[start]), len(nodes))
         stop = _next_cut(nodes[:level_end], start, max_bytes, alive)
-        windows.append(_window(nodes[start:stop], wanted, {v for v, last in last_read.items() if last >= stop}))
+        windows.append(_window(nodes[start:stop], requested, {v for v, last in last_read.items() if last >= stop}))
         start = stop
     return windows
 
@@ -90,8 +90,8 @@ def window_model(
     return ir.Model(view.clone(), ir_version=ir_version, functions=functions)
 
 
-def _ancestors(graph: ir.Graph, wanted: Sequence[ir.Value]) -> list[ir.Node]:
-    needed = {v.producer() for v in wanted}
+def _ancestors(graph: ir.Graph, requested: Sequence[ir.Value]) -> list[ir.Node]:
+    needed = {v.producer() for v in requested}
     for node in reversed(list(graph)):
         if node in needed:
             needed.update(v.producer() for v in _reads(node))
@@ -145,13 +145,13 @@ def _next_cut(nodes: Sequence[ir.Node], start: int, max_bytes: int, alive: np.nd
     return len(nodes)
 
 
-def _window(nodes: Sequence[ir.Node], wanted: Sequence[ir.Value], later: Collection[ir.Value]) -> Window:
+def _window(nodes: Sequence[ir.Node], requested: Sequence[ir.Value], later: Collection[ir.Value]) -> Window:
     outputs = [v for node in nodes for v in node.outputs]
     computed = set(outputs)
     reads = dict.fromkeys(v for node in nodes for v in _reads(node))
     outside = [v for v in reads if v not in computed and not v.is_initializer()]
     constants = [node for v in outside if (node := v.producer()) is not None and _is_constant(node)]
     inputs = tuple(v for v in outside if v.producer() not in constants)
-    captures = tuple(v for v in wanted if v in computed)
+    captures = tuple(v for v in requested if v in computed)
     live = tuple(v for v in outputs if v in later)
     return Window((*constants, *nodes), inputs, captures, live, tuple(_initializers(nodes)))

@@ -45,7 +45,7 @@ def save_lazily(model: ir.Model, path: Path) -> None:
 
 
 def _is_large(tensor: ir.TensorProtocol) -> bool:
-    """Whether a tensor is written by itself: large ones, and all that are in another file."""
+    """True if a tensor is written by itself: large ones, and all that are in another file."""
     return tensor.dtype != ir.DataType.STRING and (tensor.nbytes > _SMALL or isinstance(tensor, ir.ExternalTensor))
 
 

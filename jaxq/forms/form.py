@@ -121,7 +121,7 @@ class Form:
         return " or ".join(choices)
 
     def supports(self, use: Use, any_block_size: bool = False) -> bool:
-        """Whether a file of this form can store a format; ``any_block_size`` asks for its dtype alone."""
+        """True if a file of this form can store a format; ``any_block_size`` asks for its dtype alone."""
         sizes = self.block_sizes.get(use.fmt.dtype, ())
         return (
             (bool(sizes) if any_block_size else use.fmt.block_size in sizes)

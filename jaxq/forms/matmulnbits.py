@@ -85,7 +85,7 @@ class _Tied(_Copies):
 
 
 def _can_share(site: Site, weight: StoredWeight) -> bool:
-    """Whether MatMulNBits and GatherBlockQuantized read the same bytes: blocks are whole, and rows are whole bytes.
+    """True if MatMulNBits and GatherBlockQuantized read the same bytes: blocks are whole, and rows are whole bytes.
 
     Before onnxruntime 1.27, GatherBlockQuantized does not support codes of 2 bits, and reads rows of 4-bit zero points
     wrongly that end within a byte.

@@ -58,7 +58,7 @@ def shared(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def is_shared(name: str) -> bool:
-    """Whether an initializer of that name comes from `shared`."""
+    """True if an initializer of that name comes from `shared`."""
     return name.startswith(_SHARED)
 
 
@@ -68,7 +68,7 @@ def float_type(site: Site, node: ir.Node) -> ir.DataType:
 
 
 def is_transposed(site: Site, node: ir.Node) -> bool:
-    """Whether a node reads the weight as [c_out, c_in]: a table that is blocked along its rows, or a kernel."""
+    """True if a node reads the weight as [c_out, c_in]: a table that is blocked along its rows, or a kernel."""
     return site.transposed and (site.kernel or is_table(node))
 
 

@@ -115,7 +115,7 @@ class StoredWeight:
         return replace(self, s=partial(_divided, self.s, divisor))
 
     def can_divide_columns(self, divisor: np.ndarray) -> bool:
-        """Whether the divided scales are exact enough: floats, and normal numbers of their type.
+        """True if the divided scales are exact enough: floats, and normal numbers of their type.
 
         float16 has normal numbers from 6e-5 to 65504; float8 scales and powers of two cannot be divided exactly.
         """

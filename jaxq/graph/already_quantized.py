@@ -40,7 +40,7 @@ def find_already_quantized(graphs: Iterable[ir.Graph]) -> Iterator[tuple[ir.Valu
 
 
 def is_parameter(weight: ir.Value) -> bool:
-    """Whether a float tensor is the scales of a weight that is quantized already."""
+    """True if a float tensor is the scales of a weight that is quantized already."""
     return any(node.op_type in _CODES and node.op_type != "Cast" and index for node, index in weight.uses())
 
 

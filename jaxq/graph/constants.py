@@ -21,7 +21,7 @@ def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
 
 
 def is_listed(value: ir.Value) -> bool:
-    """Whether a report names a constant of floats: all but scalars and vectors of at most one number."""
+    """True if a report names a constant of floats: all but scalars and vectors of at most one number."""
     tensor = constant_tensor(value)
     return tensor is not None and tensor.dtype in FLOATS and (tensor.size > 1 or len(tensor.shape) > 1)
 

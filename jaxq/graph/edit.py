@@ -87,7 +87,7 @@ def drop_unused(values: Iterable[ir.Value | None], detach: bool = True) -> None:
 
 
 def _is_read(value: ir.Value) -> bool:
-    """Whether a graph outputs a value, or a node reads it; nodes that were removed do not count."""
+    """True if a graph outputs a value, or a node reads it; nodes that were removed do not count."""
     return value.is_graph_output() or any(node.graph is not None for node, _ in value.uses())
 
 

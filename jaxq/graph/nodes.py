@@ -7,12 +7,12 @@ STANDARD = ("", "ai.onnx")
 
 
 def is_standard(node: ir.Node, *operators: str) -> bool:
-    """Whether a node is one of these operators of ONNX's own domain."""
+    """True if a node is one of these operators of ONNX's own domain."""
     return node.op_type in operators and node.domain in STANDARD
 
 
 def attribute(node: ir.Node, name: str, default: float) -> float:
-    """A number among the node's attributes, or its default."""
+    """The numeric attribute ``name`` of a node, or ``default`` where the node has none."""
     attr = node.attributes.get(name)
     return default if attr is None else attr.value
 

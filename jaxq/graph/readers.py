@@ -30,7 +30,7 @@ class Reader:
 
 
 def is_table(node: ir.Node) -> bool:
-    """Whether a node looks its weight up rather than multiplying by it."""
+    """True if a node looks its weight up rather than multiplying by it."""
     return is_standard(node, "Gather")
 
 

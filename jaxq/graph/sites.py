@@ -71,7 +71,7 @@ class Site:
 
     @property
     def can_scale(self) -> bool:
-        """Whether AWQ can scale the rows: all readers multiply one activation, which can be divided by the scale."""
+        """True if AWQ can scale the rows: all readers multiply one activation, which can be divided by the scale."""
         return len(self.activation_values) == 1 and not (self.has_table or self.nested or self.kernel)
 
     @property
@@ -143,7 +143,7 @@ def find_sites(
 ) -> tuple[list[Site], list[Skipped]]:
     """The weights that can be quantized, in graph order, and the skipped weights with reasons.
 
-    Every tensor of floats is one or the other, except scalars and vectors of at most one number.
+    Every float tensor is in exactly one of the two lists. Scalars and vectors of at most one number are in neither.
 
     Args:
         graph: Main graph of a model that went through `prepare`.
@@ -199,7 +199,7 @@ def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def matches(weight: ir.Value, pattern: str) -> bool:
-    """Whether a shell pattern matches the name of the weight or of one of its nodes."""
+    """True if a shell pattern matches the name of the weight or of one of its nodes."""
     return any(fnmatchcase(name, pattern) for name in _names(weight))
 
 

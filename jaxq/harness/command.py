@@ -109,7 +109,7 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
 
 
 def run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Report:
-    """One quantization with its evaluation and files.
+    """Quantizes one model, evaluates it and writes its files.
 
     Args:
         config: The configuration.

@@ -106,7 +106,7 @@ def _check_ranges(knobs: MethodConfig) -> None:
 
 
 def _full_range(config: Config, form: Form, method: str) -> bool:
-    """Whether integers get full-range scales: as the user asks, else where scales are searched and may be negative."""
+    """True if integers get full-range scales: as the user asks, else where scales are searched and may be negative."""
     if config.method.full_range is not None:
         return config.method.full_range
     return find_method(method).needs_data and form.negative_scales

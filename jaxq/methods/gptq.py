@@ -142,9 +142,9 @@ def gptq_round(
     damping: float | Float[Array, ""] = 0.05,
     descent_passes: int = 0,
 ) -> Float[Array, "c_in c_out"]:
-    """Values of the format near ``w`` with a small output error ``tr(D' H D)``, ``D`` the difference.
+    """Rounds a weight with GPTQ, for a small output error ``tr(D' H D)`` of the difference ``D`` from the weight.
 
-    Rows are rounded in the order of falling ``diag H`` (act-order), under scales that stay as they are (static groups).
+    Rows are rounded from the largest ``diag H`` to the smallest (act-order). The scales stay fixed (static groups).
     Costs about ``c_in^2 c_out`` operations, ``c_in^3`` for the factorization, and ``2 c_in^2 c_out`` for each pass of
     descent.
 
@@ -154,7 +154,7 @@ def gptq_round(
         scales: Scales of the blocks.
         fmt: The format.
         damping: Added to the diagonal of ``h``, in units of its mean; see `feedback`.
-        descent_passes: Passes of coordinate descent afterwards, each of which rounds every row anew given all others.
+        descent_passes: Passes of coordinate descent after GPTQ. Each pass rounds every row again, with all others fixed.
             No pass increases the output error. Static under jit.
 
     Returns:

@@ -61,7 +61,7 @@ def keep_better(
 
 
 def _same_tensor_scale(choice: Choice, plain: Choice) -> bool:
-    """Whether both have the same scale of the whole weight, or one of them has none."""
+    """True if both have the same scale of the whole weight, or one of them has none."""
     scale, plain_scale = choice.quantized.s2, plain.quantized.s2
     return scale is None or plain_scale is None or float(scale) == float(plain_scale)
 

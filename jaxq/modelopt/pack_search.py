@@ -23,7 +23,7 @@ class Session(Protocol):
     """The method of ``onnxruntime.InferenceSession`` that the searches call."""
 
     def run(self, output_names: Any, input_feed: Any) -> Any:
-        """Arrays of the named values."""
+        """Runs the model, and returns the arrays of the named values."""
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,10 @@ def per_block(s: Shaped[Array, "..."], axis: int = 0) -> Shaped[Array, "..."]:
 
 
 def spread(s: Shaped[Array, "..."], dim: int, block_size: int, axis: int = 0) -> Shaped[Array, "..."]:
-    """One value a block, repeated for each row of its block: ``[n_blocks]`` -> ``[dim]``.
+    """Repeats each block's value for every row of the block: ``[n_blocks]`` -> ``[dim]``.
 
-    XLA fuses the repetition with its readers and makes no array of that size. To `split` the weight instead makes up to
-    two copies of a weight whose last block is ragged.
+    XLA fuses the repetition, so no array of that size is made. `split` would copy a weight with a ragged last block up
+    to twice.
 
     Example:
         >>> spread(jnp.array([1, 2]), 3, block_size=2).tolist()

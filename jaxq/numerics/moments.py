@@ -63,7 +63,7 @@ def zero_sums(c_in: int) -> MomentSums:
 
 @jit
 def accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Array, "tokens"]) -> MomentSums:
-    """Sums with a batch of activations added, in float32 at full precision (TF32 would not do for ``h``).
+    """Adds a batch of activations to the sums. Products are in full float32, because TF32 is too coarse for ``h``.
 
     Args:
         sums: The sums so far.

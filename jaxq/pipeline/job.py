@@ -79,7 +79,7 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class Job:
-    """What is done to a model.
+    """A quantization job: model, method, form and options.
 
     Attributes:
         source: The ONNX file.
@@ -94,7 +94,7 @@ class Job:
         rules: Formats of some weights; the first rule that fits a weight counts.
         gather: The format of tables of Gather; None skips them.
         providers: Where onnxruntime runs the calibration, such as "cpu", "cuda:0", "trt"; those that it lacks are
-            passed over.
+            skipped.
         kernels: Kernels of Conv are quantized; else they are skipped.
         budget: Formats are chosen weight by weight so that they keep to this; None leaves each weight the format that
             ``method``, ``rules`` and ``gather`` give it.

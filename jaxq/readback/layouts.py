@@ -74,7 +74,7 @@ def layout_of_constant(value: ir.Value) -> Layout:
 
 
 def _restores_shape(node: ir.Node) -> bool:
-    """Whether a node gives a weight, stored as a matrix, the shape of a stack or a kernel again."""
+    """True if a node gives a weight, stored as a matrix, the shape of a stack or a kernel again."""
     if node.op_type != "Reshape":
         return False
     producer = input_of(node, 0).producer()

@@ -52,12 +52,12 @@ def operator_of(node: ir.Node) -> tuple[str, str]:
 
 
 def is_code(value: ir.Value) -> bool:
-    """Whether a value's type is one that codes have: at most 8 bits."""
+    """True if a value's type is one that codes have: at most 8 bits."""
     return value.dtype is not None and value.dtype not in _NOT_CODES and value.dtype.bitwidth <= 8
 
 
 def decodes(node: ir.Node) -> bool:
-    """Whether a node turns codes into floats: a Cast of 8 bits, or a Gather of two numbers for each byte."""
+    """True if a node turns codes into floats: a Cast of 8 bits, or a Gather of two numbers for each byte."""
     if node.op_type == "Cast":
         codes = input_of(node, 0)
         return is_code(codes) and type_of(codes).is_floating_point()

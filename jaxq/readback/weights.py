@@ -137,7 +137,7 @@ def _weights_at(place: Place, readers: Sequence[_NodeInput]) -> Iterator[FoundWe
 
 
 def _way_of_reading(node: ir.Node, index: int) -> tuple[bool, bool]:
-    """Whether a node reads a weight in its own shape (a table or a kernel), and whether it transposes the weight."""
+    """Two answers: the node reads a weight in its own shape (a table or a kernel); it transposes the weight."""
     operator = operator_of(node)
     if operator == ("", "Gather") and index == 0:
         return True, False

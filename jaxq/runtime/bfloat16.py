@@ -17,7 +17,7 @@ _TYPES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision")
 
 
 def has_bfloat16(model: ir.Model) -> bool:
-    """Whether anything in a model is bfloat16: a weight, an input, or the result of a Cast."""
+    """True if anything in a model is bfloat16: a weight, an input, or the result of a Cast."""
     return any(v.dtype == _NARROW for v in _values(model)) or any(
         _is_narrow(attr) for node in _nodes(model) for attr in node.attributes.values()
     )

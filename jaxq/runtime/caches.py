@@ -21,7 +21,7 @@ Dims = Sequence[int | str | None]
 
 
 def is_cache(name: str) -> bool:
-    """Whether an input holds keys, values or states of earlier tokens, by its name.
+    """True if an input holds keys, values or states of earlier tokens, by its name.
 
     Example:
         >>> [is_cache(n) for n in ("past_key_values.0.key", "past_3", "key_cache.1", "past.0.conv", "input_ids")]

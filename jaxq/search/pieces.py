@@ -51,7 +51,7 @@ class Piece:
 
 
 def rows_are_packed(site: Site, fmt: WeightFormat) -> bool:
-    """Whether codes are packed matrix by matrix: rows are whole bytes, or there is one matrix."""
+    """True if codes are packed matrix by matrix: rows are whole bytes, or there is one matrix."""
     return fmt.code_bits == 4 and (site.count == 1 or site.c_out % 2 == 0)
 
 

@@ -1,4 +1,4 @@
-"""jaxq.numerics.integer.IntegerFormat: a format and the weights that it holds."""
+"""jaxq.formats.integers.IntegerFormat: a format and the weights that it holds."""
 
 import jax
 import jax.numpy as jnp

@@ -124,7 +124,7 @@ def _obstacle(model: ir.Model, function: ir.Function) -> str | None:
 
 
 def _means_the_same(node: ir.Node, a: int, b: int) -> bool:
-    """Whether an operator has the same inputs and attributes, with the same defaults, in two opsets."""
+    """True if an operator has the same inputs and attributes, with the same defaults, in two opsets."""
     if not defs.has(node.op_type, node.domain):
         return True  # a function, or an operator that onnx knows nothing of
     try:

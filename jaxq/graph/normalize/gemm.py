@@ -11,7 +11,7 @@ _BIAS = "jaxq.bias"
 
 
 def is_bias(node: ir.Node, index: int) -> bool:
-    """Whether an input of a node is the bias of a Gemm or Conv, or of a Gemm that was simplified."""
+    """True if an input of a node is the bias of a Gemm or Conv, or of a Gemm that was simplified."""
     return (is_standard(node, "Gemm", "Conv") and index == 2) or node.meta.get(_BIAS) == index
 
 
@@ -80,7 +80,7 @@ def _extract_factors(node: ir.Node, alpha: float, beta: float, names: Names) -> 
 
 
 def _is_vector(node: ir.Node, bias: ir.Value) -> bool:
-    """Whether a bias is known to have one number for each column, as all kernels of products require."""
+    """True if a bias is known to have one number for each column, as all kernels of products require."""
     w = node.inputs[1]
     if w is None or w.const_value is None or bias.shape is None:
         return False

@@ -119,7 +119,7 @@ class _Reader:
 
 
 def is_product(node: ir.Node, index: int) -> bool:
-    """Whether a node multiplies by its input ``index`` as a weight."""
+    """True if a node multiplies by its input ``index`` as a weight."""
     return index == 1 and node.op_type in PRODUCTS.get(node.domain, ())
 
 
