@@ -154,7 +154,7 @@ def gptq_round(
         scales: Scales of the blocks.
         fmt: The format.
         damping: Added to the diagonal of ``h``, in units of its mean; see `feedback`.
-        descent_passes: Passes of coordinate descent after GPTQ. Each pass rounds every row again, with all others fixed.
+        descent_passes: Passes of coordinate descent after GPTQ. Each rounds every row again, with all others fixed.
             No pass increases the output error. Static under jit.
 
     Returns:
