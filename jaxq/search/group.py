@@ -155,9 +155,9 @@ def _target(
     moments: Moments,
     spec: MethodSpec,
 ) -> jax.Array:
-    """The weights [c_in, sum of c_out] that make up for the drift, in place of ``w``; see `corrected_target`.
+    """The weights [c_in, sum of c_out] that correct the drift, in place of ``w``; see `corrected_target`.
 
-    A site without an output drift makes up for its input's alone.
+    A site without an output drift corrects the drift of its input alone.
     """
     pairs = [(site, outputs[site]) for site in sites]
     columns = [jnp.zeros((site.c_in, site.c_out)) if drifted is None else drifted for site, drifted in pairs]
