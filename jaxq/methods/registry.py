@@ -62,7 +62,7 @@ def find_method(name: str) -> Method:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method with its knobs; hashable.
+    """A method with its settings; hashable, so that it can be static under jit.
 
     Attributes:
         name: A key of `METHODS`.
@@ -79,6 +79,9 @@ class MethodSpec:
             Divided by the number of tokens it is the ridge of `jaxq.methods.targets.corrected_target`.
         shrinkage: Number of tokens with uncorrelated channels that are added to the moments for block scales and GPTQ;
             see `jaxq.numerics.moments.shrunk`.
+
+    Raises:
+        JaxqError: no method has the name ``name``.
     """
 
     name: str
@@ -99,5 +102,5 @@ class MethodSpec:
 
     @property
     def steps(self) -> Method:
-        """The steps that the method takes."""
+        """The steps of the method."""
         return METHODS[self.name]

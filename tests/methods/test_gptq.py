@@ -74,13 +74,13 @@ def reference_gptq(w: np.ndarray, h: np.ndarray, fmt: WeightFormat, scales: Scal
     values, left = code_values(fmt), w.astype(np.float64).copy()
     h = h.astype(np.float64) + damping * np.diagonal(h).mean() * np.eye(len(h))
     order = np.argsort(-np.diagonal(h), kind="stable")
-    inverse, found, zps = np.linalg.inv(h), np.zeros_like(left), np.broadcast_to(zp, w.shape)
+    inverse, rounded, zps = np.linalg.inv(h), np.zeros_like(left), np.broadcast_to(zp, w.shape)
     for i in order:
-        found[i] = nearest(left[i], steps[i], zps[i], values)
-        left -= np.outer(inverse[:, i], (left[i] - found[i]) / inverse[i, i])
+        rounded[i] = nearest(left[i], steps[i], zps[i], values)
+        left -= np.outer(inverse[:, i], (left[i] - rounded[i]) / inverse[i, i])
         inverse -= np.outer(inverse[:, i], inverse[i]) / inverse[i, i]
         inverse[i, i] = 1  # done with: only its own row still has an entry, and is not read again
-    return found
+    return rounded
 
 
 @EACH_FORMAT
@@ -100,9 +100,9 @@ def test_values_are_the_formats_own(fmt):
     w, h = data()
     scales = search_block_scales(jnp.asarray(w), jnp.asarray(h), fmt)
     values = gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, descent_passes=1)
-    held = fmt.encoded(values, scales)
-    np.testing.assert_allclose(fmt.dequantize(held), values, rtol=1e-6, atol=1e-7)
-    np.testing.assert_array_equal(held.s, scales.s)
+    quantized = fmt.encoded(values, scales)
+    np.testing.assert_allclose(fmt.dequantize(quantized), values, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(quantized.s, scales.s)
 
 
 @EACH_FORMAT
@@ -111,10 +111,10 @@ def test_each_step_loses_less(fmt):
     j, jh = jnp.asarray(w), jnp.asarray(h)
     scales = search_block_scales(j, damp(jh, 0.01), fmt)
     searched = loss(np.asarray(fmt.dequantize(fmt.encoded(j, scales))) - w, h).sum()
-    found = loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01)) - w, h).sum()
+    compensated = loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01)) - w, h).sum()
     refined = loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01, descent_passes=3)) - w, h).sum()
-    assert found < 0.5 * searched
-    assert refined <= found
+    assert compensated < 0.5 * searched
+    assert refined <= compensated
 
 
 @EACH_FORMAT
@@ -142,11 +142,11 @@ def test_scales_are_the_best_of_the_candidates(fmt):
         cut = [slice(i, i + block) for i in range(0, len(w), block)]
         return np.stack([loss(d[c], h[c, c]) for c in cut])
 
-    found = np.array([errors(scales) for scales in all_scales])
-    least, got = found.min(axis=0), errors(chosen)
+    candidates = np.array([errors(scales) for scales in all_scales])
+    best, got = candidates.min(axis=0), errors(chosen)
     if block <= 16:
-        np.testing.assert_allclose(got, least, rtol=1e-3, atol=1e-9)
-    assert got.sum() - least.sum() <= 0.1 * (found[0].sum() - least.sum()) + 1e-6 * least.sum()
+        np.testing.assert_allclose(got, best, rtol=1e-3, atol=1e-9)
+    assert got.sum() - best.sum() <= 0.1 * (candidates[0].sum() - best.sum()) + 1e-6 * best.sum()
 
 
 def test_a_few_directions_hold_most_of_a_block():
@@ -294,9 +294,9 @@ def test_the_share_that_is_left_is_that_of_many_columns():
     fmt = IntegerFormat(block_size=24, num_bits=8)  # fine steps: nothing is cut off
     scales = fmt.find_scales(w)
     even = Scales(jnp.broadcast_to(scales.s.max(), scales.s.shape))
-    found = gptq_round(w, h, even, fmt, 0.0) - w
+    error = gptq_round(w, h, even, fmt, 0.0) - w
     nearest = fmt.round_to(w, fmt.grid(even, 24)) - w
-    want = float(jnp.sum(output_error(found, h)) / jnp.sum(output_error(nearest, h)))
+    want = float(jnp.sum(output_error(error, h)) / jnp.sum(output_error(nearest, h)))
     assert float(compensated_share(h, 0.0)) == pytest.approx(want, rel=0.05)
 
 
