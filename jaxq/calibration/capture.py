@@ -221,7 +221,7 @@ def _finite_moments(collector: Collector) -> Iterator[tuple[str, Moments]]:
         if not bool(jnp.isfinite(moments.h).all()):
             name = str(collector.activation.value.name)
             raise ActivationError(
-                f"activation {name!r} is NaN or infinite on the calibration data: mend the model or the data"
+                f"activation {name!r} is NaN or infinite on the calibration data: fix the model or the data"
             )
         yield key, moments
 

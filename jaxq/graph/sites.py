@@ -111,7 +111,7 @@ class Site:
         rows, columns = (self.c_out, self.c_in) if self.transposed else (self.c_in, self.c_out)
         w = read_weight(self.weight, (self.count, rows, columns), index)
         if bad := w.size - int(np.isfinite(w).sum()):
-            raise JaxqError(f"weight {self.name!r} has {bad} values that are NaN or infinite: mend or exclude it")
+            raise JaxqError(f"weight {self.name!r} has {bad} values that are NaN or infinite: fix or exclude it")
         return np.ascontiguousarray(w.T) if self.transposed else w
 
 

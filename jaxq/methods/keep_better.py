@@ -99,7 +99,9 @@ def _replace_columns(choice: Choice, plain: Choice, lost: np.ndarray) -> Choice:
         return plain
     # Both have the same scale of the whole weight here, or none, so that only arrays with columns differ.
     kept = replace(choice.quantized, s2=plain.quantized.s2)
-    quantized = jax.tree.map(lambda rtn, own: jnp.where(lost, rtn, own) if rtn.ndim else own, plain.quantized, kept)
+    quantized = jax.tree.map(
+        lambda rtn, columns: jnp.where(lost, rtn, columns) if rtn.ndim else columns, plain.quantized, kept
+    )
     return Choice(quantized, choice.s, choice.alpha, jnp.where(lost, plain.clip_ratio, choice.clip_ratio))
 
 

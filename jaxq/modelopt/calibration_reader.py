@@ -11,7 +11,7 @@ from jaxq.modelopt.arrays import as_array
 from jaxq.runtime.batches import Batch
 from jaxq.runtime.inputs import InputSpec, read_input_spec, to_batch
 
-_FILE_ADVICE = (": give an npz file with arrays of these names", ": mend the file")
+_FILE_ADVICE = (": give an npz file with arrays of these names", ": fix the file")
 """Ends of errors that speak of data in files; `quantize` gets its data from a Python object."""
 
 

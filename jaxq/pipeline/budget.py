@@ -164,5 +164,5 @@ def _rounding_error(w: jax.Array, scales: Scales, fmt: WeightFormat) -> jax.Arra
 def _nbytes(site: Site, fmt: WeightFormat, form: Form) -> int:
     """Bytes of a weight in the file."""
     assert site.weight.dtype is not None
-    held = fmt.of_weights(str(site.weight.dtype.numpy()))
-    return form.nbytes(site, StoredWeight.planned((site.c_in, site.columns), held))
+    stored_fmt = fmt.of_weights(str(site.weight.dtype.numpy()))
+    return form.nbytes(site, StoredWeight.planned((site.c_in, site.columns), stored_fmt))

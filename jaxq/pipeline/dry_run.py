@@ -112,9 +112,9 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     target_bytes += int(bits * size / 8) - planned
     seconds = {
         "load": load + source.nbytes / hashing,
-        "calibrate": calibrate.once + passes * rest * (calibrate.each + len(batches) * run),
+        "calibrate": calibrate.once + passes * rest * (calibrate.each_time + len(batches) * run),
         "choose formats": probe_formats(nearest, moments, job) * rest,
-        "search": search.once + search.each * sum(search_cost(group, bool(batches)) for group in source.groups),
+        "search": search.once + search.per_unit * sum(search_cost(group, bool(batches)) for group in source.groups),
         "write": 2 * target_bytes / writing,
         "evaluate": _evaluation(rest * run * forward_share(nearest), batches, held_out),
     }

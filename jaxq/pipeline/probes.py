@@ -41,7 +41,7 @@ class OnceAndEach:
     """Seconds that a step takes once, for compilation, and each time that it runs."""
 
     once: float
-    each: float
+    each_time: float
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -105,13 +105,13 @@ class SearchProbe:
 
     Attributes:
         once: Seconds of compilation.
-        each: Seconds for each unit of `search_cost`.
+        per_unit: Seconds for each unit of `search_cost`.
         largest: Bytes of the largest group that was probed.
         groups: Number of groups that were probed.
     """
 
     once: float
-    each: float
+    per_unit: float
     largest: int
     groups: int
 
@@ -130,8 +130,12 @@ def probe_search(nearest: Sequence[Group], moments: Mapping[str, Moments], job: 
         if count and time.perf_counter() - start > _PROBE_SECONDS:
             break
         spec = job.method if group_moments is not None or not needs_data else replace(job.method, name="rtn_dq")
-        cold, each = _search_times(group, group_moments, spec, job)
-        once, warm, cost = once + max(0.0, cold - each), warm + each, cost + search_cost(group, bool(moments))
+        cold, warm_seconds = _search_times(group, group_moments, spec, job)
+        once, warm, cost = (
+            once + max(0.0, cold - warm_seconds),
+            warm + warm_seconds,
+            cost + search_cost(group, bool(moments)),
+        )
         largest, count = max(largest, group_bytes(group)), count + 1
     return SearchProbe(once, warm / cost, largest, count)
 

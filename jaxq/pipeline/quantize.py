@@ -184,12 +184,12 @@ class _Steps:
         if len(stored) == len(activations):
             return len(stored), []
         # A run that resumes plans the windows that it began with.
-        wanted = [a for a in activations if a.shared_key in planned or a not in stored]
+        requested = [a for a in activations if a.shared_key in planned or a not in stored]
 
         def keep(_: Activation, key: str, moments: Moments) -> None:
             store.put(key, moments)
 
-        windows = capture_moments(self.source.model, wanted, self._calibration(), keep, self.progress, stored)
+        windows = capture_moments(self.source.model, requested, self._calibration(), keep, self.progress, stored)
         return len(stored), windows
 
     def _moments_of(self, group: Group) -> MomentsOf | None:

@@ -226,7 +226,7 @@ def _default(model_input: ModelInput, shape: tuple[int, ...], past: int, mask: n
 def _checked(model_input: ModelInput, array: np.ndarray, spec: InputSpec) -> np.ndarray:
     name = model_input.name
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise JaxqError(f"the data for input {name!r} has values that are NaN or infinite: mend the file")
+        raise JaxqError(f"the data for input {name!r} has values that are NaN or infinite: fix the file")
     numbers = array.dtype.kind in "fiub" or array.dtype == model_input.dtype  # bfloat16 is of no kind of numpy's
     if not numbers or (model_input.dtype.kind in "iu" and array.dtype.kind == "f"):
         raise JaxqError(f"the data for input {name!r} has type {array.dtype}: the model needs {model_input.dtype}")

@@ -86,7 +86,7 @@ def test_bad_input_is_named(case):
     with pytest.raises(JaxqError) as error:
         wrong_call()
     assert sentence in str(error.value)
-    for word in ("npz", "mend the file", "source.onnx", "gather.axis"):  # of files and configurations
+    for word in ("npz", "fix the file", "source.onnx", "gather.axis"):  # of files and configurations
         assert word not in str(error.value)
 
 
