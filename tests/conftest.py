@@ -21,6 +21,7 @@ CHECKED = ("numerics", "formats", "methods.awq", "methods.choose", "methods.meas
 install_import_hook([f"jaxq.{name}" for name in CHECKED], "beartype.beartype")
 
 # After the hook: these import jaxq.
+from jaxq.pipeline.compiled import release_programs  # noqa: E402
 from tests.support.command_line import cache, jaxq  # noqa: E402, F401
 from tests.support.decoder import decoder  # noqa: E402, F401
 from tests.support.round_trip import round_trip  # noqa: E402, F401
@@ -43,6 +44,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     limit = float(item.config.getoption("--stop-after", math.inf) or math.inf)
     if time.monotonic() - START > limit:
         pytest.skip(f"{limit:g} seconds are over: `nox -s test` runs all")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> None:
+    """A worker compiles more programs in a whole run of the tests than Linux lets a process map into memory."""
+    release_programs()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,6 +19,7 @@ from jaxq.graph.sites import Group, Site
 from jaxq.numerics.moments import Moments, MomentsOf
 from jaxq.pipeline.budget import Formats, Losses, check_budget, chosen_formats, given_formats, losses_of
 from jaxq.pipeline.clock import Clock
+from jaxq.pipeline.compiled import release_programs
 from jaxq.pipeline.group_search import WORKERS, GroupSearch
 from jaxq.pipeline.in_order import quantize_in_order
 from jaxq.pipeline.job import Job, check_job, patterns_of_tables
@@ -55,6 +56,7 @@ def quantize_model(
     Raises:
         JaxqError: the input is bad; nothing is written then.
     """
+    release_programs()
     form = check_job(job, bool(batches))
     clock, notices = Clock(), list[str]()
     add_notice = notices.append if notify is None else _both(notices.append, notify)
