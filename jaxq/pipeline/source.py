@@ -11,9 +11,10 @@ from jaxq.files.model_file import data_files, data_path, load_model
 from jaxq.forms.form import Form
 from jaxq.graph.already_quantized import ALREADY, PART
 from jaxq.graph.normalize.functions import inline_functions
+from jaxq.graph.normalize.ties import share_ties
 from jaxq.graph.opset import raise_opset
 from jaxq.graph.prepare import prepare
-from jaxq.graph.sites import Group, find_sites, sibling_groups, unmatched
+from jaxq.graph.sites import Group, find_sites, matches, sibling_groups, unmatched
 from jaxq.graph.skipped import Skipped, skipped_in_functions
 from jaxq.graph.unused import remove_unused
 from jaxq.pipeline.job import Job, split_supported, useless_patterns
@@ -61,7 +62,11 @@ def open_source(job: Job, form: Form) -> Source:
     unused = remove_unused(model) if model.opset_imports.get("", form.opset) < form.opset else []
     raise_opset(model, form.opset, form.ir_version)
     prepare(model)
-    sites, skipped = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
+    gather_axis = None if job.gather is None else job.gather.positive_axis
+    treated_apart = [*job.exclude, *(pattern for rule in job.rules for pattern in rule.patterns)]
+    if gather_axis == 1:  # the axis along which a head is blocked too
+        share_ties(model, lambda head: any(matches(head, pattern) for pattern in treated_apart))
+    sites, skipped = find_sites(model.graph, job.exclude, gather_axis)
     sites, unsupported = split_supported(job, sites)
     skipped += [*unsupported, *skipped_in_functions(model), *unused]
     unmatched_patterns = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
