@@ -69,7 +69,7 @@ ONLY_IN = {
         "readback.inspection_table",
     },
 }
-NOT_ON_IMPORT = ("hydra", "onnxruntime", "onnx_ir", "onnx", "onnxscript", "rich", "tokenizers")
+NOT_ON_IMPORT = ("jax", "hydra", "onnxruntime", "onnx_ir", "onnx", "onnxscript", "rich", "tokenizers")
 MOST_FACE_LINES = 40
 
 
