@@ -1,8 +1,8 @@
 """jaxq: 4-bit weights for ONNX models, chosen from the second moments of one forward pass.
 
-The functions here work on arrays; `jaxq.pipeline.quantize_model` works on files; ``jaxq`` and ``python -m jaxq.run`` are
-the command line. Importing this package loads neither JAX nor Hydra nor onnxruntime: ``__init__.pyi`` lists the public
-names, and a name is imported when it is first used, so that ``jaxq --help`` is quick.
+The functions here work on arrays; `jaxq.pipeline.quantize_model` works on files; ``jaxq`` and ``python -m jaxq.run``
+are the command line. Importing this package loads neither JAX nor Hydra nor onnxruntime: ``__init__.pyi`` lists the
+public names, and a name is imported when it is first used, so that ``jaxq --help`` is quick.
 """
 
 import lazy_loader
