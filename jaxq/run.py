@@ -1,9 +1,8 @@
 """``python -m jaxq.run``: one quantization from a Hydra configuration, or a sweep of them with ``-m``."""
 
-import os
 import sys
 
-from jaxq.harness.interrupt import EXIT_CODE, INTERRUPTED, lasting_interrupts
+from jaxq.harness.interrupt import exit_on_interrupt
 
 
 def main() -> None:
@@ -11,16 +10,10 @@ def main() -> None:
 
     JAXQ_TRACEBACK=1 shows the traceback behind a sentence.
     """
-    try:
-        with lasting_interrupts():  # while modules are imported, too
-            from jaxq.harness.command import execute
+    with exit_on_interrupt():  # while modules are imported, too
+        from jaxq.harness.hydra_door import run
 
-            execute()
-    except KeyboardInterrupt:
-        if os.environ.get("JAXQ_TRACEBACK") == "1":
-            raise
-        print(f"error: {INTERRUPTED}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+        run(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # doors
     "": ARRAYS,
     "run": {"harness"},
-    "inspect": {"readback"},
+    "__main__": {"harness"},
+    "inspect": {"harness", "readback"},
     "quant_utils": {"modelopt"} | ARRAYS,
     "int4": {"modelopt"} | ARRAYS,
 }
@@ -60,16 +61,17 @@ NOT_IN = {
 ONLY_IN = {
     "onnxruntime": {"runtime.session"},
     "rich": {
+        "harness.cache_command",
         "harness.command",
         "harness.dry_run_report",
         "harness.progress_bars",
         "harness.report",
-        "harness.sweep",
-        "inspect",
+        "harness.run_table",
         "readback.inspection_table",
+        "readback.show",
     },
 }
-NOT_ON_IMPORT = ("hydra", "onnxruntime", "onnx_ir", "onnx", "onnxscript", "rich", "tokenizers")
+NOT_ON_IMPORT = ("jax", "hydra", "onnxruntime", "onnx_ir", "onnx", "onnxscript", "rich", "tokenizers")
 MOST_FACE_LINES = 40
 
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from jaxq.errors import JaxqError
 from jaxq.evaluation.accuracy import evaluate
+from jaxq.files.cache_use import cache_in_use
 from jaxq.files.companions import copy_companions
 from jaxq.files.model_file import hash_model, load_model
 from jaxq.forms.form import Form
@@ -98,7 +99,7 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     """
     cache = cache_dir(config)
     start = time.perf_counter()
-    with progress_bars(console) as progress:
+    with cache_in_use(cache), progress_bars(console) as progress:
         task = open_task(config, folder / "model.onnx", cache, progress)
     data = time.perf_counter() - start
     result = estimate(task.job, task.data.calib, task.data.held_out)
@@ -124,6 +125,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
     cache = cache_dir(config)
     _keep_compiled(cache)
     with ExitStack() as until_reported:  # finished work stays on disk until the report is written
+        until_reported.enter_context(cache_in_use(cache))
         clock = Clock()
         with progress_bars(console) as progress:
             with clock.phase("data"):

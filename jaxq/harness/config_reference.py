@@ -106,10 +106,13 @@ def _written(value: object) -> str:
 
 
 def _first_comment(text: str) -> str:
+    """The comment at the top of a file, without Hydra's directive."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
             break
+        if line.startswith("# @package"):
+            continue
         lines.append(line.removeprefix("#").strip())
     return " ".join(lines)
 

@@ -18,6 +18,9 @@ def hydra_sentence(error: Exception) -> str:
         return f"there is no option {key!r}: {suggestion(key)}"
     if text.startswith("Error merging override") and error.__cause__ is not None:
         return f"{text.removeprefix('Error merging override ')}: {_flat(error.__cause__).partition(' full_key')[0]}"
+    if text.startswith("Ambiguous value for argument"):
+        argument = text.split("'")[1]
+        return f"{argument}: for a sweep over several values, begin with -m (--multirun); quote a value with a comma"
     return text or type(error).__name__
 
 

@@ -20,6 +20,22 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 @contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Ends the process with a sentence and exit code 130 if Ctrl-C is pressed in the block.
+
+    JAXQ_TRACEBACK=1 shows the traceback in place of the sentence.
+    """
+    try:
+        with lasting_interrupts():
+            yield
+    except KeyboardInterrupt:
+        if os.environ.get("JAXQ_TRACEBACK") == "1":
+            raise
+        print(f"error: {INTERRUPTED}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+@contextmanager
 def lasting_interrupts() -> Iterator[None]:
     """Guarantees that Ctrl-C leaves the block as a `KeyboardInterrupt`.
 

@@ -1,44 +1,14 @@
 """The table at the end of a sweep, and the file with its rows."""
 
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
+from jaxq.harness.run_table import print_runs
 from jaxq.harness.sweep_rows import COLUMNS, sweep_rows
-
-_FILE_WIDTH = 160
-_TITLES = {
-    "run": "#", "model": "model", "method": "method", "dtype": "dtype", "block_size": "block",
-    "scale_dtype": "scales", "form": "form", "swept": "",
-    "perplexity": "ppl", "perplexity_default": "default", "float_perplexity": "float", "kl": "KL", "top1": "top-1",
-    "cosine": "cosine", "cosine_min": "smallest", "relative_error": "error", "relative_error_default": "default",
-    "file_mb": "MB", "bits_per_weight": "bits", "seconds": "s", "error": "error",
-}  # fmt: skip
-"""Columns of the table and their titles; short enough for a terminal of 80 columns."""
-
-_TEXT_COLUMNS = ("model", "method", "dtype", "scale_dtype", "form", "swept", "error")
-_ONLY_IF_DIFFERENT = ("model", "dtype", "scale_dtype", "form")
-_SHOWN_ELSEWHERE = ("model=", "model.", "method=", "dtype=", "block_size=", "scale_dtype=", "form=")
-"""Beginnings of overrides that have a column of their own."""
-
-_FORMATS = {
-    "kl": ".3g",
-    "top1": ".3f",
-    "cosine": ".5f",
-    "cosine_min": ".4f",
-    "relative_error": ".3g",
-    "relative_error_default": ".3g",
-    "file_mb": ".3g",
-    "bits_per_weight": ".3g",
-    "seconds": ".3g",
-}
 
 
 class SweepTable(Callback):
@@ -48,10 +18,7 @@ class SweepTable(Callback):
         """Reads the reports of the runs and prints the table; exits with code 2 if a run failed."""
         folder = Path(config.hydra.sweep.dir)
         rows = sweep_rows(folder)
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=_FILE_WIDTH)  # nothing is cut off in a file
-        console.print(_sweep_table(rows))
+        console = print_runs("sweep", rows)
         with (folder / "summary.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -59,40 +26,3 @@ class SweepTable(Callback):
         console.print(f"{folder}/summary.csv", highlight=False, soft_wrap=True)
         if any(row["error"] for row in rows):
             raise SystemExit(2)
-
-
-def _sweep_table(rows: Sequence[dict[str, object]]) -> Table:
-    table = Table(title="sweep", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    rows = [{**row, "swept": swept} for row, swept in zip(rows, _swept(rows), strict=True)]
-    names = [name for name in _TITLES if _worth_showing(name, rows)]
-    for name in names:
-        table.add_column(_TITLES[name], justify="left" if name in _TEXT_COLUMNS else "right")
-    for row in rows:
-        table.add_row(*(_cell(row[name], _FORMATS.get(name, ".4g")) for name in names))
-    return table
-
-
-def _swept(rows: Sequence[dict[str, object]]) -> list[str]:
-    """The overrides of each run that other runs lack and that no other column shows."""
-    overrides = [str(row["overrides"]).split() for row in rows]
-    common = set.intersection(*map(set, overrides)) if overrides else set()
-    return [
-        " ".join(
-            override.removeprefix("method.")
-            for override in run
-            if override not in common and not override.startswith(_SHOWN_ELSEWHERE)
-        )
-        for run in overrides
-    ]
-
-
-def _worth_showing(name: str, rows: Sequence[dict[str, object]]) -> bool:
-    """True for columns with values; for some, only where the values differ."""
-    values = {row[name] for row in rows} - {None, ""}
-    return len(values) > 1 if name in _ONLY_IF_DIFFERENT else bool(values)
-
-
-def _cell(value: object, number_format: str) -> str:
-    if isinstance(value, float):
-        return format(value, number_format)
-    return "" if value is None else str(value)

@@ -18,7 +18,7 @@ def sweep_rows(folder: Path) -> list[dict[str, object]]:
     """One row for each ``*/report.json`` or ``*/estimate.json`` in a folder, in the order of the run numbers."""
     paths = [path for name in ("report.json", "estimate.json") for path in folder.glob(f"*/{name}")]
     paths.sort(key=lambda p: (_run_number(p.parent.name), p.parent.name))
-    return [_sweep_row(path.parent.name, json.loads(path.read_text())) for path in paths]
+    return [run_row(_run_number(path.parent.name), json.loads(path.read_text())) for path in paths]
 
 
 def _run_number(name: str) -> int:
@@ -54,10 +54,16 @@ def _chosen(report: dict[str, Any]) -> dict[str, object]:
     return {name: chosen.pop() if len(chosen) == 1 else "mixed" for name, chosen in values.items()}
 
 
-def _sweep_row(run: str, report: dict[str, Any]) -> dict[str, object]:
+def run_row(run: int | str, report: dict[str, Any]) -> dict[str, object]:
+    """One row: the values of `COLUMNS`.
+
+    Args:
+        run: Number or name of the run.
+        report: The contents of its ``report.json`` or ``estimate.json``.
+    """
     row: dict[str, object] = {name: None for name in COLUMNS}
     config = report["config"]
-    row |= {"run": _run_number(run), "model": _model_name(config["model"]), "method": config["method"]["name"]}
+    row |= {"run": run, "model": _model_name(config["model"]), "method": config["method"]["name"]}
     row |= {"dtype": config["dtype"]["name"], "block_size": config["block_size"], "form": config["form"]["name"]}
     row |= {"scale_dtype": _scale_dtype(report), "error": "", **_chosen(report)}
     row["overrides"] = " ".join(report.get("overrides", ()))

@@ -10,6 +10,7 @@ from jaxq.errors import JaxqError
 from jaxq.files.companions import Companions, find_companions
 from jaxq.files.hashing import hash_files
 from jaxq.files.model_file import load_model, save_model
+from jaxq.files.model_folder import find_model
 from jaxq.harness.config import Config, DataConfig
 from jaxq.harness.data import RunData, check_data, has_data, read_data
 from jaxq.harness.job import make_job
@@ -83,7 +84,7 @@ def _find_source(config: Config, cache: Path, progress: Progress) -> tuple[Path,
     if config.model.name == "onnx":
         if not config.model.path:
             raise JaxqError("model.path is not given: give the ONNX file, as in model=onnx model.path=model.onnx")
-        return Path(config.model.path), []
+        return find_model(Path(config.model.path)), []
     if config.model.name == "hf":
         if not config.model.id:
             raise JaxqError("model.id is not given: give a folder or a repository, as in model=hf model.id=folder")

@@ -111,7 +111,10 @@ def _folder(model_id: str) -> Path:
             f"model.id is {model_id!r}: there is no such folder, and repositories are written owner/name; "
             "give a folder with config.json and weights, or a repository"
         )
-    _versions()  # raises before gigabytes are downloaded
+    try:
+        _versions()  # before gigabytes are downloaded
+    except JaxqError as error:
+        raise JaxqError(f"there is no file or folder {model_id!r}; as a repository, {error}") from error
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
