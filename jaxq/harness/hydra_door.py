@@ -47,27 +47,27 @@ def _set_arguments(arguments: Sequence[str]) -> None:
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
-    """The words as Hydra is to read them.
+    """The words as Hydra is to read them: flags first, since Hydra refuses them between overrides.
 
     Raises:
         JaxqError: a word is no override and no flag of Hydra; the error says what to write instead.
     """
-    words: list[str] = []
+    flags, overrides = list[str](), list[str]()
     sweeps = any(word in _SWEEP for word in arguments)
     rest = iter(range(len(arguments)))
     for i in rest:
         word = arguments[i]
         if word.startswith("-"):
             _check_flag(arguments, i)
-            words.append(word)
+            flags.append(word)
             if word in FLAGS_WITH_VALUE and i + 1 < len(arguments):
-                words.append(arguments[next(rest)])
+                flags.append(arguments[next(rest)])
         elif "=" not in word and not word.startswith("~"):
             raise JaxqError(_no_override(arguments, i))
         else:
             _check_key(arguments, i)
-            words += [word] if sweeps else plain_settings([word])
-    return words
+            overrides += [word] if sweeps else plain_settings([word])
+    return [*flags, *overrides]
 
 
 def _check_flag(arguments: Sequence[str], i: int) -> None:
@@ -124,8 +124,8 @@ def _check_key(arguments: Sequence[str], i: int) -> None:
     key, _, value = arguments[i].partition("=")
     others = [*arguments[:i], *arguments[i + 1 :]]
     if key == "model" and value not in group_choices("model") and _is_model(value):
-        kind = " ".join(model_overrides(value)) if Path(value).exists() else f"model=onnx model.path={value}"
-        raise JaxqError(f"model={value}: a path is given as {kind}, or as in {_quantize(value, others)}")
+        named = model_overrides(value) if Path(value).exists() else ["model=onnx", f"model.path={value}"]
+        raise JaxqError(f"model={value}: a path is given as {shlex.join(named)}, or as in {_quantize(value, others)}")
     if key in _OUTPUTS:
         folder = str(Path(value).with_suffix("")) if value.endswith(".onnx") else value or "FOLDER"
         raise JaxqError(f"there is no option {key!r}: the folder of a run is hydra.run.dir={shlex.quote(folder)}")

@@ -132,11 +132,12 @@ def data_overrides(data: str | None, settings: Sequence[str]) -> list[str]:
     if data is None:
         return []
     path, keys = Path(data), _by_key(settings)
+    is_repository = looks_like_repository(data)
+    if not path.exists() and not is_repository:
+        raise JaxqError(f"--data is {data!r}, which does not exist: give an .npz file, texts, or a dataset")
     if path.suffix == ".npz":
         return [f"calib.tokens={written(data)}"]
-    is_dataset = looks_like_repository(data) or path.suffix in _DATASET_FILES or _holds_dataset(path)
-    if not is_dataset and not path.exists():
-        raise JaxqError(f"--data is {data!r}, which does not exist: give an .npz file, texts, or a dataset")
+    is_dataset = is_repository or path.suffix in _DATASET_FILES or _holds_dataset(path)
     overrides = [f"calib.{'dataset' if is_dataset else 'text'}={written(data)}"]
     empty = any(keys.get(f"{part}.samples") == "0" for part in ("calib", "eval"))
     if not empty and not any(keys.get(key) for key in _HELD_OUT_KEYS):

@@ -243,7 +243,8 @@ def _checked(model_input: ModelInput, array: np.ndarray, spec: InputSpec) -> np.
         if bad.any():
             where = [int(i) for i in np.argwhere(bad)[0]]
             raise JaxqError(
-                f"token id {int(array[bad][0])} at {where} is out of range: the model knows 0 to {spec.vocabulary - 1}"
+                f"token id {int(array[bad][0])} at {where} is out of range: the model knows 0 to "
+                f"{spec.vocabulary - 1}; take the model's own tokenizer"
             )
     cast = array.astype(model_input.dtype)
     if array.dtype.kind in "iu" and not np.array_equal(cast, array):

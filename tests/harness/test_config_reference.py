@@ -3,14 +3,14 @@
 import re
 
 import pytest
-from omegaconf import OmegaConf
 
 from jaxq.formats.registry import DTYPES
 from jaxq.harness.config import conf_dir, option_names
 from jaxq.harness.config_reference import GROUPS, Option, group_choices, main, rows
+from jaxq.harness.help_text import run_help
 
 ROWS = rows()
-HELP = (conf_dir() / "hydra/help/jaxq.yaml").read_text(encoding="utf-8")
+HELP = run_help()
 
 
 def test_every_option_has_one_row():
@@ -42,12 +42,12 @@ def test_defaults_and_choices():
     assert by_key["form.name"].choices == by_key["form"].choices
 
 
-@pytest.mark.parametrize("group", [*GROUPS, "experiment"])
+@pytest.mark.parametrize("group", [*GROUPS, "preset", "experiment"])
 def test_every_choice_is_described_and_in_the_help(group):
-    line = re.search(rf"^    {group} +((.|\n {{8,}})+)", HELP, re.MULTILINE)
-    assert line is not None
+    entry = re.search(rf"^  {group}: ((.|\n {{6,}})+)", HELP, re.MULTILINE)
+    assert entry is not None
     choices = group_choices(group)
-    assert sorted(re.findall(r"\w+", line[1])) == sorted(choices)
+    assert set(choices) <= set(re.findall(r"\w+", entry[1]))
     for name, text in choices.items():
         assert len(text) > 12, f"{group}={name}"
 
@@ -60,19 +60,25 @@ def test_comments_in_yaml_state_no_values():
         assert all(len(line) < 121 for line in comments)
 
 
+def test_the_help_names_every_key_with_its_meaning():
+    for option in ROWS:
+        if option.type != "group" and not option.key.endswith(".name"):
+            assert re.search(rf"^  {re.escape(option.key)} \(.*\): \w+", HELP, re.MULTILINE), option.key
+    assert "defaults" not in re.findall(r"^  ([\w/]+):", HELP, re.MULTILINE), "a group of its own within conf/"
+
+
 def test_the_examples_of_the_help_use_options_that_exist():
-    template = str(OmegaConf.load(conf_dir() / "hydra/help/jaxq.yaml").template)
-    examples = re.findall(r"^ +python -m jaxq\.run (.*)$", template, re.MULTILINE)
+    examples = re.findall(r"^    jaxq run (.*)$", HELP, re.MULTILINE)
     assert len(examples) == 5
     keys = {argument.partition("=")[0] for example in examples for argument in example.split() if "=" in argument}
     assert keys <= {option.key for option in ROWS}
 
 
-def test_the_help_is_the_templates_text(jaxq):
-    done = jaxq("--help")
+@pytest.mark.parametrize("arguments", [("run", "--help"), ("run", "-h"), ("method=best", "--help")])
+def test_the_help_is_printed(jaxq, arguments):
+    done = jaxq(*arguments)
     assert done.code == 0, done.err
-    assert done.out.startswith("Quantize an ONNX model")
-    assert "python -m jaxq.harness.config_reference" in done.out
+    assert done.out == f"{HELP}\n"
     assert "Powered by Hydra" not in done.out
 
 

@@ -25,6 +25,7 @@ def test_contents(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
         "jaxq/py.typed",
+        "jaxq/__init__.pyi",
         "jaxq/run.py",
         "jaxq/conf/config.yaml",
         "jaxq/embedded/weights.safetensors",

@@ -85,6 +85,18 @@ def test_json(show, mixed):
     assert up["nbytes"] == up["file_nbytes"] == HIDDEN * FFN * 5 // 8
 
 
+def test_a_folder_with_several_models(show, mixed):
+    folder = mixed.parent
+    names = sorted(path.name for path in folder.glob("*.onnx"))
+    code, out, err = show(folder)
+    assert (code, err, len(names)) == (0, "", 2)
+    assert [line.partition(": ")[0] for line in out.splitlines() if "ir_version" in line] == [
+        str(folder / name) for name in names
+    ]
+    _, out, _ = show(folder, "--json")
+    assert [Path(entry["path"]).name for entry in json.loads(out)] == names
+
+
 def test_what_is_left_in_float(show, tmp_path):
     """The largest first; vectors count, tables and shapes that a form brings along do not."""
     target = tmp_path / "out.onnx"
@@ -178,7 +190,8 @@ BAD = {
     "no argument": ([], ["model", "required"]),
     "unknown option": (["a.onnx", "--al1"], ["--al1"]),
     "missing": (["nowhere.onnx"], ["'nowhere.onnx'", "does not exist"]),
-    "folder": (["."], ["'.'", "is a folder"]),
+    "folder of no models": (["."], ["'empty.onnx'", "not an ONNX model"]),
+    "folder without a model": (["nothing"], ["'nothing'", "has no model"]),
     "text": (["text.onnx"], ["'text.onnx'", "not an ONNX model"]),
     "empty": (["empty.onnx"], ["'empty.onnx'", "not an ONNX model"]),
 }
@@ -189,6 +202,7 @@ def test_bad_input(show, row, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("text.onnx").write_text("no model\n" * 100)
     Path("empty.onnx").touch()
+    Path("nothing").mkdir()
     arguments, words = BAD[row]
     code, out, err = show(*arguments)
     assert (code, out) == (2, "")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from jaxq.run import main
+from jaxq.__main__ import main
 
 
 @dataclass(frozen=True)
