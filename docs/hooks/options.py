@@ -13,15 +13,16 @@ PAGE = "reference/options.md"
 
 INTRODUCTION = """# Options
 
-All options of `python -m jaxq.run`, as they are written on the command line: `key=value`, or `group=choice` for the
-groups `model`, `method`, `dtype` and `form`. Unknown keys, wrong types and values out of range are refused with a
-sentence.
+All options of `jaxq run` and `jaxq quantize`, as they are written on the command line: `key=value`, or `group=choice`
+for the groups `model`, `method`, `dtype`, `form` and `preset`. Unknown keys, wrong types and values out of range are
+refused with a sentence.
 
-- `python -m jaxq.run --cfg job` prints the configuration that a command composes.
+- `jaxq run --help` has a line for each; `jaxq run --cfg job` prints the configuration that a command composes.
 - `python -m jaxq.harness.config_reference` prints this page as text.
 - A choice of a group may bring others: `method=rtn` brings `form=qdq`, `method=nvfp4` brings `dtype=nvfp4`, and
   `dtype=nvfp4`, `mxfp8` and `mxfp4` bring `form=portable` and their block size. The command line counts more.
-- Lists are written in brackets and quoted for the shell: `'method.exclude=["*lm_head*","*router*"]'`.
+- Lists are written in brackets and quoted for the shell: `'method.exclude=["*lm_head*","*router*"]'`. A single pattern
+  needs no brackets: `method.exclude=lm_head`.
 - `-m` sweeps over values with commas: `-m block_size=32,128`.
 - `hydra.run.dir=<folder>` names the folder of a run, `hydra.sweep.dir=<folder>` that of a sweep.
 """

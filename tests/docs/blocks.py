@@ -32,8 +32,10 @@ from jaxq.files.model_file import save_model
 from jaxq.harness.config import Config, conf_dir, flat_keys, option_names, register
 from jaxq.harness.data import check_data, has_data
 from jaxq.harness.job import make_job
+from jaxq.harness.quantize_command import quantize_overrides
 
 PROGRAMS = ("jaxq.run", "jaxq.inspect")
+COMMANDS = ("run", "quantize", "compare", "inspect", "cache", "evaluate")
 
 register()
 
@@ -57,10 +59,16 @@ def evaluate(page: Path, folder: Path) -> list[str]:
 
 
 def lay_out(folder: Path) -> None:
-    """Fills a folder with what the pages name: the embedded model with its tokenizer, token ids, texts."""
+    """Fills a folder with what the pages name: the embedded model with its tokenizer, token ids, texts, folders."""
     package = Path(embedded.__file__).parent
     save_model(build_model(), folder / "model.onnx", external_above=1 << 30)
     shutil.copy(package / "tokenizer.json", folder)
+    for name in ("my-model", "my-hf-model"):
+        (folder / name).mkdir()
+        shutil.copy(package / "tokenizer.json", folder / name)
+    shutil.copy(folder / "model.onnx", folder / "my-model")
+    (folder / "my-hf-model" / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "my-hf-model" / "model.safetensors").touch()
     words = np.random.default_rng(0).integers(0, 2048, (10, 32))
     np.savez(folder / "tokens.npz", calib=words[:8], eval=words[8:])
     (folder / "texts").mkdir()
@@ -77,6 +85,24 @@ def command_lines(source: str) -> Iterator[list[str]]:
     for line in source.replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
             yield words
+
+
+def check_quantize(arguments: Sequence[str]) -> None:
+    """Composes the configuration of ``jaxq quantize``, and makes its job.
+
+    Raises:
+        JaxqError, HydraException: the command would be refused.
+    """
+    rest, given, options = iter(arguments), list[str](), dict[str, str]()
+    for word in rest:
+        if word.startswith("-"):
+            options[word] = next(rest)
+        else:
+            given.append(word)
+    assert set(options) <= {"-o", "--data", "--preset"}, options
+    model, *settings = given
+    output, data, preset = options.get("-o"), options.get("--data"), options.get("--preset", "deploy")
+    check_run(quantize_overrides(model, settings, output, data, preset))
 
 
 def check_run(arguments: Sequence[str]) -> None:
@@ -123,15 +149,17 @@ def _mark(example: Example) -> None:
 def _shell(example: Example) -> None:
     folder, runs = example.namespace["__folder__"], example.namespace.pop("__run__", False)
     for words in command_lines(str(example.parsed)):
-        program = words[2] if words[1:2] == ["-m"] else None
-        assert words[0] == "python" and program in PROGRAMS, (
+        program = ".".join(words[:2]) if words[0] == "jaxq" else words[2] if words[:2] == ["python", "-m"] else ""
+        assert program in (*PROGRAMS, *(f"jaxq.{command}" for command in COMMANDS)), (
             f"{example.path}:{example.line}: {shlex.join(words)} cannot be checked; "
             'put <!-- skip: next "the reason" --> before its block'
         )
         if program == "jaxq.run":
-            check_run(words[3:])
+            check_run(words[words.index("run") + 1 if words[0] == "jaxq" else 3 :])
+        if program == "jaxq.quantize":
+            check_quantize(words[2:])
         if runs:
-            _run(words[1:], folder)
+            _run(["-m", *words] if words[0] == "jaxq" else words[1:], folder)
 
 
 def _run(arguments: Sequence[str], folder: Path) -> None:

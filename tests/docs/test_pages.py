@@ -11,7 +11,7 @@ import pytest
 from hydra.errors import HydraException
 
 from jaxq.errors import JaxqError
-from tests.docs.blocks import check_run, command_lines, evaluate, lay_out, parse
+from tests.docs.blocks import check_quantize, check_run, command_lines, evaluate, lay_out, parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if list(parse(page))]
@@ -90,6 +90,16 @@ def test_every_shell_and_python_block_is_found(tmp_path):
 def test_a_wrong_command_is_found(line):
     with pytest.raises((AssertionError, JaxqError, HydraException)):
         check_run(line.split())
+
+
+@pytest.mark.parametrize(
+    "line", ["nowhere.onnx", "model.onnx --preset x", "model.onnx method=none", "model.onnx --dat x"]
+)
+def test_a_wrong_command_of_the_short_kind_is_found(line, examples, monkeypatch):
+    monkeypatch.chdir(examples)
+    check_quantize(["model.onnx", "-o", "out"])
+    with pytest.raises((AssertionError, JaxqError, HydraException)):
+        check_quantize(line.split())
 
 
 def test_commands_go_over_lines_and_have_comments():
