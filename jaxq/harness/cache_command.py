@@ -36,6 +36,7 @@ KINDS = (
     Kind("moments", ("moments-*",), "second moments of models: the next run on the same data needs no forward pass"),
     Kind("runs", ("run-*",), "work of runs that were stopped: they resume from it"),
     Kind("exports", ("hf-*", ".hf-*"), "Hugging Face models as ONNX files: else exported again"),
+    Kind("drawn", ("drawn",), "text that models wrote for their own calibration: else drawn again"),
     Kind("compiled", ("xla",), "functions compiled by JAX: the next run starts faster"),
     Kind("embedded", ("embedded-*",), "the model that ships with jaxq: else built again in a second"),
 )

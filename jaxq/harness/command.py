@@ -33,7 +33,7 @@ from jaxq.harness.dry_run_report import print_estimate
 from jaxq.harness.hydra_errors import hydra_sentence, suggestion
 from jaxq.harness.progress_bars import progress_bars
 from jaxq.harness.records import Report, write_estimate, write_failure, write_report
-from jaxq.harness.report import print_report
+from jaxq.harness.report import print_report, unmatched_note
 from jaxq.harness.task import open_task, text_hashes
 from jaxq.pipeline.clock import Clock
 from jaxq.pipeline.dry_run import Estimate, estimate
@@ -181,7 +181,7 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     yield from outcome.notices
     for pattern in outcome.unmatched:
-        yield f"the pattern {pattern!r} matches no weight"
+        yield unmatched_note(pattern)
     for note, names in _layer_notes(outcome).items():
         yield f"{', '.join(map(repr, names[:3]))}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {note}"
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 
-from jaxq.harness.report import formats_line, skipped_lines
+from jaxq.harness.report import formats_line, skipped_lines, unmatched_note
 from jaxq.pipeline.dry_run import Estimate
 
 
@@ -29,4 +29,4 @@ def _estimate_lines(estimate: Estimate, method: str) -> Iterator[str]:
     yield f"seconds: about {sum(estimate.seconds.values()):.0f} in total ({seconds}), {probe}"
     yield f"peak memory before evaluation: about {estimate.peak_mb:.0f} MB"
     for pattern in estimate.unmatched:
-        yield f"note: the pattern {pattern!r} matches no weight"
+        yield f"note: {unmatched_note(pattern)}"

@@ -125,6 +125,17 @@ def skipped_lines(weights: Sequence[Skipped]) -> Iterator[str]:
         yield f"skipped: {names[0] if len(names) == 1 else f'{len(names)} weights'}, {nbytes / 1e6:.2f} MB: {reason}"
 
 
+def unmatched_note(pattern: str) -> str:
+    """A note on a pattern that matches no weight.
+
+    Example:
+        >>> unmatched_note("lm_head")
+        "the pattern 'lm_head' matches no weight: whole names are compared, so try '*lm_head*'"
+    """
+    hint = "" if set(pattern) & set("*?[") else f": whole names are compared, so try '*{pattern}*'"
+    return f"the pattern {pattern!r} matches no weight{hint}"
+
+
 def _median_error(outcome: Outcome) -> float | None:
     errors = sorted(x.relative_output_error for x in outcome.layers if x.relative_output_error is not None)
     return errors[len(errors) // 2] if errors else None

@@ -19,6 +19,7 @@ def own(tmp_path, monkeypatch) -> Path:
         "run-b/windows/y",
         "hf-c/model.onnx",
         ".hf-d/z",
+        "drawn/t",
         "xla/f",
         "locks/run-b",
         "mine/notes",
@@ -40,6 +41,7 @@ ALL = {
     "moments": (1, 1000),
     "runs": (1, 1000),
     "exports": (2, 2000),
+    "drawn": (1, 1000),
     "compiled": (1, 1000),
     "embedded": (1, 500),
     "other": (1, 1000),
@@ -49,7 +51,7 @@ ALL = {
 def test_the_cache_is_listed(jaxq, own):
     assert kinds(jaxq, own) == ALL
     out = jaxq("cache", "list", "--cache-dir", str(own)).out
-    assert str(own) in out and "6.5 kB" in out
+    assert str(own) in out and "7.5 kB" in out
     assert all(kind.purpose.split()[0] in out for kind in KINDS)
 
 
