@@ -37,7 +37,7 @@ def compare(runs: Sequence[Path], as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1), flush=True)
         return
-    console = print_runs("runs", rows)
+    console = print_runs("runs", [row | {"error": "failed" if row["error"] else ""} for row in rows])
     for line in _remarks([report for _, report in reports], rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -86,6 +86,9 @@ def _row(name: str, report: dict[str, Any]) -> dict[str, object]:
 
 
 def _remarks(reports: Sequence[dict[str, Any]], rows: Sequence[dict[str, object]]) -> Iterator[str]:
+    for row in rows:
+        if row["error"]:
+            yield f"{row['run']}: {row['error']}"
     if any(row["perplexity_default"] is not None for row in rows):
         yield _LEVELS
     for name, sentence in _SAME.items():
