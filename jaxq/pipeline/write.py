@@ -11,6 +11,7 @@ from jaxq.forms.form import Form
 from jaxq.forms.nodes import is_shared
 from jaxq.forms.stored_weight import StoredWeight
 from jaxq.graph.edit import rename_doubles
+from jaxq.graph.normalize.ties import restore_ties
 from jaxq.graph.normalize.views import restore_views
 from jaxq.graph.sites import Site
 from jaxq.search.result import GroupResult, Layer
@@ -36,6 +37,7 @@ def write_weights(model: ir.Model, results: Sequence[GroupResult], form: Form) -
             form.write(model.graph, site, weight if divisor is None else weight.divide_columns(divisor))
             nbytes = _new_bytes(graphs, before) if form.scaled else weight.nbytes
             layers.append(replace(layer, fold=where, nbytes=nbytes))
+    restore_ties(model)
     restore_views(model)
     rename_doubles(model)
     return tuple(layers)

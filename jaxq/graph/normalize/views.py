@@ -123,6 +123,10 @@ def is_product(node: ir.Node, index: int) -> bool:
     return index == 1 and node.op_type in PRODUCTS.get(node.domain, ())
 
 
+def _reads_float(node: ir.Node, index: int) -> bool:
+    return is_product(node, index) or (index == 0 and is_standard(node, "Gather"))
+
+
 def fold_views(model: ir.Model, names: Names) -> None:
     """Replaces constants that only products read, through steps, by initializers of the results.
 
@@ -173,13 +177,13 @@ def _fold(graph: ir.Graph, source: ir.Value, readers: list[_Reader], names: Name
 
 
 def restore_views(model: ir.Model) -> None:
-    """Puts the nodes back in front of views that products still read, so that skipped weights are stored as before."""
+    """Puts the nodes back in front of views that are read as floats, so that skipped weights are stored as before."""
     names = Names(model)
     for graph in list(model.graphs()):
         restored: dict[tuple[ir.Value, tuple[Step, ...]], ir.Value] = {}
         for value in list(graph.initializers.values()):
             view = value.const_value
-            if isinstance(view, View) and all(is_product(node, index) for node, index in value.uses()):
+            if isinstance(view, View) and all(_reads_float(node, index) for node, index in value.uses()):
                 value.replace_all_uses_with(_restored(graph, view, restored, names))
                 del graph.initializers[str(value.name)]
         nodes = [node for value in restored.values() if (node := value.producer()) is not None]
