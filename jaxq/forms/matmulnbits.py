@@ -41,7 +41,8 @@ def write(graph: ir.Graph, site: Site, weight: StoredWeight, accuracy_level: int
 def nbytes(site: Site, weight: StoredWeight) -> int:
     """Bytes that `write` adds to the file."""
     if _can_share(site, weight):
-        return _product_nbytes(weight) + _second_scale_nbytes(weight) * (len(site.nodes) - 1)
+        types = {float_type(site, node) for node in site.nodes}
+        return _product_nbytes(weight) + _second_scale_nbytes(weight) * (len(types) - 1)
     return sum(weight.nbytes if is_table(node) else _product_nbytes(weight) for node in site.nodes)
 
 
@@ -55,7 +56,7 @@ def _product_nbytes(weight: StoredWeight) -> int:
 
 
 def _second_scale_nbytes(weight: StoredWeight) -> int:
-    """Bytes of the second scale that multiplies float8 scales; each node has a copy."""
+    """Bytes of the second scale that multiplies float8 scales; each node has a copy, except where nodes share all."""
     return 0 if weight.s2 is None else 4
 
 
@@ -122,7 +123,7 @@ def _bytes(initializers: _Copies, site: Site, node: ir.Node, weight: StoredWeigh
     codes = tensor(lambda: _product_codes(weight, bits), ir.DataType.UINT8, shape)
     values = [initializers.get(f"{site.name}_quantized", codes)]
     scale = initializers.get(f"{site.name}_scale", scale_tensor(weight, transposed=True))
-    values.append(cast_scale(site, node, weight, scale))
+    values.append(cast_scale(site, node, weight, scale, initializers.get))
     if (zp := weight.zp) is not None:
         width = -(-n_blocks * bits // 8)
         packed = tensor(lambda: _product_zero_points(zp, bits), ir.DataType.UINT8, (site.c_out, width))

@@ -1,7 +1,8 @@
 """Build the nodes that dequantize a weight, and connect them in place of the float weight."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -114,8 +115,17 @@ def add_parameters(node: ir.Node, site: Site, weight: StoredWeight, transposed: 
     return values
 
 
-def cast_scale(site: Site, node: ir.Node, weight: StoredWeight, scale: ir.Value) -> ir.Value:
-    """Scales in the type of the node's activations; runtimes cast narrow ones once, when they load the file."""
+def cast_scale(
+    site: Site,
+    node: ir.Node,
+    weight: StoredWeight,
+    scale: ir.Value,
+    initializer: Callable[[str, ir.TensorProtocol], ir.Value] | None = None,
+) -> ir.Value:
+    """Scales in the type of the node's activations; runtimes cast narrow ones once, when they load the file.
+
+    ``initializer`` gives the second scale its place in the file; without it the node has a copy of its own.
+    """
     dtype, name = float_type(site, node), f"{node.name}_scale"
     if scale.dtype == dtype:
         return scale
@@ -124,7 +134,8 @@ def cast_scale(site: Site, node: ir.Node, weight: StoredWeight, scale: ir.Value)
     if weight.s2 is None:
         return add_node(node, "Cast", [scale], [to], output=Output(name, dtype, shape))
     cast = add_node(node, "Cast", [scale], [to], output=Output(f"{name}_float", dtype, shape))
-    s2 = new_initializer(graph_of(node), f"{site.name}_scale_2", second_scale_tensor(weight, dtype))
+    new = initializer or partial(new_initializer, graph_of(node))
+    s2 = new(f"{site.name}_scale_2", second_scale_tensor(weight, dtype))
     return add_node(node, "Mul", [cast, s2], output=Output(name, dtype, shape))
 
 

@@ -66,7 +66,7 @@ def quantize_model(
         model_hash = hash_files(source.files)
     data_hash = hash_batches(batches)
     store = MomentStore(job.cache, model_hash, data_hash) if batches else None
-    for sentence in _useless_options(source.groups, max_bits, job):
+    for sentence in (*source.ties, *_useless_options(source.groups, max_bits, job)):
         add_notice(sentence)
     with ExitStack() as until_written:
         entered = run_state(job.cache, _identity(job), _content(job, model_hash, data_hash), add_notice)

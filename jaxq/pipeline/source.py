@@ -11,7 +11,7 @@ from jaxq.files.model_file import data_files, data_path, load_model
 from jaxq.forms.form import Form
 from jaxq.graph.already_quantized import ALREADY, PART
 from jaxq.graph.normalize.functions import inline_functions
-from jaxq.graph.normalize.ties import share_ties
+from jaxq.graph.normalize.ties import share_copies, share_transposed
 from jaxq.graph.opset import raise_opset
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import Group, find_sites, matches, sibling_groups, unmatched
@@ -32,6 +32,7 @@ class Source:
         files: The model's file, and those of its external data.
         nbytes: Size of the files.
         quantized_source_bytes: Bytes of the weights that are quantized.
+        ties: Sentences on heads that are copies of a table, and are no weights of their own any more.
     """
 
     model: ir.Model
@@ -41,6 +42,7 @@ class Source:
     files: tuple[Path, ...]
     nbytes: int
     quantized_source_bytes: int
+    ties: tuple[str, ...] = ()
 
     @property
     def weight_bytes(self) -> int:
@@ -62,11 +64,8 @@ def open_source(job: Job, form: Form) -> Source:
     unused = remove_unused(model) if model.opset_imports.get("", form.opset) < form.opset else []
     raise_opset(model, form.opset, form.ir_version)
     prepare(model)
-    gather_axis = None if job.gather is None else job.gather.positive_axis
-    treated_apart = [*job.exclude, *(pattern for rule in job.rules for pattern in rule.patterns)]
-    if gather_axis == 1:  # the axis along which a head is blocked too
-        share_ties(model, lambda head: any(matches(head, pattern) for pattern in treated_apart))
-    sites, skipped = find_sites(model.graph, job.exclude, gather_axis)
+    ties = _share_ties(model, job)
+    sites, skipped = find_sites(model.graph, job.exclude, None if job.gather is None else job.gather.positive_axis)
     sites, unsupported = split_supported(job, sites)
     skipped += [*unsupported, *skipped_in_functions(model), *unused]
     unmatched_patterns = (*unmatched(model.graph, job.exclude), *useless_patterns(job, sites))
@@ -74,7 +73,19 @@ def open_source(job: Job, form: Form) -> Source:
         raise JaxqError(f"model {str(job.source)!r} {_nothing_left(skipped)}")
     nbytes = sum(path.stat().st_size for path in files)
     quantized = sum(site.weight.const_value.nbytes for site in sites if site.weight.const_value is not None)
-    return Source(model, tuple(sibling_groups(sites)), tuple(skipped), unmatched_patterns, files, nbytes, quantized)
+    return Source(
+        model, tuple(sibling_groups(sites)), tuple(skipped), unmatched_patterns, files, nbytes, quantized, ties
+    )
+
+
+def _share_ties(model: ir.Model, job: Job) -> tuple[str, ...]:
+    """Brings ties into the shape that `find_sites` knows; returns a sentence on each dropped copy of a table."""
+    share_transposed(model)
+    if job.gather is None or job.gather.positive_axis != 1:  # the axis along which a head is blocked too
+        return ()
+    apart = [*job.exclude, *(pattern for rule in job.rules for pattern in rule.patterns)]
+    copies = share_copies(model, lambda head: any(matches(head, pattern) for pattern in apart))
+    return tuple(f"{head!r} is a copy of the table {table!r}: both are quantized once" for head, table in copies)
 
 
 def _refuse_overwriting(sources: Sequence[Path], target: Path) -> None:

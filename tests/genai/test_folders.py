@@ -15,12 +15,12 @@ from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites, sibling_groups
 from jaxq.runtime.inputs import read_input_spec, to_batches
 from tests.genai.checks import check_folder, check_generation, check_run, run_jaxq
-from tests.genai.folders import NAMES, RUNS, batch, logits, make_folder, random_ids
+from tests.genai.folders import NAMES, RUNS, VOCABULARY, batch, logits, make_folder, random_ids
 from tests.support.moments import captured_moments
 from tests.support.running import relative
 
 pytestmark = RUNS
-SIZES = {"llama-fp32": 10, "qwen3-fp32": 10, "gemma2-fp32": 10, "llama-fp16": 14}
+SIZES = {"llama-fp32": 10, "llama_tied-fp32": 10, "qwen3-fp32": 10, "gemma2-fp32": 10, "llama-fp16": 14}
 """Number of weights besides the head and the embedding."""
 
 
@@ -102,6 +102,27 @@ def test_quantized(path, form, jaxq, tmp_path):
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
     if path.parent.name != "llama-fp16":  # whose float model onnxruntime cannot run token by token on a CPU
         check_generation(path, done.run_folder)
+
+
+@pytest.mark.parametrize("scale_dtype", ["float32", "float8"])
+def test_a_tied_embedding_is_stored_once(scale_dtype, jaxq, tmp_path):
+    """As the builder's own int4: one tensor of bytes, which Gather reads through a Reshape."""
+    path = make_folder("llama_tied-fp32", tmp_path / "tied")
+    everything = ("form=matmulnbits", "gather.axis=1", "method.exclude=[]", f"scale_dtype={scale_dtype}")
+    done = run_jaxq(jaxq, path, tmp_path, *everything, "form.accuracy_level=1")
+    (tie,) = [layer for layer in done.report["layers"] if layer["is_table"]]
+    assert tie["nodes"] == ["/model/embed_tokens/Gather", "/lm_head/MatMul"]
+    assert tie["nbytes"] == VOCABULARY * 64 // 2 + VOCABULARY * 2 * (4 if scale_dtype == "float32" else 1) + (
+        0 if scale_dtype == "float32" else 4
+    )
+    written = onnx.load(done.run_folder / "model.onnx")
+    (codes,) = [t.name for t in written.graph.initializer if list(t.dims) == [VOCABULARY, 2, 16]]
+    readers = {node.op_type for node in written.graph.node if codes in node.input}
+    assert readers == {"Reshape", "MatMulNBits"}
+    large = [t for t in written.graph.initializer if VOCABULARY in t.dims and t.data_type == onnx.TensorProto.FLOAT]
+    assert len(large) == (scale_dtype == "float32")  # the scales
+    check_folder(path, done.run_folder)
+    check_generation(path, done.run_folder)
 
 
 def test_the_configuration_names_the_copy(jaxq, tmp_path):

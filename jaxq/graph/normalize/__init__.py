@@ -2,7 +2,7 @@
 
 from jaxq.graph.normalize.functions import constants_in_functions, inline_functions
 from jaxq.graph.normalize.gemm import simplify_gemms
-from jaxq.graph.normalize.ties import restore_ties, share_ties
+from jaxq.graph.normalize.ties import restore_ties, share_copies, share_transposed
 from jaxq.graph.normalize.views import View, fold_views, own_mapping, remove_identities, restore_views
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "remove_identities",
     "restore_ties",
     "restore_views",
-    "share_ties",
+    "share_copies",
+    "share_transposed",
     "simplify_gemms",
 ]  # fmt: skip

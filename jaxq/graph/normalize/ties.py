@@ -1,10 +1,12 @@
 """Ties that exporters hide: a table that is the transposed head, or a head that is a copy of the table.
 
-jaxq quantizes one initializer [rows, c_in] that Gather reads, and products through a Transpose. `share_ties` brings two
-other ways of writing a tie into that shape, so that one quantized tensor serves both:
+jaxq quantizes one initializer [rows, c_in] that Gather reads, and products through a Transpose. Two other ways of
+writing a tie are brought into that shape, so that one quantized tensor serves both:
 
-- the head [c_in, rows] is the initializer, and Gather reads it through a Transpose (onnxruntime-genai's builder);
-- head and table are two initializers with the same numbers (torch.onnx, which folds the Transpose into a copy).
+- the head [c_in, rows] is the initializer, and Gather reads it through a Transpose (onnxruntime-genai's builder):
+  `share_transposed`;
+- head and table are two initializers with the same numbers (torch.onnx, which folds the Transpose into a copy, and the
+  builder without shared embeddings): `share_copies`.
 """
 
 import itertools
@@ -20,30 +22,55 @@ from jaxq.graph.normalize.steps import Permuted
 from jaxq.graph.normalize.views import View, is_product, own_mapping
 
 _HEAD = "jaxq.head"
-"""Key of a node's metadata, which no file stores: the initializer that products read before `share_ties`."""
+"""Key of a node's metadata, which no file stores: the initializer that products read before the tie was shared."""
 _ROWS = 1024
 _SWAP = (1, 0)
 
 
-def share_ties(model: ir.Model, keeps_own: Callable[[ir.Value], bool] = lambda head: False) -> None:
-    """Makes products and Gather read one table, in place; the model's outputs stay the same.
+def share_transposed(model: ir.Model) -> None:
+    """Makes the transposed head the initializer where Gather reads it, in place; the model's outputs stay the same.
 
     Args:
-        model: A model that went through `jaxq.graph.prepare.prepare`. Numbers are read only where a table and a head
-            have the same sizes.
-        keeps_own: True for a head that stays an initializer of its own even where it is a copy of a table, because it
-            is treated otherwise: excluded, or in another format.
+        model: A model that went through `jaxq.graph.prepare.prepare`. No number is read.
     """
     names = Names(model)
     for graph in list(model.graphs()):
         for head in list(graph.initializers.values()):
             if transposes := _tables_of(head):
                 _swap(graph, head, transposes, names)
-    _share_copies(model, names, keeps_own)
+
+
+def share_copies(model: ir.Model, keeps_own: Callable[[ir.Value], bool] = lambda head: False) -> list[tuple[str, str]]:
+    """Makes products that multiply by a copy of a table read the table, in place; the outputs stay the same.
+
+    Args:
+        model: A model that went through `jaxq.graph.prepare.prepare`. Numbers are read only where a table and a head
+            have the same sizes.
+        keeps_own: True for a head that stays an initializer of its own even where it is a copy, because it is treated
+            otherwise: excluded, or in another format.
+
+    Returns:
+        The names of each head and its table.
+    """
+    names, shared = Names(model), []
+    matrices = [v for v in model.graph.initializers.values() if _is_matrix(v)]
+    tables = [v for v in matrices if any(is_table_input(node, index) for node, index in v.uses())]
+    heads = [v for v in matrices if v.uses() and all(is_product(node, index) for node, index in v.uses())]
+    for head in heads if tables else []:
+        table = None if keeps_own(head) else next((t for t in tables if _is_copy(t, head)), None)
+        if table is None:
+            continue
+        shared.append((str(head.name), str(table.name)))
+        if _is_swapped(head):
+            _read_through_transpose(model.graph, head, table, names)
+        else:  # Gemm with transB reads the table as it is
+            head.replace_all_uses_with(table)
+            drop_unused([head])
+    return shared
 
 
 def restore_ties(model: ir.Model) -> None:
-    """Lets products that were not quantized read their own initializer again, as before `share_ties`."""
+    """Lets products that were not quantized read their own initializer again, as before the tie was shared."""
     for node in list(model.graph.all_nodes()):
         head = node.meta.get(_HEAD)
         if head is None:
@@ -107,36 +134,19 @@ def _read_through_transpose(graph: ir.Graph, head: ir.Value, table: ir.Value, na
     drop_unused([head])
 
 
-def _share_copies(model: ir.Model, names: Names, keeps_own: Callable[[ir.Value], bool]) -> None:
-    """Heads with the numbers of a table read that table."""
-    matrices = [v for v in model.graph.initializers.values() if _is_matrix(v)]
-    tables = [v for v in matrices if any(is_table_input(node, index) for node, index in v.uses())]
-    heads = [v for v in matrices if v.uses() and all(is_product(node, index) for node, index in v.uses())]
-    for head in heads if tables else []:
-        for table in tables:
-            if (swapped := _copied(table, head)) is None or keeps_own(head):
-                continue
-            if swapped:
-                _read_through_transpose(model.graph, head, table, names)
-            else:  # Gemm with transB reads the table as it is
-                head.replace_all_uses_with(table)
-                drop_unused([head])
-            break
+def _is_swapped(head: ir.Value) -> bool:
+    """True if products read a head as [c_in, rows]; Gemm with transB reads [rows, c_in]."""
+    return not all(attribute(node, "transB", 0) for node, _ in head.uses())
 
 
-def _copied(table: ir.Value, head: ir.Value) -> bool | None:
-    """True if the head is the transposed table, False if it is the table; None if it is neither.
-
-    A square head that MatMul reads is the transposed table, and one that Gemm reads with transB the table.
-    """
-    swapped = not all(attribute(node, "transB", 0) for node, _ in head.uses())
+def _is_copy(table: ir.Value, head: ir.Value) -> bool:
+    """True if a head has the numbers of a table, transposed where its products read it so."""
+    swapped = _is_swapped(head)
     shape = weight_shape(head)
     if table.dtype != head.dtype or (shape[::-1] if swapped else shape) != weight_shape(table):
-        return None
+        return False
     first, second = _numbers(table), _numbers(head)
-    with np.errstate(invalid="ignore"):
-        same = all(np.array_equal(a, b) for a, b in _slices(first, second.T if swapped else second))
-    return swapped if same else None
+    return all(np.array_equal(a, b) for a, b in _slices(first, second.T if swapped else second))
 
 
 def _slices(table: np.ndarray, head: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
