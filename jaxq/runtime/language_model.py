@@ -23,7 +23,7 @@ LARGE = 2 << 30
 """Bytes; larger float models are mapped from the file and not read into memory."""
 
 _CAUSAL_TOLERANCE = 1e-5  # of the greatest logit
-_CACHE_TOLERANCE = 0.02  # of the greatest logit: float16 models round, and wrong caches change far more
+_CACHE_TOLERANCE = 0.1  # of the greatest logit: activations in 8 bits move it by 3 %, and wrong caches by far more
 _LOGITS = "logits"
 _PROBE_TOKENS = 8
 _STEP = 32  # widths of rows without a cache: onnxruntime plans memory anew for each width
