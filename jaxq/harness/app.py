@@ -187,6 +187,46 @@ def _quantize(
 
 
 @app.command(
+    "evaluate",
+    short_help="Measure accuracy, size and speed of model files, whoever made them.",
+    epilog="\b\nExamples:\n"
+    "  jaxq evaluate my-model-int4/ --data held_out.txt --against my-model/\n"
+    "  jaxq evaluate int4-a/ int4-b/model.onnx --data tokens.npz --against my-model/ --json\n"
+    "  jaxq evaluate model.onnx --prompt 'The capital of France is'",
+)
+def _evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="ONNX files, or folders with one; then options eval.* as KEY=VALUE.", metavar="MODEL"),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Held-out data: an .npz file, a text file, a folder of texts, or a dataset.",
+            metavar="FILE|FOLDER|DATASET",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The float model, for KL divergence and agreement.", metavar="FLOAT")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="A text to continue; by default the beginning of the data.", metavar="TEXT")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure models on held-out data: perplexity, KL divergence, agreement, size, speed, and a sample of text.
+
+    Models that are no language models are compared by the cosine and the relative error of their outputs.
+    """
+    from jaxq.harness.evaluate_command import evaluate
+
+    paths = [word for word in models if "=" not in word or Path(word).exists()]
+    if not paths:
+        raise JaxqError(f"the model is missing: write {shlex.join(['jaxq', 'evaluate', 'MODEL', *models])}")
+    evaluate(paths, data, against, prompt, [word for word in models if word not in paths], as_json)
+
+
+@app.command(
     "compare",
     short_help="Compare finished runs: size, bits, accuracy, seconds.",
     epilog="Example: jaxq compare outputs/run-a outputs/run-b --json",

@@ -131,20 +131,39 @@ def data_overrides(data: str | None, settings: Sequence[str]) -> list[str]:
     """
     if data is None:
         return []
-    path, keys = Path(data), _by_key(settings)
-    is_repository = looks_like_repository(data)
-    if not path.exists() and not is_repository:
-        raise JaxqError(f"--data is {data!r}, which does not exist: give an .npz file, texts, or a dataset")
-    if path.suffix == ".npz":
-        return [f"calib.tokens={written(data)}"]
-    is_dataset = is_repository or path.suffix in _DATASET_FILES or _holds_dataset(path)
-    overrides = [f"calib.{'dataset' if is_dataset else 'text'}={written(data)}"]
+    keys, (kind, value) = _by_key(settings), _data_option(data)
+    overrides = [f"calib.{kind}={value}"]
+    if kind == "tokens":
+        return overrides
     empty = any(keys.get(f"{part}.samples") == "0" for part in ("calib", "eval"))
     if not empty and not any(keys.get(key) for key in _HELD_OUT_KEYS):
         overrides.append(f"eval.holdout_fraction={_HOLDOUT}")
         if "eval.length" not in keys:
             overrides.append("eval.length=${calib.length}")  # held-out samples are samples of the same text
     return overrides
+
+
+def held_out_overrides(data: str | None) -> list[str]:
+    """The overrides for data of an evaluation alone.
+
+    Args:
+        data: As for `data_overrides`.
+
+    Raises:
+        JaxqError: it is none of these.
+    """
+    return [] if data is None else [f"eval.{'='.join(_data_option(data))}"]
+
+
+def _data_option(data: str) -> tuple[str, str]:
+    """The option that data is given with, and its value."""
+    path, is_repository = Path(data), looks_like_repository(data)
+    if not path.exists() and not is_repository:
+        raise JaxqError(f"--data is {data!r}, which does not exist: give an .npz file, texts, or a dataset")
+    if path.suffix == ".npz":
+        return "tokens", written(data)
+    is_dataset = is_repository or path.suffix in _DATASET_FILES or _holds_dataset(path)
+    return "dataset" if is_dataset else "text", written(data)
 
 
 def _by_key(settings: Sequence[str]) -> dict[str, str]:
