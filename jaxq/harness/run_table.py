@@ -28,8 +28,8 @@ _FORMATS = {
     "cosine_min": ".4f",
     "relative_error": ".3g",
     "relative_error_default": ".3g",
-    "float_mb": ".4g",
-    "file_mb": ".4g",
+    "float_mb": ".3g",
+    "file_mb": ".3g",
     "bits_per_weight": ".3g",
     "seconds": ".3g",
 }
@@ -54,7 +54,9 @@ def _table(title: str, rows: Sequence[dict[str, object]]) -> Table:
     rows = [{**row, "swept": swept} for row, swept in zip(rows, _swept(rows), strict=True)]
     names = [name for name in _TITLES if _worth_showing(name, rows)]
     for name in names:
-        table.add_column(_TITLES[name], justify="left" if name in _TEXT_COLUMNS else "right")
+        numbered = name == "run" and all(isinstance(row["run"], int) for row in rows)
+        is_text = name in _TEXT_COLUMNS and not numbered
+        table.add_column("#" if numbered else _TITLES[name], justify="left" if is_text else "right")
     for row in rows:
         table.add_row(*(_cell(row.get(name), _FORMATS.get(name, ".4g")) for name in names))
     return table

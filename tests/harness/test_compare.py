@@ -48,7 +48,7 @@ def test_runs_are_compared(jaxq, runs):
     table = jaxq("compare", str(runs / "sweep"), str(runs / "other"), str(runs / "dry"))
     assert table.code == 0, table.err
     assert all(title in table.out for title in ("runs", "ppl", "KL", "float MB", "bits"))
-    assert f"{report['size']['target_bytes'] / 1e6:.4g}" in table.out
+    assert f"{report['size']['target_bytes'] / 1e6:.3g}" in table.out
     assert "different data" in table.out
     assert f"{runs}/failed: disk full" in jaxq("compare", str(runs / "failed"), str(runs / "other")).out
     assert "different" not in jaxq("compare", str(runs / "sweep")).out
