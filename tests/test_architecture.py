@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": ARRAYS | {"graph", "files", "runtime", "readback", "forms", "calibration", "search"},
     "evaluation": {"files", "runtime", "forms", "readback"},
     "embedded": set(),
-    "data": {"runtime", "embedded"},
+    "data": {"files", "runtime", "embedded"},
     # on top
     "harness": BELOW,
     "modelopt": BELOW,

@@ -13,14 +13,14 @@ import onnx_ir as ir
 from jaxtyping import Array, Float, Int
 
 from jaxq.evaluation.outputs import OutputComparison, compare_outputs
-from jaxq.files.model_file import PROTOBUF_LIMIT, data_files, load_model, save_model
+from jaxq.files.model_file import PROTOBUF_LIMIT, load_model, save_model
 from jaxq.forms.form import Form
 from jaxq.forms.registry import FORMS
 from jaxq.progress import Progress, silent
 from jaxq.readback.float_model import float_model
 from jaxq.runtime.batches import Batch
-from jaxq.runtime.bfloat16 import has_bfloat16, widen_bfloat16
 from jaxq.runtime.inputs import read_input_spec
+from jaxq.runtime.language_model import LARGE, file_size, is_language_model, logits_name, runnable_file
 from jaxq.runtime.session import run, session, to_jax
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 RUNTIMES = {"level 1": 1, "default": None}
 """onnxruntime's accuracy levels by name: products in float32, and its default (activations in 8 bits)."""
-
-_LARGE = 2 << 30  # bytes; larger float models are mapped from the file and not read into memory
-_CAUSAL_TOLERANCE = 1e-5  # of the greatest logit
-_LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def evaluate(
     """Accuracy of a quantized model on held-out data, or a sentence with the reason why there is none.
 
     Language models are compared by perplexity, KL divergence and top-1 agreement, all other models by their outputs;
-    see `is_language_model` and `jaxq.evaluation.outputs`.
+    see `jaxq.runtime.language_model.is_language_model` and `jaxq.evaluation.outputs`.
 
     Args:
         reference: File of the float model.
@@ -119,8 +115,8 @@ def evaluate(
     if not batches:
         return "no held-out data was given"
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
-        runnable = _runnable(reference, Path(folder) / "float.onnx")
-        float_session = session(runnable, mapped=_size(runnable) > _LARGE)
+        runnable = runnable_file(reference, Path(folder) / "float.onnx")
+        float_session = session(runnable, mapped=file_size(runnable) > LARGE)
         quantized_sessions = _sessions(quantized, form, Path(folder))
     output = logits_name(float_session)
     vocabulary = read_input_spec(load_model(reference)).vocabulary
@@ -162,59 +158,9 @@ def _compare_logits(
     return Evaluation(tokens, float(np.exp(reference_nll)), runtimes)
 
 
-def is_language_model(model: "Session", output: str, batch: Batch, vocabulary: int | None = None) -> bool:
-    """True if an output gives logits of the next token: at each token, one logit for each id of the vocabulary.
-
-    A language model is causal: no token changes the logits of earlier tokens. A BERT with a head is not. The test
-    replaces the last token of the first sample and runs the model again. The model is causal if the earlier logits move
-    by at most 1e-5 of the greatest one.
-
-    Args:
-        model: The float model.
-        output: Name of the output.
-        batch: Any input of the model.
-        vocabulary: Number of ids of the model, if it is known; narrower outputs are hidden states, not logits.
-    """
-    ids = batch.feeds.get("input_ids")
-    if ids is None or ids.ndim != 2 or ids.shape[1] < 2:
-        return False
-    before = np.asarray(run(model, [output], batch.feeds)[output].numpy(), np.float32)
-    min_width = int(ids.max()) + 1 if output == _LOGITS else max(int(ids.max()) + 1, vocabulary or 0)
-    if before.shape[:2] != ids.shape or before.shape[-1] < min_width:
-        return False
-    keep = np.ones(ids.shape) if batch.keep is None else np.asarray(batch.keep)
-    real = np.flatnonzero(keep[0])
-    if len(real) < 2:
-        return False
-    last = int(real[-1])
-    other_ids = ids[ids != ids[0, last]]  # of the data: the model has these ids
-    changed = ids.copy()
-    changed[0, last] = other_ids[0] if other_ids.size else (int(ids[0, last]) + 1) % before.shape[-1]
-    after = np.asarray(run(model, [output], {**batch.feeds, "input_ids": changed})[output].numpy(), np.float32)
-    earlier = real[:-1]
-    greatest = np.nanmax(np.abs(before[0, earlier]), initial=0.0)
-    change = np.nanmax(np.abs(after[0, earlier] - before[0, earlier]), initial=0.0)
-    return not bool(change > _CAUSAL_TOLERANCE * greatest)
-
-
-def _runnable(path: Path, copy: Path) -> Path:
-    """Path of a file that onnxruntime runs: the file itself, or a float32 copy of a model with bfloat16."""
-    model = load_model(path)
-    if not has_bfloat16(model):
-        return path
-    widen_bfloat16(model)
-    save_model(model, copy, PROTOBUF_LIMIT)
-    return copy
-
-
-def _size(path: Path) -> int:
-    """Bytes of a model and its external data."""
-    return sum(file.stat().st_size for file in (path, *data_files(path, load_model(path))))
-
-
 def _sessions(quantized: Path, form: Form, folder: Path) -> dict[str, "Session"]:
     """A session for each runtime setting; files that replace the quantized one are written to the folder."""
-    quantized = _runnable(quantized, folder / "widened.onnx")
+    quantized = runnable_file(quantized, folder / "widened.onnx")
     if form.runs and not form.stores_accuracy_level:
         return {name: session(quantized, level) for name, level in RUNTIMES.items()}
     model = load_model(quantized)
@@ -226,10 +172,3 @@ def _sessions(quantized: Path, form: Form, folder: Path) -> dict[str, "Session"]
     save_model(model, folder / "exact.onnx", PROTOBUF_LIMIT)
     exact = {"level 1": session(folder / "exact.onnx", 1)}
     return exact | {"default": session(quantized)} if form.runs else exact
-
-
-def logits_name(model: "Session") -> str | None:
-    """Name of the output "logits", or else of the first float output with three dimensions; None without one."""
-    outputs = model.get_outputs()
-    named = [o.name for o in outputs if o.name == _LOGITS]
-    return next(iter(named + [o.name for o in outputs if len(o.shape or ()) == 3 and "float" in o.type]), None)

@@ -103,9 +103,10 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
         task = open_task(config, folder / "model.onnx", cache, progress)
     data = time.perf_counter() - start
     result = estimate(task.job, task.data.calib, task.data.held_out)
-    result = replace(result, seconds={"data": data, **result.seconds})
-    write_estimate(result, plain, _overrides(), folder)
-    print_estimate(result, task.job.method.name, task.notes, console)
+    drawing = {"draw text": task.data.drawing_seconds} if task.data.drawing_seconds else {}
+    result = replace(result, seconds={"data": data, **drawing, **result.seconds})
+    write_estimate(result, plain, _overrides(), folder, task.data.origins)
+    print_estimate(result, task.job.method.name, task.data.origins, task.notes, console)
     return result
 
 
@@ -158,6 +159,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             phases=tuple(phases),
             overrides=_overrides(),
             total_seconds=time.perf_counter() - start,
+            origins=data.origins,
             notes=(*task.notes, *_form_notes(job.form, config.form.accuracy_level), *_notes(outcome, job), *beside),
         )
         write_report(report, folder)

@@ -165,20 +165,34 @@ class GatherConfig:
 
 @dataclass
 class DataConfig:
-    """Calibration data, or held-out data; see `jaxq.data`. One of tokens, text and dataset is given."""
+    """Calibration data, or held-out data; see `jaxq.data`. One of tokens, text, dataset and source is given at most."""
 
     tokens: str | None = _option(
         "Path of an .npz file with token ids [samples, length] named calib or eval, or with arrays named after the "
         "inputs of the model.",
         None,
     )
-    text: str | None = _option(
-        "Path of a text file, or of a folder of .txt, .md, .rst, .text and .markdown files.",
+    text: Any = _option(
+        "Path of a text file, or of a folder of .txt, .md, .rst, .text and .markdown files; or a list of these, such "
+        "as [a/,b/].",
         None,
     )
-    dataset: str | None = _option(
-        "Hugging Face dataset: a repository, a folder or a file. Needs the extra datasets.",
+    dataset: Any = _option(
+        "Hugging Face dataset: a repository, a folder or a file; or a list of these. Needs the extra datasets.",
         None,
+    )
+    shares: list[float] | None = _option(
+        "Shares of the samples that come from each of several texts or datasets, such as [3,1]: three quarters from "
+        "the first. null: equal shares.",
+        None,
+    )
+    source: str | None = _option(
+        "Where the data comes from if it is neither a file nor a dataset. self: text drawn from the language model "
+        "itself, with other seeds for eval than for calib. null: for calib, such text where the method can use data, "
+        "none is given, and the model is a language model other than the embedded one; for eval, such text where all "
+        "of the calibration text is drawn.",
+        None,
+        ("self",),
     )
     subset: str | None = _option("Name of the configuration of the dataset, where it has several.", None)
     split: str | None = _option("Split of the dataset. null: train for calib, test for eval.", None)
@@ -195,6 +209,17 @@ class DataConfig:
         "own length."
     )
     batch_size: int = _option("Samples of one forward pass. More are faster on many cores and need more memory.")
+
+
+@dataclass
+class CalibConfig(DataConfig):
+    """Calibration data."""
+
+    self_share: float = _option(
+        "Share of calib.samples that is drawn from the language model itself, beside text, a dataset or token ids; "
+        "from 0 to 1.",
+        0.0,
+    )
 
 
 @dataclass
@@ -218,8 +243,8 @@ class Config:
     form: FormConfig = _group(FormConfig, "The way the ONNX file stores a quantized weight.")
     mixed: MixedConfig = _group(MixedConfig, "Weights in 8 bits beside weights in fewer.")
     gather: GatherConfig = _group(GatherConfig, "Tables that Gather reads, such as embeddings.")
-    calib: DataConfig = _group(
-        DataConfig, "Calibration data. The embedded model reads the documentation of the running Python by default."
+    calib: CalibConfig = _group(
+        CalibConfig, "Calibration data. The embedded model reads the documentation of the running Python by default."
     )
     eval: EvalConfig = _group(
         EvalConfig, "Held-out data on which the accuracy is measured. It is never used to choose anything."

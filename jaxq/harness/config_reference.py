@@ -8,7 +8,7 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass
-from typing import cast, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -95,6 +95,8 @@ def _choices(key: str, option: Field) -> tuple[str, ...]:
 
 
 def _type_name(kind: object) -> str:
+    if kind is Any:  # the schema's libraries have no such union
+        return "str | list[str] | None"
     return kind.__name__ if isinstance(kind, type) and not getattr(kind, "__args__", ()) else str(kind)
 
 

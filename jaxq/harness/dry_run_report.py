@@ -1,16 +1,19 @@
 """The summary of a dry run in the terminal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 
-from jaxq.harness.report import formats_line, skipped_lines, unmatched_note
+from jaxq.harness.data import Origin
+from jaxq.harness.report import formats_line, origin_lines, skipped_lines, unmatched_note
 from jaxq.pipeline.dry_run import Estimate
 
 
-def print_estimate(estimate: Estimate, method: str, notes: Sequence[str], console: Console) -> None:
+def print_estimate(
+    estimate: Estimate, method: str, origins: Mapping[str, Origin], notes: Sequence[str], console: Console
+) -> None:
     """Prints the summary of a dry run."""
-    for line in (*_estimate_lines(estimate, method), *(f"note: {note}" for note in notes)):
+    for line in (*_estimate_lines(estimate, method), *origin_lines(origins), *(f"note: {note}" for note in notes)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

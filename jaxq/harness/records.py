@@ -14,6 +14,7 @@ import jax
 
 from jaxq.evaluation.accuracy import Evaluation
 from jaxq.evaluation.outputs import OutputComparison
+from jaxq.harness.data import Origin
 from jaxq.pipeline.clock import Phase
 from jaxq.pipeline.dry_run import Estimate
 from jaxq.pipeline.outcome import Outcome
@@ -37,6 +38,7 @@ class Report:
         phases: Wall time and memory of each phase.
         total_seconds: Wall time of the run, without imports.
         overrides: The overrides on the command line.
+        origins: Where the data of "calibration" and of "evaluation" comes from.
         notes: Sentences that a reader should not miss.
     """
 
@@ -48,6 +50,7 @@ class Report:
     phases: tuple[Phase, ...]
     total_seconds: float
     overrides: tuple[str, ...]
+    origins: Mapping[str, Origin]
     notes: tuple[str, ...]
 
 
@@ -61,9 +64,16 @@ def write_report(report: Report, folder: Path) -> None:
             writer.writerow({**asdict(layer), "nodes": " ".join(layer.nodes)})
 
 
-def write_estimate(estimate: Estimate, config: Mapping[str, object], overrides: Sequence[str], folder: Path) -> None:
+def write_estimate(
+    estimate: Estimate,
+    config: Mapping[str, object],
+    overrides: Sequence[str],
+    folder: Path,
+    origins: Mapping[str, Origin],
+) -> None:
     """Writes ``estimate.json``."""
     record = {"config": config, "overrides": overrides, "versions": versions(), "device": device()}
+    record["data"] = {name: asdict(origin) for name, origin in origins.items()}
     record["estimate"] = asdict(estimate)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "estimate.json", json.dumps(_plain(record), indent=1) + "\n")
@@ -86,6 +96,7 @@ def report_dict(report: Report) -> dict[str, object]:
         "versions": versions(),
         "device": device(),
         "hashes": report.hashes,
+        "data": {name: asdict(origin) for name, origin in report.origins.items()},
         "notes": report.notes,
         "accuracy": {"not_measured": evaluation} if isinstance(evaluation, str) else asdict(evaluation),
         "size": {

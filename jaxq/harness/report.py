@@ -1,7 +1,7 @@
 """The summary of a run in the terminal."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.table import Table
 from jaxq.evaluation.accuracy import Evaluation
 from jaxq.evaluation.outputs import OutputComparison
 from jaxq.graph.skipped import Skipped
+from jaxq.harness.data import Origin
 from jaxq.harness.records import Report
 from jaxq.pipeline.outcome import Outcome
 from jaxq.search.result import Layer
@@ -23,7 +24,7 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
     for line in _title(report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if isinstance(report.evaluation, Evaluation):
-        console.print(_accuracy(report.evaluation))
+        console.print(_accuracy(report.evaluation, report.origins["evaluation"]))
     elif isinstance(report.evaluation, OutputComparison):
         console.print(_outputs(report.evaluation))
         for line in _remarks(report.evaluation):
@@ -59,13 +60,19 @@ def _format_words(dtype: str, block_size: int, scale_dtype: str) -> str:
     return f"{dtype} in {blocks}{scales}"
 
 
-def _accuracy(evaluation: Evaluation) -> Table:
+def _accuracy(evaluation: Evaluation, origin: Origin) -> Table:
+    """Figures of a language model; on text that the model wrote, its perplexity says nothing and is left out."""
     figures = list(evaluation.runtimes.values())
-    table = Table(title=f"accuracy on {evaluation.tokens} held-out tokens", title_justify="left")
+    if origin.drawn_share:
+        title = f"KL on {evaluation.tokens} tokens of drawn text, other seeds"
+    else:
+        title = f"accuracy on {evaluation.tokens} held-out tokens"
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in ("float", *evaluation.runtimes):
         table.add_column(name, justify="right")
-    table.add_row("perplexity", f"{evaluation.float_perplexity:.3f}", *(f"{f.perplexity:.3f}" for f in figures))
+    if not origin.drawn_share:
+        table.add_row("perplexity", f"{evaluation.float_perplexity:.3f}", *(f"{f.perplexity:.3f}" for f in figures))
     table.add_row("KL to float (nats)", "", *(f"{f.kl:.5f}" for f in figures))
     table.add_row("top-1 agreement", "", *(f"{f.top1:.2%}" for f in figures))
     return table
@@ -105,6 +112,7 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     outcome = report.outcome
     if (error := _median_error(outcome)) is not None:
         yield f"median relative output error of a weight: {error:.4f}"
+    yield from origin_lines(report.origins)
     yield from skipped_lines(outcome.skipped)
     seconds = {phase.name: phase.seconds for phase in report.phases}
     shown = ", ".join(f"{name} {s:.1f}" for name, s in seconds.items() if s >= 0.05)
@@ -113,6 +121,13 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     for note in report.notes:
         yield f"note: {note}"
     yield f"written: {folder}/{{model.onnx, report.json, layers.csv}}"
+
+
+def origin_lines(origins: Mapping[str, Origin]) -> Iterator[str]:
+    """One line for each kind of data that a run has: where it comes from."""
+    for name, origin in origins.items():
+        if origin != Origin():
+            yield f"{name} data: {origin.sources}"
 
 
 def skipped_lines(weights: Sequence[Skipped]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from jaxq.files.model_file import load_model, save_model
 from jaxq.files.model_folder import find_model
 from jaxq.harness.config import Config, DataConfig
 from jaxq.harness.data import RunData, check_data, has_data, read_data
+from jaxq.harness.drawn_text import data_sources, draws_by_default, needs_data, open_drawn_text
 from jaxq.harness.job import make_job
 from jaxq.huggingface.export import export_model
 from jaxq.pipeline.job import Job
@@ -53,15 +54,18 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> 
         JaxqError: options are out of range or contradict each other (checked before any work), or a file is missing or
             cannot be used.
     """
-    make_job(config, Path(), Path(), has_data(config))
+    make_job(config, Path(), Path(), has_data(config) or (draws_by_default(config) and needs_data(config)))
     check_data(config)
     source, origin = _find_source(config, cache, progress)
     companions = find_companions(source, target.name)
     model = load_model(source)
-    data = read_data(config, source, read_input_spec(model))
+    drawn, on_drawing = open_drawn_text(config, source, cache, progress)
+    # Checked before text is drawn, which takes a while.
+    make_job(config, source, target, has_data(config) or (drawn is not None and draws_by_default(config)))
+    data = read_data(config, source, read_input_spec(model), drawn)
     job = make_job(config, source, target, bool(data.calib))
     on_types = [_BFLOAT16] if has_bfloat16(model) else []
-    return Task(job, data, companions, (*origin, *data.notes, *on_types))
+    return Task(job, data, companions, (*origin, *on_drawing, *data.notes, *on_types))
 
 
 def text_hashes(config: Config) -> dict[str, str]:
@@ -75,7 +79,7 @@ def text_hashes(config: Config) -> dict[str, str]:
     return {
         name: text_hash(documents(split))
         for name, (data, split) in parts.items()
-        if data.samples and not data.tokens and not data.text and not data.dataset
+        if data.samples and not data_sources(data)
     }
 
 

@@ -110,6 +110,28 @@ def to_batch(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> Batch:
     return batch if TOKENS in arrays else replace(batch, keep=None)
 
 
+def decoding_feeds(ids: np.ndarray, past: int, spec: InputSpec) -> dict[str, np.ndarray]:
+    """The inputs of a model but for its caches, for new tokens after a past that the caches hold.
+
+    Args:
+        ids: New token ids [samples, tokens].
+        past: Number of earlier tokens.
+        spec: The model's inputs.
+
+    Raises:
+        JaxqError: an input has no default.
+    """
+    mask = np.ones((len(ids), past + ids.shape[1]), np.int64)
+    feeds = {i.name: ids.astype(i.dtype) for i in spec.inputs if i.name == TOKENS}
+    for model_input in spec.inputs:
+        if model_input.name != TOKENS and not _is_cache(model_input):
+            default = _default(model_input, (len(ids), ids.shape[1]), past, mask)
+            if default is None:
+                raise JaxqError(f"the model's input {model_input.name!r} has no default value beside a past")
+            feeds[model_input.name] = default
+    return feeds
+
+
 def _check_all(arrays: Mapping[str, np.ndarray], spec: InputSpec) -> dict[str, np.ndarray]:
     """The data, each array in the model's type; a mask that is no input of the model stays as it is."""
     inputs = {i.name: i for i in spec.inputs}

@@ -131,21 +131,28 @@ def to_jax(value: "OrtValue") -> jax.Array:
     return jax.device_put(array, jax.local_devices()[0])
 
 
-def run(session: "Session", outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, "OrtValue"]:
+def run(
+    session: "Session", outputs: Sequence[str], feeds: "Mapping[str, np.ndarray | OrtValue]"
+) -> dict[str, "OrtValue"]:
     """Outputs by name, as values that share their memory with jax through DLPack.
+
+    Outputs of one call can be inputs of the next as they are.
 
     Inputs in bfloat16 are given as float32: `jaxq.runtime.bfloat16` widens the models that have any.
 
     Raises:
         JaxqError: onnxruntime cannot run the model on these inputs.
     """
-    ort = runtime()
-    arrays = {name: a.astype(np.float32) if a.dtype == ml_dtypes.bfloat16 else a for name, a in feeds.items()}
-    values = {name: ort.OrtValue.ortvalue_from_numpy(np.asarray(a, order="C")) for name, a in arrays.items()}
+    values = {name: _value(feed) if isinstance(feed, np.ndarray) else feed for name, feed in feeds.items()}
     try:
         return dict(zip(outputs, session.run_with_ort_values(list(outputs), values), strict=True))
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise JaxqError(f"onnxruntime cannot run the model on the data given: {_first_line(error)}") from error
+
+
+def _value(array: np.ndarray) -> "OrtValue":
+    widened = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+    return runtime().OrtValue.ortvalue_from_numpy(np.asarray(widened, order="C"))
 
 
 def _first_line(error: Exception) -> str:

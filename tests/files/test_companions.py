@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxq.errors import JaxqError
 from jaxq.files.companions import copy_companions, find_companions
-from jaxq.harness.config import Config, DataConfig, EvalConfig, ModelConfig
+from jaxq.harness.config import CalibConfig, Config, EvalConfig, ModelConfig
 from jaxq.harness.data import read_data
 from jaxq.runtime.inputs import InputSpec, ModelInput
 from tests.support.models import mlp
@@ -112,7 +112,7 @@ def test_the_tokenizer_above_a_folder_named_onnx_is_found(given, tmp_path, monke
     made.save(str(tmp_path / "m" / "tokenizer.json"))
     fill(tmp_path, {"text.txt": "a b b a " * 50})
     monkeypatch.chdir(tmp_path / "m" / "onnx")
-    calib = DataConfig(samples=2, length=4, batch_size=1, text=str(tmp_path / "text.txt"))
+    calib = CalibConfig(samples=2, length=4, batch_size=1, text=str(tmp_path / "text.txt"))
     config = Config(model=ModelConfig(name="onnx"), calib=calib, eval=EvalConfig(samples=0, batch_size=1))
     spec = InputSpec((ModelInput("input_ids", np.dtype(np.int64), (None, None)),), 3)
     (batch, *_) = read_data(config, Path(given), spec).calib
