@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
@@ -70,7 +71,7 @@ def check_whole_moments(name: str, value: object) -> None:
         JaxqError: it is an array of tokens or of second moments, sums that are not finished, ...
     """
     if not isinstance(value, Moments):
-        shape = f" of shape {list(value.shape)}" if isinstance(value, jax.Array) else ""
+        shape = f" of shape {list(value.shape)}" if isinstance(value, jax.Array | np.ndarray) else ""
         raise JaxqError(
             f"{name} is {type(value).__name__}{shape}: give Moments, as "
             "jaxq.finish(jaxq.accumulate(sums, tokens, keep)) makes them from tokens"

@@ -33,8 +33,8 @@ FORMATS = [
 
 
 def assert_same(got: object, want: object, rtol: float = 0.0) -> None:
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        a, b = (np.asarray(x.astype(jnp.float32)) for x in (a, b))
+    for pair in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        a, b = (np.asarray(x).astype(np.float32) for x in pair)
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
 
 
@@ -46,7 +46,7 @@ def calls_of(fmt: WeightFormat, h: jax.Array) -> dict[str, Callable[[jax.Array],
         "round_trip": fmt.round_trip,
         "quantize": fmt.quantize,
         "fake_quant": lambda w: jaxq.fake_quant(w, fmt),
-        "grad of fake_quant": jax.grad(lambda w: jnp.square(jaxq.fake_quant(w, fmt, scales)).sum()),
+        "grad of fake_quant": jax.jit(jax.grad(lambda w: jnp.square(jaxq.fake_quant(w, fmt, scales)).sum())),
         "magnitude": lambda w: jaxq.weight_magnitude(w, fmt.block_size),
         "block scales": lambda w: jaxq.search_block_scales(w, h, fmt),
         "clip": lambda w: search_clip(w, h, ratios, fmt),
@@ -103,6 +103,8 @@ def main(kind: str) -> None:
         assert_same(jaxq.unpack_int4(jaxq.pack_int4(codes), w.shape, True), codes)
         for fmt in FORMATS:
             for name, call in calls_of(fmt, h).items():
+                if name in ("clip", "gptq", "block scales") and fmt not in FORMATS[:2]:
+                    continue  # the searches compile for seconds
                 # The sum over a sharded axis has another order: GPTQ's values and the searches are exact all the same.
                 assert_same(call(shards), call(w), rtol=1e-6)
                 if name in ("quantize", "fake_quant", "gptq"):
