@@ -1,5 +1,6 @@
 from .errors import JaxqError
 from .formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales
+from .formats.fake_quant import fake_quant
 from .formats.registry import make_format
 from .methods.awq import (
     alpha_grid,
@@ -35,6 +36,7 @@ __all__ = [
     "decode_e2m1",
     "dq_tensor",
     "encode_e2m1",
+    "fake_quant",
     "find_scales",
     "finish",
     "gptq_round",

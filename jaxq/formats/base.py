@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Num, Shaped
 
+from jaxq.errors import JaxqError
+from jaxq.numerics import checks
 from jaxq.numerics.blocks import spread
-from jaxq.numerics.jit import jit
+from jaxq.numerics.jit import Check, jit
 
 ClipRatio = float | Float[Array, ""] | Float[Array, "n_blocks c_out"]
 
@@ -66,6 +69,56 @@ class Grid:
     zp: Float[Array, "*rows c_out"] | None = None
 
 
+def check_format(name: str, value: Any) -> None:
+    """Checks that a value is a format.
+
+    Raises:
+        JaxqError: it is a name, a class, ...
+
+    Example:
+        >>> check_format("fmt", "int4")
+        Traceback (most recent call last):
+        jaxq.errors.JaxqError: fmt is 'int4': give a format, such as jaxq.make_format('int4', block_size=32)
+    """
+    if not isinstance(value, BlockFormat):
+        # NVFP4 and MX have their own block size.
+        dtype = repr(value) if isinstance(value, str) else "'int4'"
+        blocks = ", block_size=32" if "int" in dtype else ""
+        raise JaxqError(f"{name} is {value!r}: give a format, such as jaxq.make_format({dtype}{blocks})")
+
+
+def check_scales_object(name: str, value: Any) -> None:
+    """Checks that a value is `Scales`.
+
+    Raises:
+        JaxqError: it is a tuple, as `jaxq.find_scales` returns, an array, ...
+    """
+    if not isinstance(value, Scales):
+        raise JaxqError(
+            f"{name} is {type(value).__name__}: give jaxq.Scales(s, zp), with what jaxq.find_scales returns, "
+            "or take fmt.plain_scales(w)"
+        )
+
+
+def check_quantized(name: str, value: Any) -> None:
+    """Checks that a value is `Quantized`.
+
+    Raises:
+        JaxqError: it is a tuple, as `jaxq.quant_tensor` returns, an array, ...
+    """
+    if not isinstance(value, Quantized):
+        raise JaxqError(
+            f"{name} is {type(value).__name__}: give jaxq.Quantized(q, s, zp), with what jaxq.quant_tensor returns, "
+            "or take fmt.quantize(w)"
+        )
+
+
+WEIGHT_AND_RATIO: dict[str, Check] = {"w": checks.weight, "clip_ratio": checks.number}
+WEIGHT_AND_SCALES: dict[str, Check] = {"w": checks.weight, "scales": check_scales_object}
+QUANTIZED: dict[str, Check] = {"quantized": check_quantized}
+"""Checks of the parameters of a format's methods; see `jaxq.numerics.jit`."""
+
+
 class BlockFormat(ABC):
     """A format that quantizes a weight [c_in, c_out] in blocks of rows; hashable, so that it can be static under jit.
 
@@ -79,12 +132,12 @@ class BlockFormat(ABC):
     block_size: int
 
     @abstractmethod
-    def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
+    def plain_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, with the range of each block clipped to ``clip_ratio`` of its greatest magnitude."""
 
     @abstractmethod
     def candidates(self) -> np.ndarray:
-        """Points for `candidate`, [candidates, ...], beside the scales of `find_scales`; see `search_block_scales`."""
+        """Points for `candidate`, [candidates, ...], beside the scales of `plain_scales`; see `search_block_scales`."""
 
     @abstractmethod
     def candidate(self, w: Float[Array, "c_in c_out"], point: Float[Array, "..."]) -> Scales:
@@ -93,6 +146,10 @@ class BlockFormat(ABC):
     @abstractmethod
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
         """Codes of ``w`` under these scales, each the nearest."""
+
+    @abstractmethod
+    def rounding_range(self) -> tuple[float, float]:
+        """Least and greatest code, not yet rounded, that is not clipped: half a step beyond the ends of the codes."""
 
     @abstractmethod
     def block_grid(self, scales: Scales) -> Grid:
@@ -110,16 +167,16 @@ class BlockFormat(ABC):
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """The weights that codes and scales represent, in float32."""
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=WEIGHT_AND_RATIO)
     def quantize(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Quantized:
-        """Codes and scales of ``w``: `find_scales`, then `encode`."""
-        return self.encoded(w, self.find_scales(w, clip_ratio))
+        """Codes and scales of ``w``: `plain_scales`, then `encode`."""
+        return self.encoded(w, self.plain_scales(w, clip_ratio))
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=WEIGHT_AND_SCALES)
     def encoded(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Quantized:
         """Codes of ``w`` under these scales, together with them."""
         return Quantized(self.encode(w, scales), scales.s, scales.zp, scales.s2)
 
     def round_trip(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Float[Array, "c_in c_out"]:
-        """``w`` quantized and dequantized, float32."""
+        """``w`` quantized and dequantized, float32; its `grad` is that of the scales alone, see `jaxq.fake_quant`."""
         return self.dequantize(self.quantize(w, clip_ratio))

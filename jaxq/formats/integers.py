@@ -6,7 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.formats.base import (
+    QUANTIZED,
+    WEIGHT_AND_RATIO,
+    WEIGHT_AND_SCALES,
+    BlockFormat,
+    ClipRatio,
+    Grid,
+    Quantized,
+    Scales,
+)
+from jaxq.numerics import checks
 from jaxq.numerics.blocks import split
 from jaxq.numerics.float4 import E4M3_MAX, round_e4m3, shift_e4m3
 from jaxq.numerics.integer import code_range, divide, dq_tensor, find_full_range_scales, find_scales, rtn
@@ -45,6 +55,10 @@ class IntegerFormat(BlockFormat):
     full_range: bool = False
     scale_dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        checks.whole_number("block_size", self.block_size)
+        checks.whole_number("num_bits", self.num_bits)
+
     @property
     def dtype(self) -> str:
         """Name of the format, such as "int4"; "uint4" with a zero point."""
@@ -60,8 +74,8 @@ class IntegerFormat(BlockFormat):
         narrower = np.dtype(self.scale_dtype).itemsize < np.dtype(dtype).itemsize
         return self if narrower else replace(self, scale_dtype=dtype)
 
-    @jit(static_argnames="self")
-    def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
+    @jit(static_argnames="self", checks=WEIGHT_AND_RATIO)
+    def plain_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, with the range of each block clipped to ``clip_ratio`` of its greatest magnitude."""
         w = w.astype(jnp.float32)
         if self.full_range and not self.use_zero_point:
@@ -124,10 +138,15 @@ class IntegerFormat(BlockFormat):
         peak = jnp.maximum(jnp.max(w, initial=0), -jnp.min(w, initial=0))
         return power_of_two(jnp.clip(shared_exponent(peak * _MARGIN / q_max, E4M3_MAX), *_EXPONENTS))
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=WEIGHT_AND_SCALES)
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Num[Array, "c_in c_out"]:
         """Codes of ``w`` under these scales, each the nearest, ties to even."""
         return rtn(w.astype(jnp.float32), _steps(scales), self.block_size, 0, scales.zp, self.num_bits)
+
+    def rounding_range(self) -> tuple[float, float]:
+        """Least and greatest code, not yet rounded, that is not clipped: half a step beyond the ends of the codes."""
+        q_min, q_max = code_range(self.num_bits, self.use_zero_point)
+        return q_min - 0.5, q_max + 0.5
 
     def block_grid(self, scales: Scales) -> Grid:
         """The values that the weights of each block can be rounded to, [n_blocks, c_out]."""
@@ -139,7 +158,7 @@ class IntegerFormat(BlockFormat):
         zp = 0 if grid.zp is None else grid.zp
         return (jnp.clip(jnp.round(w / grid.step) + zp, q_min, q_max) - zp) * grid.step
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=QUANTIZED)
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """The weights that codes and scales represent, in float32."""
         return dq_tensor(quantized.q, _steps(quantized.scales), self.block_size, 0, quantized.zp)

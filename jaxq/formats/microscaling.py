@@ -7,9 +7,18 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from jaxq.errors import JaxqError
-from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.formats.base import (
+    QUANTIZED,
+    WEIGHT_AND_RATIO,
+    WEIGHT_AND_SCALES,
+    BlockFormat,
+    ClipRatio,
+    Grid,
+    Quantized,
+    Scales,
+)
 from jaxq.numerics.blocks import max_magnitude, split
-from jaxq.numerics.float4 import E2M1_MAX, E4M3_MAX, decode_e2m1, encode_e2m1
+from jaxq.numerics.float4 import E2M1_CLIP, E2M1_MAX, E4M3_CLIP, E4M3_MAX, decode_e2m1, encode_e2m1
 from jaxq.numerics.jit import jit
 from jaxq.numerics.mx import E8M0_BIAS, MX_BLOCK, power_of_two, scale_down, scale_up, shared_exponent
 
@@ -51,8 +60,8 @@ class MxFormat(BlockFormat):
         del dtype
         return self
 
-    @jit(static_argnames="self")
-    def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
+    @jit(static_argnames="self", checks=WEIGHT_AND_RATIO)
+    def plain_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, with the range of each block clipped to ``clip_ratio`` of its greatest magnitude."""
         amax = max_magnitude(split(w.astype(jnp.float32), MX_BLOCK), 1)
         return self._stored(shared_exponent(amax * clip_ratio, self._element_max))
@@ -64,13 +73,18 @@ class MxFormat(BlockFormat):
     @jit(static_argnames="self")
     def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
         """Scales of ``w`` at one of the points of `candidates`."""
-        return self._stored(jnp.clip(self._exponents(self.find_scales(w)) + point, -E8M0_BIAS, E8M0_BIAS))
+        return self._stored(jnp.clip(self._exponents(self.plain_scales(w)) + point, -E8M0_BIAS, E8M0_BIAS))
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=WEIGHT_AND_SCALES)
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
         """Codes of ``w`` under these scales, each the nearest."""
         x = jnp.clip(scale_down(w, self._exponents(scales)), -self._element_max, self._element_max)
         return x.astype(jnp.float8_e4m3fn) if self.dtype == "mxfp8" else encode_e2m1(x)
+
+    def rounding_range(self) -> tuple[float, float]:
+        """Least and greatest code, not yet rounded, that is not clipped: half a step beyond 6, or beyond 448."""
+        end = E4M3_CLIP if self.dtype == "mxfp8" else E2M1_CLIP
+        return -end, end
 
     def block_grid(self, scales: Scales) -> Grid:
         """The values that the weights of each block can be rounded to, [n_blocks, c_out]."""
@@ -83,7 +97,7 @@ class MxFormat(BlockFormat):
             return x.astype(jnp.float8_e4m3fn).astype(jnp.float32) * grid.step
         return decode_e2m1(encode_e2m1(x)) * grid.step
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=QUANTIZED)
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """The weights that codes and scales represent, in float32."""
         q = quantized.q.astype(jnp.float32) if self.dtype == "mxfp8" else decode_e2m1(quantized.q)

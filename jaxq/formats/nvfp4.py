@@ -6,9 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxq.formats.base import BlockFormat, ClipRatio, Grid, Quantized, Scales
+from jaxq.formats.base import (
+    QUANTIZED,
+    WEIGHT_AND_RATIO,
+    WEIGHT_AND_SCALES,
+    BlockFormat,
+    ClipRatio,
+    Grid,
+    Quantized,
+    Scales,
+)
 from jaxq.numerics.blocks import spread
 from jaxq.numerics.float4 import (
+    E2M1_CLIP,
     NVFP4_BLOCK,
     block_ratios,
     decode_e2m1,
@@ -45,8 +55,8 @@ class Nvfp4Format(BlockFormat):
         del dtype
         return self
 
-    @jit(static_argnames="self")
-    def find_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
+    @jit(static_argnames="self", checks=WEIGHT_AND_RATIO)
+    def plain_scales(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Scales:
         """Scales of ``w``, with the range of each block clipped to ``clip_ratio`` of its greatest magnitude."""
         s2 = tensor_scale(w)
         return Scales(round_e4m3(block_ratios(w, s2, clip_ratio=clip_ratio)), s2=s2)
@@ -61,14 +71,18 @@ class Nvfp4Format(BlockFormat):
     @jit(static_argnames="self")
     def candidate(self, w: Float[Array, "c_in c_out"], point: Shaped[Array, ""]) -> Scales:
         """Scales of ``w`` at one of the points of `candidates`."""
-        plain = self.find_scales(w)
+        plain = self.plain_scales(w)
         return Scales(shift_e4m3(plain.s, point), s2=plain.s2)
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=WEIGHT_AND_SCALES)
     def encode(self, w: Float[Array, "c_in c_out"], scales: Scales) -> Shaped[Array, "c_in c_out"]:
         """Codes of ``w`` under these scales, each the nearest."""
         assert scales.s2 is not None
         return encode_e2m1(divide_by_scales(w, scales.s.astype(jnp.float32), scales.s2))
+
+    def rounding_range(self) -> tuple[float, float]:
+        """Least and greatest code, not yet rounded, that is not clipped: -7 and 7, half a step beyond 6."""
+        return -E2M1_CLIP, E2M1_CLIP
 
     def block_grid(self, scales: Scales) -> Grid:
         """The values that the weights of each block can be rounded to, [n_blocks, c_out]."""
@@ -78,7 +92,7 @@ class Nvfp4Format(BlockFormat):
         """Weights rounded to the nearest values of a grid, which may be that of some of the rows only."""
         return decode_e2m1(encode_e2m1(w / grid.step)) * grid.step
 
-    @jit(static_argnames="self")
+    @jit(static_argnames="self", checks=QUANTIZED)
     def dequantize(self, quantized: Quantized) -> Float[Array, "c_in c_out"]:
         """Weights that the codes stand for, in float32: ``E2M1(q) * (s * s2)``."""
         # Division by 1 keeps XLA from repeating the product of the scales for every weight of a block.

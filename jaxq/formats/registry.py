@@ -6,6 +6,7 @@ from jaxq.errors import JaxqError
 from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.microscaling import MxFormat
 from jaxq.formats.nvfp4 import Nvfp4Format
+from jaxq.numerics import checks
 from jaxq.numerics.integer import code_range
 
 WeightFormat = IntegerFormat | Nvfp4Format | MxFormat
@@ -40,6 +41,10 @@ def make_format(
         >>> make_format("uint4", 32)
         IntegerFormat(block_size=32, num_bits=4, use_zero_point=True, full_range=False, scale_dtype='float32')
     """
+    if not isinstance(dtype, str):
+        raise JaxqError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if block_size is not None:
+        checks.whole_number(option, block_size)
     if match := re.fullmatch(r"(u?)int([2-8])", dtype):
         fmt = IntegerFormat(
             block_size=32 if block_size is None else block_size,

@@ -15,12 +15,14 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
 from jaxq.errors import JaxqError
+from jaxq.formats.base import check_format
 from jaxq.formats.registry import WeightFormat
 from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.gptq import damp
+from jaxq.numerics import checks
 from jaxq.numerics.blocks import join, split
 from jaxq.numerics.jit import jit
-from jaxq.numerics.moments import Moments, check_moments, diagonal_blocks, output_error
+from jaxq.numerics.moments import Moments, check_moments, check_whole_moments, diagonal_blocks, output_error
 
 IDENTITY = -1.0
 """The alpha that stands for "no scaling" in a list of candidates."""
@@ -86,7 +88,7 @@ def ratio_grid(min_clip_ratio: float, clip_step: float) -> tuple[float, ...]:
     return tuple(round(1.0 - i * clip_step, 6) for i in range(count + 1))
 
 
-@jit(static_argnames="block_size")
+@jit(static_argnames="block_size", checks={"w": checks.weight, "block_size": checks.whole_number})
 def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Array, "c_in"]:
     """Relative magnitude of each input channel's weights: mean over columns of ``|W| / max|block|``.
 
@@ -105,7 +107,7 @@ def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Ar
     return join(jnp.mean(blocks / jnp.where(amax > 0, amax, 1), axis=2), w.shape[0])
 
 
-@jit
+@jit(checks={**dict.fromkeys(("a", "w_mean"), checks.array), **dict.fromkeys(("alpha", "shift"), checks.number)})
 def awq_scale(
     a: Float[Array, "c_in"],
     w_mean: Float[Array, "c_in"],
@@ -217,10 +219,17 @@ def search_shared_scales(
     Raises:
         JaxqError: ``columns`` is negative, or the shapes of a weight and the moments do not fit each other.
     """
+    check_whole_moments("moments", moments)
+    checks.whole_number("columns", columns)
+    checks.whole_number("batch_size", batch_size)
+    if batch_size < 1:
+        raise JaxqError(f"batch_size is {batch_size}: give the number of candidates at a time, at least 1")
     alphas = jnp.asarray(alphas, jnp.float32)
     if columns < 0:
         raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")
-    for w, _ in parts:
+    for w, fmt in parts:
+        check_format("fmt", fmt)
+        checks.weight("w", w)
         check_moments(w, moments.h)
     # The mean over the columns of all parts, each with the blocks of its own format.
     widths = [w.shape[1] for w, _ in parts]
@@ -294,7 +303,7 @@ def _scale_losses(
     return jax.lax.map(loss, points, batch_size=batch_size).reshape(len(alphas), len(shifts))
 
 
-@jit(static_argnames="fmt")
+@jit(static_argnames="fmt", checks={"w": checks.weight, "h": checks.square, "fmt": check_format})
 def search_clip(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],
@@ -340,8 +349,8 @@ def search_clip(
         error = block_error(ratio)
         return (jnp.minimum(error, least_error), jnp.where(error < least_error, ratio, chosen)), None
 
-    # Made from `w`, so that it is sharded like it.
-    unclipped = jnp.ones_like(w[: h_blocks.shape[0]])
+    # Made from the blocks of `w`, so that it is sharded like them.
+    unclipped = jnp.ones_like(jnp.max(split(w, fmt.block_size), axis=1))
     (_, chosen), _ = jax.lax.scan(step, (unclipped * jnp.inf, unclipped), jnp.asarray(ratios))
     # Blocks were searched one by one: compare whole columns, with the errors that cancel between blocks.
     better = output_error(fmt.round_trip(w, chosen) - w, h) < output_error(fmt.round_trip(w) - w, h)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
-from jaxq.formats.base import Scales
+from jaxq.formats.base import Scales, check_format
 from jaxq.formats.registry import WeightFormat
+from jaxq.numerics import checks
 from jaxq.numerics.blocks import per_block, split
 from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import check_moments, diagonal_blocks
@@ -22,8 +23,8 @@ def search_block_scales(w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_i
     """Scales of each block and column with the least ``d' H_bb d``, ``d`` being the block's rounding error.
 
     The format gives the candidates: factors of both signs for integers, or factors of either end of the range with a
-    zero point; neighbours in E4M3 for NVFP4; exponents for MX. The plain scales of `find_scales` come first and win
-    ties.
+    zero point; neighbours in E4M3 for NVFP4; exponents for MX. The plain scales (`fmt.plain_scales`) come first
+    and win ties.
 
     ``H_bb`` is approximated by ``V V' + diag(H_bb - V V')``. ``V`` is that of `low_rank`, with 16 columns, or an eighth
     of the block's rows where this is more: a few directions have nearly all of an activation's energy. The search costs
@@ -35,10 +36,10 @@ def search_block_scales(w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_i
         fmt: The format.
 
     Returns:
-        The chosen scales, as `fmt.find_scales` gives them.
+        The chosen scales, as `fmt.plain_scales` gives them.
 
     Raises:
-        JaxqError: the shapes of ``w`` and ``h`` do not fit each other.
+        JaxqError: the shapes of ``w`` and ``h`` do not fit each other, or ``w`` is not finite.
 
     Example:
         >>> from jaxq.formats.registry import IntegerFormat
@@ -47,6 +48,8 @@ def search_block_scales(w: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_i
         >>> search_block_scales(w, x.T @ x / 64, IntegerFormat(block_size=4)).s.shape
         (2, 4)
     """
+    check_format("fmt", fmt)
+    checks.weight("w", w)
     check_moments(w, h)
     return _search(w, _approximate(h, fmt.block_size), fmt)
 
@@ -90,7 +93,7 @@ def _search(w: Float[Array, "c_in c_out"], h: _LowRank, fmt: WeightFormat) -> Sc
         return (jnp.minimum(candidate_error, least_error), _where(better, candidate, best_scales)), None
 
     # One candidate after the other: memory for a few copies of the weight, whatever their number.
-    plain = fmt.find_scales(w)
+    plain = fmt.plain_scales(w)
     (_, chosen), _ = jax.lax.scan(step, (error(plain), plain), jnp.asarray(fmt.candidates()))
     return chosen
 

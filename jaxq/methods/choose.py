@@ -146,7 +146,7 @@ def _scaled(w: Array, s: Array) -> Array:
 @jit(static_argnames="fmt")
 def _coded(scaled: Array, values: Array, scales: Scales, fmt: WeightFormat) -> _Coded:
     """Codes of the values, and the ratio of the scales to the plain ones."""
-    ratio = _step(scales, scaled.shape[0], fmt) / _step(fmt.find_scales(scaled), scaled.shape[0], fmt)
+    ratio = _step(scales, scaled.shape[0], fmt) / _step(fmt.plain_scales(scaled), scaled.shape[0], fmt)
     return fmt.encoded(values, scales), ratio
 
 

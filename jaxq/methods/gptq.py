@@ -16,11 +16,13 @@ from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
 from jaxq.errors import JaxqError
-from jaxq.formats.base import Grid, Scales
+from jaxq.formats.base import Grid, Scales, check_format, check_scales_object
 from jaxq.formats.registry import WeightFormat
+from jaxq.numerics import checks
 from jaxq.numerics.integer import check_scales
 from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import check_moments
+from jaxq.numerics.sharding import whole
 
 Rows = TypeVar("Rows")
 
@@ -31,7 +33,7 @@ _DAMPING_FACTOR = 10.0
 _RETRIES = 6
 
 
-@jit
+@jit(checks={"h": checks.square, "damping": checks.number})
 def damp(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Float[Array, "c_in c_in"]:
     """``H + damping mean(diag H) I``; the identity where ``H`` is zero.
 
@@ -39,6 +41,7 @@ def damp(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> Flo
         >>> damp(jnp.array([[1.0, 0.0], [0.0, 3.0]]), 0.5).tolist()
         [[2.0, 0.0], [0.0, 4.0]]
     """
+    h = whole(h)
     mean = jnp.mean(jnp.diagonal(h))
     return h + jnp.where(mean > 0, damping * mean, 1.0) * jnp.eye(h.shape[0], dtype=h.dtype)
 
@@ -130,6 +133,7 @@ def factor(h: Float[Array, "c_in c_in"], damping: float | Float[Array, ""]) -> F
         >>> factored.order.tolist(), factored.u.tolist()
         ([1, 0], [[1.0, 0.0], [0.0, 1.0]])
     """
+    h = whole(h)
     order = jnp.argsort(-jnp.diagonal(h), stable=True)
     return Factored(order, *feedback(h[order][:, order], damping))
 
@@ -161,18 +165,23 @@ def gptq_round(
         Values of the format; `fmt.encode` gives their codes.
 
     Raises:
-        JaxqError: the shapes do not fit each other, or the scales are of another format.
+        JaxqError: the shapes do not fit each other, the scales are of another format, or the weight is not finite.
 
     Example:
         >>> from jaxq.formats.registry import IntegerFormat
         >>> x = jax.random.normal(jax.random.key(0), (64, 1)) + 0.1 * jax.random.normal(jax.random.key(1), (64, 8))
         >>> w = jax.random.normal(jax.random.key(2), (8, 4))
         >>> fmt = IntegerFormat(block_size=8)
-        >>> gptq_error = gptq_round(w, x.T @ x / 64, fmt.find_scales(w), fmt) - w
+        >>> gptq_error = gptq_round(w, x.T @ x / 64, fmt.plain_scales(w), fmt) - w
         >>> rtn_error = fmt.round_trip(w) - w
         >>> bool(jnp.sum((x @ gptq_error) ** 2) < 0.5 * jnp.sum((x @ rtn_error) ** 2))
         True
     """
+    check_format("fmt", fmt)
+    check_scales_object("scales", scales)
+    checks.weight("w", w)
+    checks.number("damping", damping)
+    checks.whole_number("descent_passes", descent_passes)
     check_moments(w, h)
     check_scales(w.shape, scales.s.shape, fmt.block_size, 0)
     _check_format(w, scales, fmt)
@@ -184,7 +193,7 @@ def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
     given, expected = _kind(_arrays(scales)), _kind(_plain_scales.eval_shape(w, fmt))
     if given != expected:
         raise JaxqError(
-            f"the scales are {given}, those of {fmt.dtype} are {expected}: take fmt.find_scales(w) or "
+            f"the scales are {given}, those of {fmt.dtype} are {expected}: take fmt.plain_scales(w) or "
             "search_block_scales(w, h, fmt)"
         )
 
@@ -192,7 +201,7 @@ def _check_format(w: Array, scales: Scales, fmt: WeightFormat) -> None:
 # jax's own jit, whose `eval_shape` type checkers see: only shapes and types are asked for, and traced once.
 @partial(jax.jit, static_argnames="fmt")
 def _plain_scales(w: Array, fmt: WeightFormat) -> list[Array | None]:
-    return _arrays(fmt.find_scales(w))
+    return _arrays(fmt.plain_scales(w))
 
 
 def _arrays(scales: Scales) -> list[Array | None]:
@@ -223,7 +232,7 @@ def gptq_round_factored(
 @jit(static_argnames="fmt")
 def _compensate(w: Array, factored: Factored, scales: Scales, fmt: WeightFormat) -> Array:
     """GPTQ's values, rows in the order of the weight."""
-    w, order = w.astype(jnp.float32), factored.order
+    w, order = whole(w.astype(jnp.float32), 0), factored.order
     # The grid goes along with its rows: neighbours in GPTQ's order are of different blocks.
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
     return _round_rows(w[order], factored.u, grid, fmt)[jnp.argsort(order)]
@@ -240,7 +249,7 @@ def _refine(
     descent_passes: int | Array,
 ) -> Array:
     """Values after coordinate descent, rows in the order of the weight."""
-    w, order = w.astype(jnp.float32), factored.order
+    w, values, h, order = whole(w.astype(jnp.float32), 0), whole(values, 0), whole(h), factored.order
     grid = jax.tree.map(lambda x: x[order], fmt.grid(scales, w.shape[0]))
     # The loss that descent lowers is the one that GPTQ compensated under, so its damping is the same.
     damped = damp(h.astype(jnp.float32)[order][:, order], factored.damping)

@@ -158,6 +158,8 @@ def dq_tensor(
     """
     q, scales, zero_points = _as_jax(w, s, zp)
     block, axis = check_blocks(q.shape, block_size, quantize_axis)
+    if zero_points is None and q.dtype == jnp.uint8:
+        q = q.astype(jnp.int16)  # ModelOpt takes them too, `jaxq.dq_tensor` does not
     return as_given(integer.dq_tensor(q, scales, block, axis, zero_points), w, s, zp)
 
 

@@ -5,6 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from jaxq.errors import JaxqError
+from jaxq.numerics.sharding import whole
 
 
 def resolve_block_size(dim: int, block_size: int) -> int:
@@ -69,6 +70,7 @@ def split(w: Shaped[Array, "..."], block_size: int, axis: int = 0) -> Shaped[Arr
     dim = w.shape[axis]
     block = resolve_block_size(dim, block_size)
     blocks = count_blocks(dim, block_size)
+    w = whole(w, axis)  # blocks may lie across the borders of shards
     if blocks * block != dim:
         pads = [(0, 0)] * w.ndim
         pads[axis] = (0, blocks * block - dim)
@@ -85,6 +87,7 @@ def join(blocks: Shaped[Array, "..."], dim: int, axis: int = 0) -> Shaped[Array,
     """
     shape = blocks.shape
     axis = check_axis(blocks.ndim - 1, axis)
+    blocks = whole(blocks, axis, axis + 1)
     flat = blocks.reshape(*shape[:axis], shape[axis] * shape[axis + 1], *shape[axis + 2 :])
     return flat if flat.shape[axis] == dim else lax.slice_in_dim(flat, 0, dim, axis=axis)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from jaxq.numerics import checks
 from jaxq.numerics.blocks import check_axis, max_magnitude, split, spread
 from jaxq.numerics.integer import divide
 from jaxq.numerics.jit import jit
@@ -11,11 +12,13 @@ from jaxq.numerics.jit import jit
 NVFP4_BLOCK = 16
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
+E2M1_CLIP = 7.0  # greater magnitudes are clipped, not rounded: half a step of 2 beyond 6
+E4M3_CLIP = 464.0  # half a step of 32 beyond 448
 _E4M3_TOP_CODE = 126  # 448; the code 127 is NaN
 _E4M3_TINY = 2.0**-9  # the least positive number of E4M3
 
 
-@jit
+@jit(checks={"x": checks.array})
 def encode_e2m1(x: Float[Array, "..."]) -> UInt8[Array, "..."]:
     """Nearest E2M1 codes, ties to even, saturating at 6: three bits of magnitude below the sign bit, in [0, 15].
 
@@ -38,7 +41,7 @@ def encode_e2m1(x: Float[Array, "..."]) -> UInt8[Array, "..."]:
     return magnitude | ((x < 0).astype(jnp.uint8) << 3)
 
 
-@jit
+@jit(checks={"codes": checks.integers})
 def decode_e2m1(codes: UInt8[Array, "..."]) -> Float[Array, "..."]:
     """Float32 values of E2M1 codes: exact.
 

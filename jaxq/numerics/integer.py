@@ -4,8 +4,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from jaxq.errors import JaxqError
+from jaxq.numerics import checks
 from jaxq.numerics.blocks import check_axis, count_blocks, max_magnitude, split, spread
 from jaxq.numerics.jit import jit
+
+_INTEGERS = {name: checks.whole_number for name in ("block_size", "quantize_axis", "num_bits")}
+_FIND = {"w": checks.weight, "alpha": checks.number, **_INTEGERS}
+_RTN = {"w": checks.weight, "s": checks.array, "zp": checks.optional_array, **_INTEGERS}
+_DQ = {
+    **{"w": checks.array, "s": checks.array, "zp": checks.optional_array},
+    **{"block_size": checks.whole_number, "quantize_axis": checks.whole_number},
+}
 
 
 def code_range(num_bits: int, unsigned: bool) -> tuple[int, int]:
@@ -18,6 +27,7 @@ def code_range(num_bits: int, unsigned: bool) -> tuple[int, int]:
         >>> code_range(4, unsigned=False), code_range(4, unsigned=True)
         ((-8, 7), (0, 15))
     """
+    checks.whole_number("num_bits", num_bits)
     if not 2 <= num_bits <= 8:
         raise JaxqError(f"num_bits is {num_bits}: integer weights have 2 to 8 bits")
     return (0, 2**num_bits - 1) if unsigned else (-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
@@ -33,7 +43,7 @@ def divide(x: Float[Array, "..."], y: Float[Array, "..."] | float | int) -> Floa
     return x / (y + 0 * x)
 
 
-@jit(static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"), checks=_FIND)
 def find_scales(
     w: Float[Array, "..."],
     block_size: int,
@@ -71,7 +81,6 @@ def find_scales(
         ([[1.0], [1.0]], None)
     """
     axis = check_axis(w.ndim, quantize_axis)
-    _check_float(w)
     blocks = split(w, block_size, axis)
     _, q_max = code_range(num_bits, unsigned=use_zero_point)
     if not use_zero_point:
@@ -87,7 +96,7 @@ def find_scales(
     return s, zp.astype(jnp.uint8)
 
 
-@jit(static_argnames=("block_size", "quantize_axis", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "num_bits"), checks=_FIND)
 def find_full_range_scales(
     w: Float[Array, "..."],
     block_size: int,
@@ -108,7 +117,6 @@ def find_full_range_scales(
         [[-1.0], [0.5]]
     """
     axis = check_axis(w.ndim, quantize_axis)
-    _check_float(w)
     q_min, _ = code_range(num_bits, unsigned=False)
     lo, hi = _range(split(w, block_size, axis), axis + 1)
     s = (jnp.where(hi >= -lo, hi, lo) * alpha / q_min).astype(w.dtype)  # a power of two: the division is exact
@@ -125,7 +133,7 @@ def _positive(s: Float[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
     return jnp.where(s > 0, s, jnp.ones_like(s))
 
 
-@jit(static_argnames=("block_size", "quantize_axis", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "num_bits"), checks=_RTN)
 def rtn(
     w: Float[Array, "..."],
     s: Float[Array, "..."],
@@ -168,7 +176,7 @@ def rtn(
     return jnp.clip(q, q_min, q_max).astype(jnp.int8 if zp is None else jnp.uint8)
 
 
-@jit(static_argnames=("block_size", "quantize_axis"))
+@jit(static_argnames=("block_size", "quantize_axis"), checks=_DQ)
 def dq_tensor(
     w: Num[Array, "..."],
     s: Float[Array, "..."],
@@ -179,7 +187,7 @@ def dq_tensor(
     """Weights from codes: ``(w - zp) * s``.
 
     Args:
-        w: Codes of any integer or float dtype, ``[c_in, c_out]`` or of any rank.
+        w: Codes ``[c_in, c_out]`` or of any rank, of any integer or float dtype; uint8 with zero points only.
         s: Scales, one a block, as `find_scales` gives them.
         block_size: Rows a block, or -1.
         quantize_axis: The axis that is split into blocks.
@@ -189,7 +197,7 @@ def dq_tensor(
         Weights of ``w``'s shape in ``s``'s dtype.
 
     Raises:
-        JaxqError: the number of scale rows is not ``ceil(dim / block_size)``.
+        JaxqError: the number of scale rows is not ``ceil(dim / block_size)``, or uint8 codes have no zero points.
 
     Example:
         >>> dq_tensor(jnp.array([[2], [-8]]), jnp.array([[0.5]]), block_size=2).tolist()
@@ -199,13 +207,15 @@ def dq_tensor(
     for per_block in (s, zp):
         if per_block is not None:
             check_scales(w.shape, per_block.shape, block_size, axis)
+    if zp is None and w.dtype == jnp.uint8:
+        raise JaxqError("w holds uint8 codes and zp is None: give their zero points, or symmetric codes as int8")
     q, rows = w.astype(s.dtype), w.shape[axis]
     if zp is not None:
         q = q - spread(zp.astype(s.dtype), rows, block_size, axis)
     return q * spread(s, rows, block_size, axis)
 
 
-@jit(static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"))
+@jit(static_argnames=("block_size", "quantize_axis", "use_zero_point", "num_bits"), checks=_FIND)
 def quant_tensor(
     w: Float[Array, "..."],
     block_size: int,
@@ -223,11 +233,6 @@ def quant_tensor(
     """
     s, zp = find_scales(w, block_size, quantize_axis, alpha, use_zero_point, num_bits)
     return rtn(w, s, block_size, quantize_axis, zp, num_bits), s, zp
-
-
-def _check_float(w: Array) -> None:
-    if not jnp.issubdtype(w.dtype, jnp.floating):
-        raise JaxqError(f"the weight has type {w.dtype}: give float32, float16 or bfloat16")
 
 
 def check_scales(shape: tuple[int, ...], s_shape: tuple[int, ...], block_size: int, axis: int) -> None:

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import Precision
 from jaxtyping import Array, Float, Int
 
 from jaxq.errors import JaxqError
+from jaxq.numerics import checks
 from jaxq.numerics.blocks import split
 from jaxq.numerics.jit import jit
+from jaxq.numerics.sharding import summed, whole
 
 # A symmetric product needs its upper triangle only: four panels do 5/8 of the full work. More panels save little more
 # and compile longer.
@@ -56,12 +59,45 @@ def panels(c_in: int) -> list[tuple[int, int]]:
     return [(i, min(i + width, c_in)) for i in range(0, c_in, width)]
 
 
+def _sums(name: str, value: object) -> None:
+    if not isinstance(value, MomentSums):
+        raise JaxqError(f"{name} is {type(value).__name__}: give MomentSums, as jaxq.zero_sums and jaxq.accumulate do")
+
+
+def check_whole_moments(name: str, value: object) -> None:
+    """Checks that a value is `Moments`.
+
+    Raises:
+        JaxqError: it is an array of tokens or of second moments, sums that are not finished, ...
+    """
+    if not isinstance(value, Moments):
+        shape = f" of shape {list(value.shape)}" if isinstance(value, jax.Array | np.ndarray) else ""
+        raise JaxqError(
+            f"{name} is {type(value).__name__}{shape}: give Moments, as "
+            "jaxq.finish(jaxq.accumulate(sums, tokens, keep)) makes them from tokens"
+        )
+
+
 def zero_sums(c_in: int) -> MomentSums:
-    """Sums before the first token."""
+    """Sums before the first token.
+
+    Args:
+        c_in: Number of channels of the activation.
+
+    Raises:
+        JaxqError: ``c_in`` is no positive integer.
+
+    Example:
+        >>> zero_sums(2).xx.shape
+        (2, 2)
+    """
+    checks.whole_number("c_in", c_in)
+    if c_in < 1:
+        raise JaxqError(f"c_in is {c_in}: give the number of channels, at least 1")
     return MomentSums(jnp.zeros((c_in, c_in), jnp.float32), jnp.zeros(c_in, jnp.float32), jnp.zeros((), jnp.int32))
 
 
-@jit
+@jit(checks={"sums": _sums, "x": checks.array, "keep": checks.array})
 def accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Array, "tokens"]) -> MomentSums:
     """Adds a batch of activations to the sums. Products are in full float32, because TF32 is too coarse for ``h``.
 
@@ -85,10 +121,11 @@ def accumulate(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: Float[Arr
         )
     # Selected, not multiplied by 0: padding may hold NaN.
     x = jnp.where(keep[:, None] > 0, x, 0).astype(jnp.float32)
-    xx = sums.xx
+    xx, x = whole(sums.xx), whole(x, 1)
+    sharding = summed(x)
     # Each panel of rows from its diagonal to the right: the rest follows from symmetry, in `finish`.
     for start, stop in panels(x.shape[1]):
-        product = jnp.dot(x[:, start:stop].T, x[:, start:], precision=Precision.HIGHEST)
+        product = jnp.dot(x[:, start:stop].T, x[:, start:], precision=Precision.HIGHEST, out_sharding=sharding)
         xx = xx.at[start:stop, start:].add(product)
     return MomentSums(xx, sums.x_abs + jnp.sum(jnp.abs(x), axis=0), sums.tokens + jnp.sum(keep > 0, dtype=jnp.int32))
 
@@ -99,11 +136,11 @@ def accumulate_in_place(sums: MomentSums, x: Float[Array, "tokens c_in"], keep: 
     return accumulate(sums, x, keep)
 
 
-@jit
+@jit(checks={"sums": _sums})
 def finish(sums: MomentSums) -> Moments:
     """Moments from sums; without any token they are zero."""
     # Below the diagonal the panels are filled only in part, so mirror the upper triangle.
-    upper = jnp.triu(sums.xx)
+    upper = jnp.triu(whole(sums.xx))
     full = upper + jnp.triu(upper, 1).T
     count = jnp.maximum(sums.tokens, 1).astype(jnp.float32)
     return Moments(full / count, sums.x_abs / count, sums.tokens)
@@ -127,7 +164,7 @@ def mean_moments(moments: Sequence[Moments]) -> Moments:
     return Moments(jnp.asarray(h), jnp.asarray(a), jnp.asarray(tokens))
 
 
-@jit
+@jit(checks={"d": checks.array, "h": checks.square})
 def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) -> Float[Array, "c_out"]:
     """Mean squared output error of each column: ``diag(D' H D)``; its sum is ``||X D||^2 / tokens``.
 
@@ -138,12 +175,17 @@ def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) ->
         d: Weight error.
         h: Second moment of the activations, symmetric.
 
+    Raises:
+        JaxqError: the shapes of ``d`` and ``h`` do not fit each other.
+
     Example:
         >>> x = jnp.array([[1.0, 2.0], [0.0, 1.0]])
         >>> d = jnp.array([[1.0], [-1.0]])
         >>> output_error(d, x.T @ x / 2).tolist()     # x @ d = [-1, -1]
         [1.0]
     """
+    check_moments(d, h, "d")
+    d, h = whole(d, 0), whole(h)
     total = jnp.zeros(d.shape[1], jnp.float32)
     # The blocks right of the diagonal count twice, in place of those below it.
     for start, stop in panels(d.shape[0]):
@@ -153,7 +195,7 @@ def output_error(d: Float[Array, "c_in c_out"], h: Float[Array, "c_in c_in"]) ->
     return total
 
 
-@jit
+@jit(checks={"h": checks.square, "shrinkage": checks.number})
 def shrunk(
     h: Float[Array, "c_in c_in"], tokens: Int[Array, ""], shrinkage: float | Float[Array, ""]
 ) -> Float[Array, "c_in c_in"]:
@@ -174,7 +216,7 @@ def shrunk(
         >>> shrunk(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.int32(30), 10.0).tolist()
         [[4.0, 1.5], [1.5, 1.0]]
     """
-    count = tokens.astype(jnp.float32)
+    h, count = whole(h), jnp.asarray(tokens, jnp.float32)
     share = count / jnp.maximum(shrinkage + count, 1)
     diagonal = jnp.eye(h.shape[0], dtype=bool)
     return jnp.where(diagonal, h, share * h)
@@ -183,18 +225,26 @@ def shrunk(
 @jit(static_argnames="block_size")
 def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
     """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is padded with zeros."""
-    rows = split(split(h, block_size, axis=0), block_size, axis=2)
+    rows = split(split(whole(h), block_size, axis=0), block_size, axis=2)
     return jnp.moveaxis(jnp.diagonal(rows, axis1=0, axis2=2), -1, 0)
 
 
-def check_moments(w: Array, h: Array) -> None:
+def check_moments(w: Array, h: Array, name: str = "w") -> None:
     """Checks that a weight and a second moment fit each other.
 
+    Args:
+        w: The weight.
+        h: The second moment.
+        name: The weight's name, for the error.
+
     Raises:
-        JaxqError: their shapes are not ``[c_in, c_out]`` and ``[c_in, c_in]``.
+        JaxqError: their shapes are not ``[c_in, c_out]`` and ``[c_in, c_in]``, or one is no array.
     """
-    if w.ndim != 2 or h.shape != (w.shape[0], w.shape[0]):
-        raise JaxqError(f"w has shape {list(w.shape)} and h {list(h.shape)}: they need [c_in, c_out] and [c_in, c_in]")
+    checks.array(name, w)
+    checks.square("h", h)
+    if w.ndim != 2 or h.shape[0] != w.shape[0]:
+        shapes = f"{name} has shape {list(w.shape)} and h {list(h.shape)}"
+        raise JaxqError(f"{shapes}: they need [c_in, c_out] and [c_in, c_in]")
 
 
 MomentsOf = Callable[[int], Moments]

@@ -5,10 +5,12 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Integer, UInt8
 
+from jaxq.numerics import checks
 from jaxq.numerics.jit import jit
+from jaxq.numerics.sharding import whole
 
 
-@jit
+@jit(checks={"q": checks.integers})
 def pack_int4(q: Integer[Array, "..."]) -> UInt8[Array, "bytes"]:
     """Bytes of 4-bit codes: byte ``i`` is ``q[2i] & 15 | (q[2i + 1] & 15) << 4`` over the flattened array.
 
@@ -24,14 +26,14 @@ def pack_int4(q: Integer[Array, "..."]) -> UInt8[Array, "bytes"]:
         >>> pack_int4(jnp.array([1, -1, 7], jnp.int8)).tolist()
         [241, 7]
     """
-    flat = q.ravel().astype(jnp.uint8) & 15
+    flat = whole(q).ravel().astype(jnp.uint8) & 15
     if flat.size % 2:
         flat = jnp.append(flat, jnp.uint8(0))
     pairs = flat.reshape(-1, 2)
     return pairs[:, 0] | (pairs[:, 1] << 4)
 
 
-@jit(static_argnames=("shape", "signed"))
+@jit(static_argnames=("shape", "signed"), checks={"packed": checks.integers, "shape": checks.shape})
 def unpack_int4(packed: UInt8[Array, "bytes"], shape: tuple[int, ...], signed: bool) -> Integer[Array, "..."]:
     """The inverse of `pack_int4`: int8 codes in [-8, 7] if ``signed``, else uint8 in [0, 15].
 
@@ -45,6 +47,6 @@ def unpack_int4(packed: UInt8[Array, "bytes"], shape: tuple[int, ...], signed: b
         [1, -1, 7]
     """
     # One broadcast shift: to stack the two halves takes XLA's CPU backend several times as long.
-    halves = packed[:, None] >> jnp.array([[0, 4]], jnp.uint8)
+    halves = whole(packed)[:, None] >> jnp.array([[0, 4]], jnp.uint8)
     nibbles = (halves & 15).ravel()[: math.prod(shape)].reshape(shape)
     return (nibbles.astype(jnp.int8) ^ 8) - 8 if signed else nibbles

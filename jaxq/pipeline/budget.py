@@ -152,7 +152,7 @@ def _losses(site: Site, errors: _Errors, job: Job) -> Losses:
 
 
 def _errors(w: jax.Array, h: jax.Array | None, fmt: WeightFormat, search: bool, damping: float) -> jax.Array:
-    scales = search_block_scales(w, damp(h, damping), fmt) if search and h is not None else fmt.find_scales(w)
+    scales = search_block_scales(w, damp(h, damping), fmt) if search and h is not None else fmt.plain_scales(w)
     return relative_errors(_rounding_error(w, scales, fmt), w, h)
 
 

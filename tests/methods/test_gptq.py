@@ -86,7 +86,7 @@ def reference_gptq(w: np.ndarray, h: np.ndarray, fmt: WeightFormat, scales: Scal
 @EACH_FORMAT
 def test_gptq_equals_a_float64_reference(fmt):
     w, h = data()
-    scales = fmt.find_scales(jnp.asarray(w))
+    scales = fmt.plain_scales(jnp.asarray(w))
     got = np.asarray(gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, damping=0.05))
     want = reference_gptq(w, h, fmt, scales, 0.05)
     # Float32 turns a tie or two the other way, and what follows in that column with it.
@@ -121,7 +121,7 @@ def test_each_step_loses_less(fmt):
 def test_a_sweep_never_loses(fmt):
     w, h = data(tokens=400, seed=1)
     j, jh = jnp.asarray(w), jnp.asarray(h)
-    scales, damped = fmt.find_scales(j), np.asarray(damp(jh, 0.01))
+    scales, damped = fmt.plain_scales(j), np.asarray(damp(jh, 0.01))
     losses = [loss(np.asarray(gptq_round(j, jh, scales, fmt, 0.01, descent_passes=n)) - w, damped) for n in range(4)]
     for before, after in pairwise(losses):
         assert (after <= before * (1 + 1e-4)).all()
@@ -132,7 +132,7 @@ def test_scales_are_the_best_of_the_candidates(fmt):
     """Block by block and column by column, by a loop in float64: exactly up to 16 rows, else nearly."""
     w, h = data(c_in=72, c_out=5)
     chosen = search_block_scales(jnp.asarray(w), jnp.asarray(h), fmt)
-    all_scales = [fmt.find_scales(jnp.asarray(w)), *(fmt.candidate(jnp.asarray(w), p) for p in fmt.candidates())]
+    all_scales = [fmt.plain_scales(jnp.asarray(w)), *(fmt.candidate(jnp.asarray(w), p) for p in fmt.candidates())]
     block = len(w) if fmt.block_size == -1 else fmt.block_size
 
     def errors(scales: Scales) -> np.ndarray:
@@ -173,12 +173,12 @@ def test_candidates_hold_what_the_docs_say():
         np.stack([np.asarray(IntegerFormat(16).candidate(w, p).s) for p in IntegerFormat(16).candidates()]) > 0
     ).all()
     four = Nvfp4Format()
-    plain = np.asarray(four.find_scales(w).s.astype(jnp.float32))
+    plain = np.asarray(four.plain_scales(w).s.astype(jnp.float32))
     up = np.asarray(four.candidate(w, jnp.int32(4)).s.astype(jnp.float32))
     ratio = (up / plain)[plain < 300]  # the greatest number of E4M3 has none above
     assert ((ratio > 1.35) & (ratio < 1.55)).all()
     e = [np.asarray(MxFormat("mxfp4").candidate(w, p).s, int) for p in MxFormat("mxfp4").candidates()]
-    plain_e = np.asarray(MxFormat("mxfp4").find_scales(w).s, int)
+    plain_e = np.asarray(MxFormat("mxfp4").plain_scales(w).s, int)
     assert {int((x - plain_e).max()) for x in e} == {-1, -2, 1}
 
 
@@ -186,7 +186,7 @@ def test_candidates_hold_what_the_docs_say():
 def test_any_number_of_rows(c_in):
     w, h = data(c_in=c_in, c_out=3, tokens=64)
     fmt = IntegerFormat(32)
-    scales = fmt.find_scales(jnp.asarray(w))
+    scales = fmt.plain_scales(jnp.asarray(w))
     got = np.asarray(gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, 0.01, descent_passes=1))
     assert got.shape == w.shape
     assert np.isfinite(got).all()
@@ -195,7 +195,7 @@ def test_any_number_of_rows(c_in):
 def test_without_coupling_it_is_round_to_nearest():
     w, h = data(c_in=40)
     fmt = IntegerFormat(16, full_range=True)
-    scales = fmt.find_scales(jnp.asarray(w))
+    scales = fmt.plain_scales(jnp.asarray(w))
     got = gptq_round(jnp.asarray(w), jnp.diag(jnp.diagonal(jnp.asarray(h))), scales, fmt, descent_passes=1)
     np.testing.assert_allclose(got, fmt.round_trip(jnp.asarray(w)), rtol=1e-6)
 
@@ -214,7 +214,7 @@ def test_moments_that_cannot_be_factored(kind):
     else:
         h = h * 1e30
     fmt = IntegerFormat(16)
-    scales = fmt.find_scales(jnp.asarray(w))
+    scales = fmt.plain_scales(jnp.asarray(w))
     got = np.asarray(gptq_round(jnp.asarray(w), jnp.asarray(h), scales, fmt, 0.0, descent_passes=1))
     assert np.isfinite(got).all()
     np.testing.assert_allclose(fmt.dequantize(fmt.encoded(jnp.asarray(got), scales)), got, rtol=1e-5, atol=1e-6)
@@ -241,7 +241,7 @@ def test_the_feedback():
 def test_shapes_that_do_not_fit():
     w, h = (jnp.asarray(x) for x in data(c_in=32))
     with pytest.raises(JaxqError, match="they need"):
-        gptq_round(w, h[:16, :16], IntegerFormat(16).find_scales(w), IntegerFormat(16))
+        gptq_round(w, h[:16, :16], IntegerFormat(16).plain_scales(w), IntegerFormat(16))
     with pytest.raises(JaxqError, match="they need"):
         search_block_scales(w, h[:16, :16], IntegerFormat(16))
 
@@ -250,7 +250,7 @@ def test_shapes_that_do_not_fit():
 def test_scales_of_another_shape_are_refused(made_for):
     block, columns = made_for
     w, h = jnp.ones((32, 8)), jnp.eye(32)
-    scales = IntegerFormat(block).find_scales(w[:, :columns])
+    scales = IntegerFormat(block).plain_scales(w[:, :columns])
     with pytest.raises(JaxqError, match=r"needs \[2, 8\]"):
         gptq_round(w, h, scales, IntegerFormat(16))
 
@@ -268,13 +268,13 @@ def test_scales_of_another_shape_are_refused(made_for):
 )
 def test_scales_of_another_format_are_refused(fmt, other):
     w, h = (jnp.asarray(x) for x in data(c_in=32))
-    with pytest.raises(JaxqError, match=f"those of {fmt.dtype} are .*: take fmt.find_scales"):
-        gptq_round(w, h, other.find_scales(w), fmt)
+    with pytest.raises(JaxqError, match=f"those of {fmt.dtype} are .*: take fmt.plain_scales"):
+        gptq_round(w, h, other.plain_scales(w), fmt)
 
 
 def test_scales_of_a_narrower_float_are_taken():
     w, h = (jnp.asarray(x) for x in data(c_in=32))
-    scales = IntegerFormat(16, scale_dtype="float16").find_scales(w)
+    scales = IntegerFormat(16, scale_dtype="float16").plain_scales(w)
     assert scales.s.dtype == jnp.float16
     assert gptq_round(w, h, scales, IntegerFormat(16)).shape == w.shape
 
@@ -292,7 +292,7 @@ def test_the_share_that_is_left_is_that_of_many_columns():
     h = jnp.asarray(x.T @ x / 400, jnp.float32)
     w = jnp.asarray(rng.normal(size=(24, 3000)), jnp.float32)
     fmt = IntegerFormat(block_size=24, num_bits=8)  # fine steps: nothing is cut off
-    scales = fmt.find_scales(w)
+    scales = fmt.plain_scales(w)
     even = Scales(jnp.broadcast_to(scales.s.max(), scales.s.shape))
     error = gptq_round(w, h, even, fmt, 0.0) - w
     nearest = fmt.round_to(w, fmt.grid(even, 24)) - w
