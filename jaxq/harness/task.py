@@ -14,7 +14,7 @@ from jaxq.files.model_folder import find_model
 from jaxq.harness.config import Config, DataConfig
 from jaxq.harness.data import RunData, check_data, has_data, read_data
 from jaxq.harness.drawn_text import data_sources, draws_by_default, needs_data, open_drawn_text
-from jaxq.harness.job import make_job
+from jaxq.harness.make_job import make_job
 from jaxq.huggingface.export import export_model
 from jaxq.pipeline.job import Job
 from jaxq.progress import Progress
