@@ -8,6 +8,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from jaxq.harness.config_reference import Option, group_choices, rows
+from jaxq.harness.option_effects import EFFECTS
 
 PAGE = "reference/options.md"
 
@@ -23,6 +24,10 @@ refused with a sentence.
   `dtype=nvfp4`, `mxfp8` and `mxfp4` bring `form=portable` and their block size. The command line counts more.
 - Lists are written in brackets and quoted for the shell: `'method.exclude=["*lm_head*","*router*"]'`. A single pattern
   needs no brackets: `method.exclude=lm_head`.
+- An option on the command line that changes nothing in its run is refused: the column "read with" says which runs read
+  it. Options of presets and experiments are not refused. In a sweep each job is checked by itself: the jobs that read
+  the option run, and the table names the others.
+- `model.path=` alone brings `model=onnx`, and `model.id=` alone `model=hf`.
 - `-m` sweeps over values with commas: `-m block_size=32,128`.
 - `hydra.run.dir=<folder>` names the folder of a run, `hydra.sweep.dir=<folder>` that of a sweep.
 """
@@ -49,7 +54,7 @@ def _sections(options: list[Option]) -> Iterator[str]:
             yield "| choice | meaning |\n|---|---|"
             yield from (f"| `{name}={choice}` | {_text(what)} |" for choice, what in group_choices(name).items())
             yield ""
-        yield "| option | type | default | meaning |\n|---|---|---|---|"
+        yield "| option | type | default | read with | meaning |\n|---|---|---|---|---|"
         yield from map(_row, members)
         yield ""
 
@@ -58,7 +63,8 @@ def _row(option: Option) -> str:
     choices = f" One of {', '.join(f'`{choice}`' for choice in option.choices)}." if _adds(option) else ""
     kind = option.type.replace("| None", "or null")
     default = "that of the dtype" if option.default.startswith("${") else f"`{option.default}`"
-    return f"| `{option.key}` | {_text(kind)} | {default} | {_text(option.description)}{choices} |"
+    readers = EFFECTS[option.key].readers if option.key in EFFECTS else "every run"
+    return f"| `{option.key}` | {_text(kind)} | {default} | {_text(readers)} | {_text(option.description)}{choices} |"
 
 
 def _adds(option: Option) -> bool:

@@ -1,4 +1,14 @@
-"""Reasons why a weight is skipped: its nodes, its shape or its type cannot be quantized."""
+"""Reasons why a weight is skipped: its nodes, its shape or its type cannot be quantized.
+
+Other modules skip weights too:
+
+- `jaxq.graph.sites` (``_excluded``): a pattern of ``method.exclude`` matches.
+- `jaxq.graph.already_quantized`: the weight is quantized already.
+- `jaxq.graph.normalize.functions`: the weight is in a function that cannot be inlined.
+- `jaxq.graph.unused`: no node reads the weight.
+- `jaxq.pipeline.job` (``_unsupported_reason``), which asks `jaxq.forms.form.Form.why_unsupported`: the form does not
+  support the weight's format or shape.
+"""
 
 from collections.abc import Sequence
 

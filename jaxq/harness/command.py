@@ -100,7 +100,7 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     cache = cache_dir(config)
     start = time.perf_counter()
     with cache_in_use(cache), progress_bars(console) as progress:
-        task = open_task(config, folder / "model.onnx", cache, progress)
+        task = open_task(config, folder / "model.onnx", cache, progress, _overrides())
     data = time.perf_counter() - start
     result = estimate(task.job, task.data.calib, task.data.held_out)
     drawing = {"draw text": task.data.drawing_seconds} if task.data.drawing_seconds else {}
@@ -130,7 +130,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         clock = Clock()
         with progress_bars(console) as progress:
             with clock.phase("data"):
-                task = open_task(config, folder / "model.onnx", cache, progress)
+                task = open_task(config, folder / "model.onnx", cache, progress, _overrides())
                 job, data = task.job, task.data
             outcome = quantize_model(
                 job, data.calib, progress, lambda sentence: _print_line(console, sentence), until_reported

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from jaxq.errors import JaxqError
 from jaxq.harness.config import Config, conf_dir, register
 from jaxq.harness.hydra_errors import hydra_sentence
+from jaxq.harness.overrides import with_model
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -24,6 +25,6 @@ def compose_config(overrides: Sequence[str]) -> Config:
     register()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="jaxq"):
-            return cast(Config, compose("config", overrides=list(overrides)))
+            return cast(Config, compose("config", overrides=with_model(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise JaxqError(hydra_sentence(error)) from error

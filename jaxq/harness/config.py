@@ -1,7 +1,7 @@
 """The configuration of a run: the schema that Hydra checks ``conf/`` and the command line against.
 
 The ``help`` of each field is the one place that describes an option: `jaxq.harness.config_reference` makes the
-reference page from it. The defaults are in ``conf/``.
+reference page from it. Most defaults are in ``conf/``; those of optional values and of a few others are in the schema.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from jaxq.harness.config_reference import GROUPS, group_choices
 from jaxq.harness.failures import exit_with_sentence
 from jaxq.harness.flags import FLAGS, FLAGS_WITH_VALUE
 from jaxq.harness.help_text import run_help
-from jaxq.harness.overrides import looks_like_repository, model_overrides, plain_settings
+from jaxq.harness.overrides import looks_like_repository, model_overrides, plain_settings, with_model
 from jaxq.version import __version__
 
 _SWEEP = ("-m", "--multirun")
@@ -67,7 +67,7 @@ def understood(arguments: Sequence[str]) -> list[str]:
         else:
             _check_key(arguments, i)
             overrides += [word] if sweeps else plain_settings([word])
-    return [*flags, *overrides]
+    return [*flags, *with_model(overrides)]
 
 
 def _check_flag(arguments: Sequence[str], i: int) -> None:

@@ -22,6 +22,9 @@ PATH_KEYS = frozenset(
 )
 """Options whose value is a path or a name, in which commas, brackets and spaces mean nothing else."""
 
+_IMPLIED_MODELS = {"model.path": "onnx", "model.id": "hf"}
+"""Choices of model by the option that only they read."""
+
 LIST_KEYS = ("method.exclude", "mixed.int8")
 """Options that are lists of patterns."""
 
@@ -82,6 +85,26 @@ def model_overrides(model: str) -> list[str]:
     raise JaxqError(
         f"model {model!r} does not exist: give an .onnx file, a folder with a model, or a Hugging Face repository"
     )
+
+
+def with_model(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with the choice of model that ``model.path`` or ``model.id`` implies where none is made.
+
+    Raises:
+        JaxqError: both are given, and no choice.
+
+    Example:
+        >>> with_model(["model.path=model.onnx"]), with_model(["model=hf", "model.id=owner/name"])
+        (['model=onnx', 'model.path=model.onnx'], ['model=hf', 'model.id=owner/name'])
+    """
+    keys = {key.lstrip("+"): value for key, value in _by_key(overrides).items()}
+    chosen = {"model", "model.name"} & keys.keys()
+    implied = [name for key, name in _IMPLIED_MODELS.items() if keys.get(key, "null") not in ("", "null")]
+    if chosen or not implied:
+        return list(overrides)
+    if len(implied) > 1:
+        raise JaxqError("model.path and model.id are given: leave out one of them, since a run has one model")
+    return [f"model={implied[0]}", *overrides]
 
 
 def looks_like_repository(name: str) -> bool:

@@ -58,6 +58,8 @@ def _check_settings(model: str, settings: Sequence[str], output: str | None) -> 
         command = shlex.join(["jaxq", "quantize", "MODEL", model, *settings])
         raise JaxqError(f"the model is missing: write {command}")
     for setting in settings:
+        if (key := setting.partition("=")[0].lstrip("+")) in ("model", "model.path", "model.id"):
+            raise JaxqError(f"the model is given twice, as {model!r} and as {setting}: leave out {key}")
         if "=" in setting or setting.startswith("~"):
             continue
         others = [other for other in settings if other != setting]

@@ -1,5 +1,6 @@
 """From a composed configuration to a task: the model, the files beside it, the data and the job, all checked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from jaxq.files.model_folder import find_model
 from jaxq.harness.config import Config, DataConfig
 from jaxq.harness.data import RunData, check_data, has_data, read_data
 from jaxq.harness.drawn_text import data_sources, draws_by_default, needs_data, open_drawn_text
-from jaxq.harness.job import make_job
+from jaxq.harness.make_job import make_job
+from jaxq.harness.option_effects import check_options
 from jaxq.huggingface.export import export_model
 from jaxq.pipeline.job import Job
 from jaxq.progress import Progress
@@ -41,7 +43,7 @@ class Task:
     notes: tuple[str, ...]
 
 
-def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> Task:
+def open_task(config: Config, target: Path, cache: Path, progress: Progress, overrides: Sequence[str] = ()) -> Task:
     """Opens the model and the data that a configuration names; exports a Hugging Face model.
 
     Args:
@@ -49,6 +51,7 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> 
         target: Path of the quantized model.
         cache: Folder for exported and built models.
         progress: Shows the export.
+        overrides: The overrides that the user gave; those without effect are refused.
 
     Raises:
         JaxqError: options are out of range or contradict each other (checked before any work), or a file is missing or
@@ -56,6 +59,7 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> 
     """
     make_job(config, Path(), Path(), has_data(config) or (draws_by_default(config) and needs_data(config)))
     check_data(config)
+    check_options(config, overrides, has_data(config) or draws_by_default(config))
     source, origin = _find_source(config, cache, progress)
     companions = find_companions(source, target.name)
     model = load_model(source)
@@ -64,6 +68,8 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress) -> 
     make_job(config, source, target, has_data(config) or (drawn is not None and draws_by_default(config)))
     data = read_data(config, source, read_input_spec(model), drawn)
     job = make_job(config, source, target, bool(data.calib))
+    methods = [override for override in overrides if override.lstrip("+").startswith("method.")]
+    check_options(config, methods, bool(data.calib))  # auto is known now
     on_types = [_BFLOAT16] if has_bfloat16(model) else []
     return Task(job, data, companions, (*origin, *on_drawing, *data.notes, *on_types))
 

@@ -70,7 +70,8 @@ class MethodSpec:
         alpha_step: Step of AWQ's grid over alpha, in (0, 1].
         min_clip_ratio: Least clip ratio, in (0, 1].
         clip_step: Step of the grid over clip ratios, in (0, 1].
-        search_columns: Number of evenly spaced columns on which AWQ's scales are compared; 0 for all.
+        search_columns: Number of evenly spaced columns on which AWQ's scales are compared; 0 for all, the default in
+            Python. The command line takes 192 by default.
         batch_size: Candidates of the scale search that are evaluated at a time; more candidates need more memory.
         block_scales: Search the scales of blocks in every method that needs calibration data.
         damping: Number added to the diagonal of H for block scales and GPTQ, in units of the diagonal's mean.

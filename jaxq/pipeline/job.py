@@ -132,14 +132,14 @@ class Job:
         if site.has_table:
             assert self.gather is not None
             fmt = self.gather.fmt
-        return replace(fmt, scale_dtype=_scale_dtype(site, fmt)) if isinstance(fmt, IntegerFormat) else fmt
+        return replace(fmt, scale_dtype=_scale_dtype_of_site(site, fmt)) if isinstance(fmt, IntegerFormat) else fmt
 
     def formats_of(self, site: Site) -> tuple[WeightFormat, ...]:
         """The formats among which a budget chooses for a weight; without a budget, or with a rule, there is one."""
         fmt = self.format_of(site)
         if self.budget is None or (not site.has_table and self._rule(site) is not None):
             return (fmt,)
-        others = self.form.alternatives(fmt, self.budget.full_range, _scale_dtype(site, self.budget))
+        others = self.form.alternatives(fmt, self.budget.full_range, _scale_dtype_of_site(site, self.budget))
         return tuple(other for other in others if self.form.why_unsupported(other, site) is None)
 
     def _rule(self, site: Site) -> Rule | None:
@@ -147,7 +147,7 @@ class Job:
         return next(fitting, None)
 
 
-def _scale_dtype(site: Site, scales: IntegerFormat | Budget) -> str:
+def _scale_dtype_of_site(site: Site, scales: IntegerFormat | Budget) -> str:
     return "float16" if site.count > 1 and scales.scale_dtype == FLOAT8 else scales.scale_dtype
 
 
@@ -201,12 +201,12 @@ def _check_codes(job: Job) -> None:
 
 def split_supported(job: Job, sites: Sequence[Site]) -> tuple[list[Site], list[Skipped]]:
     """The sites that the job quantizes, and the others with the reason."""
-    reasons = {site: _skip_reason(job, site) for site in sites}
+    reasons = {site: _unsupported_reason(job, site) for site in sites}
     supported = [site for site, reason in reasons.items() if reason is None]
     return supported, [skip(site.weight, reason) for site, reason in reasons.items() if reason is not None]
 
 
-def _skip_reason(job: Job, site: Site) -> str | None:
+def _unsupported_reason(job: Job, site: Site) -> str | None:
     if site.kernel and not job.kernels:
         return "a kernel of Conv: these are skipped here"
     return job.form.why_unsupported(job.format_of(site), site, FORMS.values())

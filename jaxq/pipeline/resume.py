@@ -1,4 +1,7 @@
-"""Finished work of a run, stored on disk until its file is written, so that a stopped run can resume."""
+"""Finished work of a run, stored on disk until its file is written, so that a stopped run can resume.
+
+`jaxq.calibration.capture.finished_windows` decides at which window the calibration continues.
+"""
 
 import contextlib
 import hashlib

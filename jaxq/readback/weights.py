@@ -2,6 +2,8 @@
 
 A quantized weight is a value that MatMul, Gemm, Conv or Gather reads and that nodes dequantize from constants alone; or
 it is inside a MatMulNBits or GatherBlockQuantized node. The structure of the graph decides that; names are labels only.
+`jaxq.readback.layouts` finds the tensors that each layout is made of; `jaxq.readback.constants` and
+`jaxq.readback.operators` compute the numbers.
 """
 
 import re

@@ -31,7 +31,7 @@ from jaxq.embedded.text import Split
 from jaxq.files.model_file import save_model
 from jaxq.harness.config import Config, conf_dir, flat_keys, option_names, register
 from jaxq.harness.data import check_data, has_data
-from jaxq.harness.job import make_job
+from jaxq.harness.make_job import make_job
 from jaxq.harness.quantize_command import quantize_overrides
 
 PROGRAMS = ("jaxq.run", "jaxq.inspect")

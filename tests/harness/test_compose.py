@@ -13,7 +13,7 @@ from jaxq.formats.integers import FLOAT8, IntegerFormat
 from jaxq.formats.registry import DTYPES
 from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, conf_dir, flat_keys, option_names, register
-from jaxq.harness.job import make_job
+from jaxq.harness.make_job import make_job
 from jaxq.methods.registry import METHODS
 from jaxq.pipeline.job import Budget, Job
 

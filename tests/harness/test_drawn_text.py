@@ -70,7 +70,7 @@ def test_methods_that_need_data_get_drawn_text_and_rounding_does_without(jaxq, m
     done = jaxq("model=onnx", f"model.path={model}", *SMALL, "method=awq_lite")
     assert done.code == 0, done.err
     assert done.report["data"]["calibration"]["drawn_share"] == 1
-    plain = jaxq("model=onnx", f"model.path={model}", *SMALL, "method=rtn_dq")
+    plain = jaxq("model=onnx", f"model.path={model}", "block_size=16", "method=rtn_dq")
     assert plain.code == 0, plain.err
     assert fed == {"calib": None, "eval": None}
     assert plain.report["data"]["calibration"] == {"sources": "none", "drawn_share": 0}

@@ -1,4 +1,7 @@
-"""Replace a Gemm that has transA, alpha, beta or an unusual bias by ``x W + b`` and separate nodes for the rest."""
+"""Replace a Gemm that has transA, alpha, beta or an unusual bias by ``x W + b`` and separate nodes for the rest.
+
+The attribute transB stays: `jaxq.forms.nodes.place` puts the quantized weight in whichever order the Gemm reads it.
+"""
 
 import numpy as np
 import onnx_ir as ir

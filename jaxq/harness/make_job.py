@@ -60,16 +60,11 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
 def method_spec(config: Config, form: Form, has_data: bool) -> MethodSpec:
     """The method of a run, checked.
 
-    ``auto`` is ``best`` with calibration data, given or drawn from the model, and ``rtn_dq`` without data or where the
-    form stores the float weights.
-
     Raises:
         JaxqError: a value is out of range.
     """
     knobs = config.method
-    name = knobs.name
-    if name == "auto":
-        name = "best" if has_data and form.scaled else "rtn_dq"
+    name = method_name(config, form, has_data)
     _check_ranges(knobs)
     fmt = make_format(config.dtype.name, config.block_size, _full_range(config, form, name), _scale_dtype(config, form))
     if config.scale_dtype is not None and not isinstance(fmt, IntegerFormat):
@@ -87,6 +82,16 @@ def method_spec(config: Config, form: Form, has_data: bool) -> MethodSpec:
         ridge=knobs.ridge,
         shrinkage=knobs.shrinkage,
     )
+
+
+def method_name(config: Config, form: Form, has_data: bool) -> str:
+    """The name of a run's method.
+
+    ``auto`` is ``best`` with calibration data, and ``rtn_dq`` without data or where the form stores the float weights.
+    """
+    if config.method.name != "auto":
+        return config.method.name
+    return "best" if has_data and form.scaled else "rtn_dq"
 
 
 def _check_ranges(knobs: MethodConfig) -> None:
