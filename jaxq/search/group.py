@@ -14,7 +14,6 @@ from jaxq.methods.columns import map_columns
 from jaxq.methods.keep_better import keep_better
 from jaxq.methods.registry import ROUND_TO_NEAREST, Method, MethodSpec
 from jaxq.methods.targets import corrected_target
-from jaxq.methods.tied import with_lookups
 from jaxq.numerics.drift import Drift
 from jaxq.numerics.moments import Moments, MomentsOf
 from jaxq.search.pieces import Piece, join_weight, piece, searched_layer
@@ -85,8 +84,6 @@ def _quantize_matrix(
     # Siblings of one format are one array: a search runs once for all, and formats with a scale per weight share it.
     by_format = _sites_by_format(sites, formats)
     parts = [_format_part(siblings, fmt, index) for fmt, siblings in by_format.items()]
-    if moments is not None and sites[0].has_table:  # a tied weight, which is alone in its group
-        moments = with_lookups(moments, parts[0][0])
     targets = None
     if drift is not None and moments is not None:
         outputs = dict(zip(sites, drift.outputs, strict=True))
