@@ -1,3 +1,4 @@
+from .api import evaluate, quantize
 from .errors import JaxqError
 from .formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales
 from .formats.fake_quant import fake_quant
@@ -36,6 +37,7 @@ __all__ = [
     "decode_e2m1",
     "dq_tensor",
     "encode_e2m1",
+    "evaluate",
     "fake_quant",
     "find_scales",
     "finish",
@@ -44,6 +46,7 @@ __all__ = [
     "output_error",
     "pack_int4",
     "quant_tensor",
+    "quantize",
     "ratio_grid",
     "rtn",
     "search_block_scales",

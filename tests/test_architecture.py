@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modelopt": BELOW,
     # doors
     "": ARRAYS,
+    "api": {"harness"},
     "run": {"harness"},
     "__main__": {"harness"},
     "inspect": {"harness", "readback"},
@@ -64,6 +65,8 @@ ONLY_IN = {
         "harness.cache_command",
         "harness.command",
         "harness.dry_run_report",
+        "harness.evaluate_command",
+        "harness.library_run",
         "harness.progress_bars",
         "harness.report",
         "harness.run_table",

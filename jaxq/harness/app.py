@@ -192,7 +192,8 @@ def _quantize(
     epilog="\b\nExamples:\n"
     "  jaxq evaluate my-model-int4/ --data held_out.txt --against my-model/\n"
     "  jaxq evaluate int4-a/ int4-b/model.onnx --data tokens.npz --against my-model/ --json\n"
-    "  jaxq evaluate model.onnx --prompt 'The capital of France is'",
+    "  jaxq evaluate model.onnx --prompt 'The capital of France is'\n"
+    "  jaxq evaluate my-model-int4/ my-model/ --tasks hellaswag,arc_easy --limit 100",
 )
 def _evaluate(
     models: Annotated[
@@ -212,6 +213,14 @@ def _evaluate(
     prompt: Annotated[
         str | None, typer.Option(help="A text to continue; by default the beginning of the data.", metavar="TEXT")
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness, separated by commas: names, or YAML files. Needs the extra lm-eval.",
+            metavar="TASK,TASK",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Samples of each task at most.", metavar="NUMBER")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure models on held-out data: perplexity, KL divergence, agreement, size, speed, and a sample of text.
@@ -223,7 +232,13 @@ def _evaluate(
     paths = [word for word in models if "=" not in word or Path(word).exists()]
     if not paths:
         raise JaxqError(f"the model is missing: write {shlex.join(['jaxq', 'evaluate', 'MODEL', *models])}")
-    evaluate(paths, data, against, prompt, [word for word in models if word not in paths], as_json)
+    if limit is not None and tasks is None:
+        raise JaxqError(
+            f"--limit is {limit} without --tasks: it limits the samples of tasks; eval.samples those of --data"
+        )
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    settings = [word for word in models if word not in paths]
+    evaluate(paths, data, against, prompt, settings, (names, limit), as_json)
 
 
 @app.command(

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from jaxq.errors import JaxqError
-from jaxq.evaluation.accuracy import evaluate
+from jaxq.evaluation.accuracy import Evaluation, evaluate
 from jaxq.files.cache_use import cache_in_use
 from jaxq.files.companions import copy_companions
 from jaxq.files.model_file import hash_model, load_model
@@ -35,12 +35,14 @@ from jaxq.harness.progress_bars import progress_bars
 from jaxq.harness.records import Report, write_estimate, write_failure, write_report
 from jaxq.harness.report import print_report, unmatched_note
 from jaxq.harness.task import open_task, text_hashes
+from jaxq.harness.text_sample import TextSample, sample_texts
+from jaxq.harness.tokenizer_files import find_tokenizer
 from jaxq.pipeline.clock import Clock
 from jaxq.pipeline.dry_run import Estimate, estimate
 from jaxq.pipeline.job import Job
 from jaxq.pipeline.outcome import Outcome
 from jaxq.pipeline.quantize import quantize_model
-from jaxq.runtime.batches import hash_batches
+from jaxq.runtime.batches import Batch, hash_batches
 
 _DEFAULT_LEVEL = 4
 _TRACEBACK = "JAXQ_TRACEBACK"
@@ -75,7 +77,7 @@ def _hydra_main(raw: DictConfig) -> None:
         if config.dry_run:
             dry_run(config, plain, folder, console)
             return
-        report = run(config, plain, folder, console)
+        report = run(config, plain, folder, console, _overrides())
     except JaxqError as error:
         if os.environ.get(_TRACEBACK) == "1":
             raise
@@ -110,7 +112,9 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     return result
 
 
-def run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Report:
+def run(
+    config: Config, plain: Mapping[str, object], folder: Path, console: Console, overrides: Sequence[str]
+) -> Report:
     """Quantizes one model, evaluates it and writes its files.
 
     Args:
@@ -118,6 +122,7 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
         plain: The configuration as plain dictionaries, for the report.
         folder: Receives model.onnx, report.json and layers.csv.
         console: Shows progress.
+        overrides: The overrides that the configuration was composed from, for the report.
 
     Raises:
         JaxqError: the input is bad.
@@ -136,10 +141,11 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
                 job, data.calib, progress, lambda sentence: _print_line(console, sentence), until_reported
             )
             beside = copy_companions(task.companions, folder)
-            failure = None
+            failure = sample = None
             with clock.phase("evaluate"):
                 try:
                     evaluation = evaluate(job.source, job.target, data.held_out, progress, job.form)
+                    sample = _sample(config, job, data.held_out, evaluation)
                 except JaxqError as error:  # the report is written all the same, without accuracy
                     failure, evaluation = error, str(error)
         hashes = {
@@ -157,15 +163,26 @@ def run(config: Config, plain: Mapping[str, object], folder: Path, console: Cons
             evaluation=evaluation,
             hashes=hashes,
             phases=tuple(phases),
-            overrides=_overrides(),
+            overrides=tuple(overrides),
             total_seconds=time.perf_counter() - start,
             origins=data.origins,
+            sample=sample,
             notes=(*task.notes, *_form_notes(job.form, config.form.accuracy_level), *_notes(outcome, job), *beside),
         )
         write_report(report, folder)
         if failure:
             raise failure
         return report
+
+
+def _sample(config: Config, job: Job, held_out: Sequence[Batch], evaluation: object) -> TextSample | None:
+    """A sample of text of both models; None of models that are no language models or that onnxruntime cannot run."""
+    if not isinstance(evaluation, Evaluation) or not job.form.runs:
+        return None
+    try:
+        return sample_texts(job.source, job.target, find_tokenizer(config, "eval", job.source), held_out)
+    except JaxqError:  # a tokenizer that cannot be read, as beside token ids: the figures stand without a sample
+        return None
 
 
 def _form_notes(form: Form, accuracy_level: int) -> Iterator[str]:

@@ -15,13 +15,14 @@ from jaxq.files.model_folder import find_model
 from jaxq.harness.compose import compose_config
 from jaxq.harness.config import Config
 from jaxq.harness.data import check_data, read_data
+from jaxq.harness.lm_eval_tasks import TaskFigure, genai_folder, run_tasks
 from jaxq.harness.overrides import held_out_overrides, plain_settings, written
+from jaxq.harness.text_sample import PROMPT_TOKENS
 from jaxq.harness.tokenizer_files import find_tokenizer
 from jaxq.progress import Progress, silent
 from jaxq.runtime.inputs import TOKENS, read_input_spec
 from jaxq.runtime.session import runtime
 
-_PROMPT_TOKENS = 32
 _NO_RUN = ("calib.", "method", "form", "dtype", "block_size", "scale_dtype", "mixed.", "gather.", "preset", "model")
 """Beginnings of options of a run that evaluate nothing."""
 
@@ -38,6 +39,7 @@ class ModelsEvaluation:
         text_bytes: Bytes of UTF-8 text that the predicted tokens stand for; None without a tokenizer.
         prompt: The text that the models continue; None without a tokenizer.
         setting: The runtime and its setting.
+        tasks: Figures of lm-evaluation-harness; empty where no task was asked for.
     """
 
     models: tuple[Judged, ...]
@@ -48,6 +50,7 @@ class ModelsEvaluation:
     text_bytes: int | None
     prompt: str | None
     setting: str
+    tasks: tuple[TaskFigure, ...] = ()
 
     def bits_per_byte(self, model: Judged) -> float | None:
         """Bits that a model needs for a byte of the text: comparable between models of different tokenizers."""
@@ -152,7 +155,24 @@ def _sample(
         return encoder.decode(list(tokens), skip_special_tokens=False)
 
     text_bytes = sum(len(decode(row[1:].tolist()).encode()) for array in ids for row in array) or None
-    start = encoder.encode(prompt).ids if prompt is not None else (ids[0][0, :_PROMPT_TOKENS].tolist() if ids else [])
+    start = encoder.encode(prompt).ids if prompt is not None else (ids[0][0, :PROMPT_TOKENS].tolist() if ids else [])
     if not start:
         return None, text_bytes, None
     return Sample(np.array([start], np.int64), decode), text_bytes, decode(start)
+
+
+def evaluate_tasks(models: Sequence[str], tasks: Sequence[str], limit: int | None) -> tuple[TaskFigure, ...]:
+    """Figures of lm-evaluation-harness; see `jaxq.harness.lm_eval_tasks.run_tasks`.
+
+    Args:
+        models: Folders of onnxruntime-genai, or the ONNX files in them.
+        tasks: Names of tasks, or paths of YAML files.
+        limit: Number of samples of each task at most; None for all.
+
+    Raises:
+        JaxqError: a model lies in no such folder, or the tasks cannot be run.
+    """
+    if limit is not None and limit < 1:
+        raise JaxqError(f"--limit is {limit}: give a positive number of samples")
+    folders = {model: genai_folder(model, find_model(Path(model))) for model in models}
+    return tuple(run_tasks(folders, tasks, limit))

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console
 from rich.table import Table
 
 from jaxq.evaluation.judge import Judged
-from jaxq.harness.evaluate import ModelsEvaluation, evaluate_models
+from jaxq.harness.evaluate import ModelsEvaluation, evaluate_models, evaluate_tasks
 from jaxq.harness.progress_bars import progress_bars
+from jaxq.harness.text_sample import escaped
 
 _FILE_WIDTH = 160
 
@@ -20,15 +21,24 @@ def evaluate(
     against: str | None,
     prompt: str | None,
     settings: Sequence[str],
+    tasks: tuple[Sequence[str], int | None],
     as_json: bool,
 ) -> None:
     """Prints the figures of models; arguments as for `jaxq.harness.evaluate.evaluate_models`.
 
+    Args:
+        models, data, against, prompt, settings: As there.
+        tasks: Tasks of lm-evaluation-harness, and the number of samples of each at most.
+        as_json: Print an object instead of tables.
+
     Raises:
         JaxqError: as there.
     """
+    names, limit = tasks
+    figures = evaluate_tasks(models, names, limit) if names else ()
     with progress_bars(Console(stderr=True)) as progress:
         result = evaluate_models(models, data, against, prompt, settings, progress)
+    result = replace(result, tasks=figures)
     if as_json:
         print(json.dumps(as_record(result), indent=1, ensure_ascii=False), flush=True)
         return
@@ -36,6 +46,8 @@ def evaluate(
     if not console.is_terminal:
         console = Console(width=_FILE_WIDTH)
     console.print(_table(result))
+    if result.tasks:
+        console.print(_task_table(result))
     for line in _lines(result):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -61,6 +73,19 @@ def _table(result: ModelsEvaluation) -> Table:
     return table
 
 
+def _task_table(result: ModelsEvaluation) -> Table:
+    """One row for each task and metric, one column for each model."""
+    table = Table("task", "metric", title="lm-evaluation-harness", title_justify="left")
+    for model in dict.fromkeys(figure.model for figure in result.tasks):
+        table.add_column(model, justify="right", overflow="fold")
+    rows: dict[tuple[str, str], list[str]] = {}
+    for figure in result.tasks:
+        rows.setdefault((figure.task, figure.metric), []).append(_with_error(figure.value, figure.error, 4))
+    for names, cells in rows.items():
+        table.add_row(*names, *cells)
+    return table
+
+
 def _lines(result: ModelsEvaluation) -> Iterator[str]:
     yield f"run by {result.setting}"
     if any(model.perplexity_error for model in result.models):
@@ -71,17 +96,12 @@ def _lines(result: ModelsEvaluation) -> Iterator[str]:
         steps = f"a prompt of {speed.prompt} tokens and {speed.tokens} more"
         yield f"tokens/s: one sequence, {steps}; median of {speed.repeats}, in turns"
     if result.prompt is not None:
-        yield f"prompt: {_one_line(result.prompt)}"
+        yield f"prompt: {escaped(result.prompt)}"
     for model in result.models:
         if model.text is not None:
-            yield f"  {model.model}: {_one_line(model.text)}"
+            yield f"  {model.model}: {escaped(model.text)}"
     if not result.data:
         yield "accuracy: not measured, give held-out text or token ids with --data"
-
-
-def _one_line(text: str) -> str:
-    """A text with its line breaks and control characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _with_error(value: float | None, error: float | None, digits: int) -> str:

@@ -15,6 +15,7 @@ import jax
 from jaxq.evaluation.accuracy import Evaluation
 from jaxq.evaluation.outputs import OutputComparison
 from jaxq.harness.data import Origin
+from jaxq.harness.text_sample import TextSample
 from jaxq.pipeline.clock import Phase
 from jaxq.pipeline.dry_run import Estimate
 from jaxq.pipeline.outcome import Outcome
@@ -39,6 +40,7 @@ class Report:
         total_seconds: Wall time of the run, without imports.
         overrides: The overrides on the command line.
         origins: Where the data of "calibration" and of "evaluation" comes from.
+        sample: Text that both models generate; None where they generate none.
         notes: Sentences that a reader should not miss.
     """
 
@@ -51,6 +53,7 @@ class Report:
     total_seconds: float
     overrides: tuple[str, ...]
     origins: Mapping[str, Origin]
+    sample: TextSample | None
     notes: tuple[str, ...]
 
 
@@ -99,6 +102,7 @@ def report_dict(report: Report) -> dict[str, object]:
         "data": {name: asdict(origin) for name, origin in report.origins.items()},
         "notes": report.notes,
         "accuracy": {"not_measured": evaluation} if isinstance(evaluation, str) else asdict(evaluation),
+        "sample": None if report.sample is None else asdict(report.sample),
         "size": {
             "source_bytes": outcome.pop("source_bytes"),
             "target_bytes": outcome.pop("target_bytes"),

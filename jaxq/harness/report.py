@@ -12,6 +12,7 @@ from jaxq.evaluation.outputs import OutputComparison
 from jaxq.graph.skipped import Skipped
 from jaxq.harness.data import Origin
 from jaxq.harness.records import Report
+from jaxq.harness.text_sample import escaped
 from jaxq.pipeline.outcome import Outcome
 from jaxq.search.result import Layer
 
@@ -31,8 +32,16 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     else:
         console.print(f"accuracy: not measured, {report.evaluation}", highlight=False, markup=False)
-    for line in _facts(report, folder):
+    for line in (*_sample_lines(report), *_facts(report, folder)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _sample_lines(report: Report) -> Iterator[str]:
+    """The continuations of both models, one line each."""
+    if report.sample is not None:
+        yield f"text after: {escaped(report.sample.prompt)}"
+        yield f"  float: {escaped(report.sample.float_text)}"
+        yield f"  quantized: {escaped(report.sample.quantized_text)}"
 
 
 def formats_line(layers: Sequence[Layer]) -> str:

@@ -50,8 +50,9 @@ def _output(text: str) -> str:
 def _lines(text: str) -> list[str]:
     """Lines without numbers, rules and the list of phases.
 
-    Figures differ between machines and versions of Python; phases that take no time are not printed.
+    Figures and generated text differ between machines and versions of Python; phases that take no time are not printed.
     """
+    text = re.sub(r"(?m)^(text after|  float|  quantized): .*$", r"\1", text)
     masked = re.sub(r"\(data .*?\)|[\d.%]+|[━─┏┓┡┩└┘┳╇┴]+", "", text)
     return [words for line in masked.splitlines() if (words := " ".join(line.split()))]
 
