@@ -103,7 +103,7 @@ def open_drawn_text(
     except JaxqError as error:
         if option is not None or needs_data(config):
             raise
-        return None, [f"no text is drawn from the model, which cannot be run: {error}"]
+        return None, [f"the model is rounded to nearest, without drawn text: {error}"]
     if isinstance(model, str):
         if option is not None:
             raise JaxqError(

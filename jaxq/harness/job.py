@@ -60,7 +60,8 @@ def make_job(config: Config, source: Path, target: Path, has_data: bool) -> Job:
 def method_spec(config: Config, form: Form, has_data: bool) -> MethodSpec:
     """The method of a run, checked.
 
-    ``auto`` is ``best`` with calibration data, and ``rtn_dq`` without data or where the form stores the float weights.
+    ``auto`` is ``best`` with calibration data, given or drawn from the model, and ``rtn_dq`` without data or where the
+    form stores the float weights.
 
     Raises:
         JaxqError: a value is out of range.

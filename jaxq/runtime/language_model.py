@@ -59,7 +59,7 @@ def open_language_model(path: Path) -> LanguageModel | str:
     """The language model of a file, or a sentence with the reason why the model is none.
 
     Raises:
-        JaxqError: onnxruntime cannot load or run the model.
+        JaxqError: onnxruntime cannot load or run the model, or its logits are NaN or infinite.
     """
     spec = read_input_spec(load_model(path))
     tokens = next((i for i in spec.inputs if i.name == TOKENS), None)
@@ -82,7 +82,10 @@ def open_language_model(path: Path) -> LanguageModel | str:
         return f"token ids alone do not run it: {error}"
     if not is_language_model(float_session, output, batch, spec.vocabulary):
         return f"its output {output!r} has no logits of the next token"
-    width = int(run(float_session, [output], batch.feeds)[output].numpy().shape[-1])
+    logits = run(float_session, [output], batch.feeds)[output].numpy()
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise JaxqError("no text can be drawn from the model: its logits are NaN or infinite")
+    width = int(logits.shape[-1])
     without_caches = LanguageModel(float_session, output, spec, min(width, spec.vocabulary or width), {})
     return replace(without_caches, caches=_usable_caches(without_caches))
 

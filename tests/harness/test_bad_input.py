@@ -191,7 +191,7 @@ def test_token_file_that_is_none(jaxq, model, tmp_path, content):
 
 
 def test_a_method_that_needs_data_says_so(jaxq, model):
-    done = jaxq("model=onnx", f"model.path={model}", "method=awq_lite", "block_size=16")
+    done = jaxq("model=onnx", f"model.path={model}", "method=awq_lite", "block_size=16", "calib.samples=0")
     assert_refused(done, ["awq_lite needs calibration data", "calib.tokens", "rtn_dq"])
 
 
