@@ -32,7 +32,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """Names of repositories of Hugging Face: "owner/name", or "name" alone."""
 
 _HOLDOUT = "0.2"
-_HELD_OUT_KEYS = ("eval.tokens", "eval.text", "eval.dataset", "eval.split", "eval.holdout_fraction")
+_HELD_OUT_KEYS = tuple(f"eval.{key}" for key in ("tokens", "text", "dataset", "source", "split", "holdout_fraction"))
 _DATASET_FILES = (".parquet", ".arrow", ".json", ".jsonl", ".csv", ".tsv")
 _LOCAL = (".onnx", ".npz", *TEXT_FILES, *_DATASET_FILES)
 """Endings of files: no repository has such a name."""

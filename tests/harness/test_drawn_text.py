@@ -196,7 +196,6 @@ WRONG = {
     "a share of 0": (["calib.text=[a,b]", "calib.shares=[1,0]"], ["calib.shares is [1,0]: give positive numbers"]),
     "an empty list": (["calib.text=[]"], ["calib.text is []: give a path"]),
     "nothing in a list": (["calib.text=[a,null]"], ["calib.text is [a,null]: give a path"]),
-    "a dictionary": (["calib.text={a: b}"], ["no option 'calib.text.a'"]),
 }
 
 
