@@ -64,6 +64,7 @@ ONLY_IN = {
         "harness.cache_command",
         "harness.command",
         "harness.dry_run_report",
+        "harness.evaluate_command",
         "harness.progress_bars",
         "harness.report",
         "harness.run_table",
