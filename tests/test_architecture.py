@@ -66,6 +66,7 @@ ONLY_IN = {
         "harness.dry_run_report",
         "harness.progress_bars",
         "harness.report",
+        "harness.run_log",
         "harness.run_table",
         "readback.inspection_table",
         "readback.show",
