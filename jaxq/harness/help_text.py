@@ -13,8 +13,8 @@ _WIDTH = 100
 
 _BEGINNING = """\
 Quantize an ONNX model: write it with 2-bit to 8-bit weights, measure its accuracy on held-out data, and report
-accuracy, size and time in a folder below outputs/ (model.onnx, report.json, layers.csv, run.log). With -m, do so for all
-combinations of several values. `jaxq quantize MODEL` is the short way to one model.
+accuracy, size and time in a folder below outputs/ (model.onnx, report.json, layers.csv, run.log). With -m, do so for
+all combinations of several values. `jaxq quantize MODEL` is the short way to one model.
 
 usage: jaxq run [group=choice] [option=value] ...        (or python -m jaxq.run ...)
 
