@@ -69,6 +69,7 @@ ONLY_IN = {
         "harness.library_run",
         "harness.progress_bars",
         "harness.report",
+        "harness.run_log",
         "harness.run_table",
         "readback.inspection_table",
         "readback.show",

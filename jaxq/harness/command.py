@@ -30,21 +30,25 @@ from jaxq.forms.form import Form
 from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
 from jaxq.harness.dry_run_report import print_estimate
+from jaxq.harness.float_weights import float_weights_note
 from jaxq.harness.hydra_errors import hydra_sentence, suggestion
-from jaxq.harness.progress_bars import progress_bars
-from jaxq.harness.records import Report, write_estimate, write_failure, write_report
+from jaxq.harness.progress_bars import print_line, progress_bars
+from jaxq.harness.records import Report, versions, write_estimate, write_failure, write_report
 from jaxq.harness.report import print_report, unmatched_note
+from jaxq.harness.run_folder import link_latest, remove_without_result
+from jaxq.harness.run_log import LoggedConsole, run_log
 from jaxq.harness.task import open_task, text_hashes
 from jaxq.harness.text_sample import TextSample, sample_texts
 from jaxq.harness.tokenizer_files import find_tokenizer
 from jaxq.pipeline.clock import Clock
-from jaxq.pipeline.dry_run import Estimate, estimate
+from jaxq.pipeline.dry_run import estimate
 from jaxq.pipeline.job import Job
 from jaxq.pipeline.outcome import Outcome
 from jaxq.pipeline.quantize import quantize_model
 from jaxq.runtime.batches import Batch, hash_batches
 
 _DEFAULT_LEVEL = 4
+_QUICK_SAMPLES = 16  # of conf/eval/quick.yaml
 _TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
@@ -71,30 +75,40 @@ def _hydra_main(raw: DictConfig) -> None:
     config = cast(Config, raw)
     folder = Path(HydraConfig.get().runtime.output_dir)
     plain = cast(Mapping[str, object], OmegaConf.to_container(raw, resolve=True))
-    console = Console()
+    console, sweeps, done = LoggedConsole(), HydraConfig.get().mode == RunMode.MULTIRUN, False
     try:
         _refuse_unknown(raw)
         if config.dry_run:
-            dry_run(config, plain, folder, console)
+            done = dry_run(config, plain, folder, console)
             return
-        report = run(config, plain, folder, console, _overrides())
+        with run_log(folder, _overrides(), versions()):
+            report = run(config, plain, folder, console, _overrides())
+            print_report(report, folder, console)
+        done = True
     except JaxqError as error:
         if os.environ.get(_TRACEBACK) == "1":
             raise
-        code = _record(str(error), plain, folder)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            return  # the other runs of the sweep go on; its table ends with this code
-        sys.exit(code)
+        code = _fail(str(error))
+        if not sweeps:
+            sys.exit(code)
+        done = _record(str(error), plain, folder)  # the other runs of the sweep go on; its table ends with this code
     except Exception as error:
-        if os.environ.get(_TRACEBACK) == "1" or HydraConfig.get().mode != RunMode.MULTIRUN:
+        if os.environ.get(_TRACEBACK) == "1" or not sweeps:
             raise
-        _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
-        return
-    print_report(report, folder, console)
+        _fail(f"{type(error).__name__}: {error}")
+        done = _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
+    finally:
+        if not done:
+            remove_without_result(folder)
+    if not sweeps:
+        link_latest(folder)
 
 
-def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> Estimate:
-    """Estimates what `run` would do; writes ``estimate.json`` to the folder, and no model.
+def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> bool:
+    """Estimates what `run` would do, and writes no model.
+
+    Returns:
+        True if ``estimate.json`` was written: where the command names a folder, and in sweeps, whose table reads it.
 
     Raises:
         JaxqError: the input is bad.
@@ -107,9 +121,11 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     result = estimate(task.job, task.data.calib, task.data.held_out)
     drawing = {"draw text": task.data.drawing_seconds} if task.data.drawing_seconds else {}
     result = replace(result, seconds={"data": data, **drawing, **result.seconds})
-    write_estimate(result, plain, _overrides(), folder, task.data.origins)
     print_estimate(result, task.job.method.name, task.data.origins, task.notes, console)
-    return result
+    named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
+    if kept := named or HydraConfig.get().mode == RunMode.MULTIRUN:
+        write_estimate(result, plain, _overrides(), folder, task.data.origins)
+    return kept
 
 
 def run(
@@ -133,12 +149,13 @@ def run(
     with ExitStack() as until_reported:  # finished work stays on disk until the report is written
         until_reported.enter_context(cache_in_use(cache))
         clock = Clock()
-        with progress_bars(console) as progress:
+        shorter = f"eval=quick takes {_QUICK_SAMPLES} samples" if config.eval.samples > _QUICK_SAMPLES else ""
+        with progress_bars(console, shorter) as progress:
             with clock.phase("data"):
-                task = open_task(config, folder / "model.onnx", cache, progress, _overrides())
+                task = open_task(config, folder / "model.onnx", cache, progress, overrides)
                 job, data = task.job, task.data
             outcome = quantize_model(
-                job, data.calib, progress, lambda sentence: _print_line(console, sentence), until_reported
+                job, data.calib, progress, lambda sentence: print_line(console, sentence), until_reported
             )
             beside = copy_companions(task.companions, folder)
             failure = sample = None
@@ -156,6 +173,7 @@ def run(
             **text_hashes(config),
         }
         phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
+        large = float_weights_note(config, job, outcome.skipped, outcome.target_bytes, bool(data.calib))
         report = Report(
             config=plain,
             method=job.method.name,
@@ -167,7 +185,13 @@ def run(
             total_seconds=time.perf_counter() - start,
             origins=data.origins,
             sample=sample,
-            notes=(*task.notes, *_form_notes(job.form, config.form.accuracy_level), *_notes(outcome, job), *beside),
+            notes=(
+                *task.notes,
+                *_form_notes(job.form, config.form.accuracy_level),
+                *_notes(outcome, job),
+                *beside,
+                *([large] if large else []),
+            ),
         )
         write_report(report, folder)
         if failure:
@@ -233,20 +257,17 @@ def _refuse_unknown(raw: DictConfig) -> None:
             raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
 
 
-def _print_line(console: Console, sentence: str) -> None:
-    console.print(f"{sentence}", highlight=False, markup=False, soft_wrap=True)
-
-
 def _overrides() -> tuple[str, ...]:
     """The overrides on the command line."""
     return tuple(HydraConfig.get().overrides.task)
 
 
-def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> int:
-    """Prints the error, and writes it to the run's folder if that is possible."""
+def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> bool:
+    """Writes an error to the folder of a run of a sweep, for the sweep's table; False if that is impossible."""
     with contextlib.suppress(OSError):
         write_failure(sentence, plain, _overrides(), folder)
-    return _fail(sentence)
+        return True
+    return False
 
 
 def _os_error_sentence(error: OSError) -> str:

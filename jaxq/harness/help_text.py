@@ -13,8 +13,8 @@ _WIDTH = 100
 
 _BEGINNING = """\
 Quantize an ONNX model: write it with 2-bit to 8-bit weights, measure its accuracy on held-out data, and report
-accuracy, size and time in a folder below outputs/ (model.onnx, report.json, layers.csv). With -m, do so for all
-combinations of several values. `jaxq quantize MODEL` is the short way to one model.
+accuracy, size and time in a folder below outputs/ (model.onnx, report.json, layers.csv, run.log). With -m, do so for
+all combinations of several values. `jaxq quantize MODEL` is the short way to one model.
 
 usage: jaxq run [group=choice] [option=value] ...        (or python -m jaxq.run ...)
 
@@ -55,6 +55,8 @@ def _groups() -> Iterator[str]:
     for group in GROUPS:
         option = defaults[group]
         yield _entry(group, f"{option.description} {', '.join(_marked(option))}")
+    choices = " ".join(f"{name}{'*' * (name == 'full')}: {text}" for name, text in group_choices("eval").items())
+    yield _entry("eval", f"How much held-out data is read. {choices}")
     yield _entry("preset", f"What is optimized for. {' '.join(_presets())}")
     yield _entry("experiment", f"A sweep that is kept as a file; no default. {', '.join(group_choices('experiment'))}")
 

@@ -1,14 +1,17 @@
 """The summary of a run in the terminal."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 
 from jaxq.evaluation.accuracy import Evaluation
 from jaxq.evaluation.outputs import OutputComparison
+from jaxq.forms.registry import FORMS
 from jaxq.graph.skipped import Skipped
 from jaxq.harness.data import Origin
 from jaxq.harness.records import Report
@@ -16,6 +19,10 @@ from jaxq.harness.text_sample import escaped
 from jaxq.pipeline.outcome import Outcome
 from jaxq.search.result import Layer
 
+LEVELS = "level 1: products in float32; default: onnxruntime's own accuracy level, which rounds activations to 8 bits"
+"""The columns of the table of accuracy."""
+
+_DEFAULT = "default"
 _MAX_OUTPUTS = 4
 """Outputs in the terminal; report.json has all."""
 
@@ -26,8 +33,12 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if isinstance(report.evaluation, Evaluation):
         console.print(_accuracy(report.evaluation, report.origins["evaluation"]))
+        if _DEFAULT in report.evaluation.runtimes:
+            console.print(LEVELS, highlight=False, markup=False, soft_wrap=True)
     elif isinstance(report.evaluation, OutputComparison):
         console.print(_outputs(report.evaluation))
+        if _DEFAULT in report.evaluation.outputs[0].runtimes:
+            console.print(LEVELS, highlight=False, markup=False, soft_wrap=True)
         for line in _remarks(report.evaluation):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     else:
@@ -129,7 +140,17 @@ def _facts(report: Report, folder: Path) -> Iterator[str]:
     yield f"seconds: {report.total_seconds:.1f} in total ({shown}); peak memory before evaluation {peak:.0f} MB"
     for note in report.notes:
         yield f"note: {note}"
-    yield f"written: {folder}/{{model.onnx, report.json, layers.csv}}"
+    yield f"written: {folder}/{{model.onnx, report.json, layers.csv, run.log}}"
+    yield f"next: {_run_words(report, folder)}jaxq compare {shlex.quote(str(folder))} RUN shows it beside another run"
+
+
+def _run_words(report: Report, folder: Path) -> str:
+    """How to run the model; empty for a form that onnxruntime does not run."""
+    if (folder / "genai_config.json").is_file():
+        return f"onnxruntime_genai.Model({str(folder)!r}) loads it in Python; "
+    form = cast(Mapping[str, str], report.config["form"])["name"]
+    path = str(folder / "model.onnx")
+    return f"onnxruntime.InferenceSession({path!r}) runs it in Python; " if FORMS[form].runs else ""
 
 
 def origin_lines(origins: Mapping[str, Origin]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from jaxq.harness.run_folder import link_latest, remove_without_result
 from jaxq.harness.run_table import print_runs
 from jaxq.harness.sweep_rows import COLUMNS, sweep_rows
 
@@ -24,5 +25,11 @@ class SweepTable(Callback):
             writer.writeheader()
             writer.writerows(rows)
         console.print(f"{folder}/summary.csv", highlight=False, soft_wrap=True)
+        asked = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+        for run in folder.iterdir():  # the table has the figures of runs without a model
+            if run.is_dir() and not asked:
+                remove_without_result(run, with_record=True)
+        if any(not row["error"] for row in rows) and folder.exists():
+            link_latest(folder)
         if any(row["error"] for row in rows):
             raise SystemExit(2)

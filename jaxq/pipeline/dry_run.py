@@ -106,10 +106,7 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
     passes = (2 + (job.budget is not None)) if job.method.steps.propagates else 1
     larger = max(map(group_bytes, source.groups)) - search.largest
     peak = max(calibrated + _WINDOW_COPIES * windows / 1e6, peak_mb() + _SEARCH_COPIES * max(0, larger) / 1e6)
-    layers, target_bytes = _sizes(source, form, job)
-    size, planned = sum(x.size for x in layers), sum(x.nbytes for x in layers)
-    bits = 8 * planned / size if job.budget is None or max_bits is None else min(job.budget.bits_per_weight, max_bits)
-    target_bytes += int(bits * size / 8) - planned
+    layers, target_bytes, bits = _planned_file(source, form, job, max_bits)
     seconds = {
         "load": load + source.nbytes / hashing,
         "calibrate": calibrate.once + passes * rest * (calibrate.each_time + len(batches) * run),
@@ -133,6 +130,30 @@ def estimate(job: Job, batches: Sequence[Batch] = (), held_out: Sequence[Batch] 
         probed=search.groups,
         groups=len(source.groups),
     )
+
+
+def planned_file_size(job: Job, has_data: bool) -> tuple[tuple[Skipped, ...], int]:
+    """Skipped weights of a job, and about the bytes of the file that it would write; nothing is probed.
+
+    Args:
+        job: As for `jaxq.pipeline.quantize_model`.
+        has_data: There is calibration data.
+
+    Raises:
+        JaxqError: the job cannot be done.
+    """
+    form = check_job(job, has_data)
+    source = open_source(job, form)
+    _, target_bytes, _ = _planned_file(source, form, job, check_budget(source.groups, job))
+    return source.skipped, target_bytes
+
+
+def _planned_file(source: Source, form: Form, job: Job, max_bits: float | None) -> tuple[tuple[Layer, ...], int, float]:
+    """Layers, bytes of the file and bits per weight: those of the budget where there is one."""
+    layers, target_bytes = _sizes(source, form, job)
+    size, planned = sum(x.size for x in layers), sum(x.nbytes for x in layers)
+    bits = 8 * planned / size if job.budget is None or max_bits is None else min(job.budget.bits_per_weight, max_bits)
+    return layers, target_bytes + int(bits * size / 8) - planned, bits
 
 
 def _sizes(source: Source, form: Form, job: Job) -> tuple[tuple[Layer, ...], int]:

@@ -1,5 +1,6 @@
 """Quantize groups of siblings, and reuse the results that a stopped run left."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxq.formats.registry import WeightFormat
@@ -44,3 +45,14 @@ class GroupSearch:
 
     def _formats(self, group: Group) -> list[WeightFormat]:
         return [self.formats[site] for site in group.sites]
+
+
+def count_weights(groups: Sequence[Group]) -> int:
+    """Weights of all groups: the steps of a progress bar."""
+    return sum(len(group.sites) for group in groups)
+
+
+def advance_by_weight(advance: Callable[[], None], group: Group) -> None:
+    """Counts every weight of a group that is done."""
+    for _ in group.sites:
+        advance()

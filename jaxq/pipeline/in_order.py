@@ -30,7 +30,7 @@ from jaxq.graph.sites import Group
 from jaxq.numerics.drift import Drift
 from jaxq.numerics.moments import Moments
 from jaxq.pipeline.clock import Clock
-from jaxq.pipeline.group_search import WORKERS, GroupSearch
+from jaxq.pipeline.group_search import WORKERS, GroupSearch, advance_by_weight, count_weights
 from jaxq.progress import Progress, silent
 from jaxq.runtime.batches import Batch, check_feeds
 from jaxq.search.result import GroupResult, effective_weight
@@ -61,7 +61,7 @@ def quantize_in_order(
         JaxqError: onnxruntime cannot load or run a window, or an activation is not finite.
     """
     check_feeds(model, data.batches)
-    quantizer = _GroupQuantizer(groups, search, clock)
+    quantizer = _GroupQuantizer(groups, search, clock, progress)
     windows = _plan(model, groups, data.window_bytes)
 
     def is_finished(captured: Collection[ir.Value]) -> bool:
@@ -97,9 +97,10 @@ def _plan(model: ir.Model, groups: Sequence[Group], window_bytes: int) -> list[W
 class _GroupQuantizer:
     """Quantizes groups when their moments are known, and remembers the results."""
 
-    def __init__(self, groups: Sequence[Group], search: GroupSearch, clock: Clock) -> None:
+    def __init__(self, groups: Sequence[Group], search: GroupSearch, clock: Clock, progress: Progress) -> None:
         self.results: dict[Group, GroupResult] = {}
         self._groups, self._search, self._clock = groups, search, clock
+        self._advance = progress("search", count_weights(groups))
         self._moments: dict[str, Moments] = {}
         self._places: dict[str, tuple[Group, int]] = {}
         self.quantize([group for group in groups if not group.activations])
@@ -125,6 +126,7 @@ class _GroupQuantizer:
             results = list(pool.map(lambda job: self._search.quantize(*job), jobs))
         for group, result in zip(groups, results, strict=True):
             self.results[group] = result
+            advance_by_weight(self._advance, group)
             self._places |= {str(site.weight.name): (group, i) for i, site in enumerate(group.sites)}
 
     def replacement(self, name: str) -> np.ndarray | None:

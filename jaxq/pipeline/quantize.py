@@ -20,7 +20,7 @@ from jaxq.numerics.moments import Moments, MomentsOf
 from jaxq.pipeline.budget import Formats, Losses, check_budget, chosen_formats, given_formats, losses_of
 from jaxq.pipeline.clock import Clock
 from jaxq.pipeline.compiled import release_programs
-from jaxq.pipeline.group_search import WORKERS, GroupSearch
+from jaxq.pipeline.group_search import WORKERS, GroupSearch, advance_by_weight, count_weights
 from jaxq.pipeline.in_order import quantize_in_order
 from jaxq.pipeline.job import Job, check_job, patterns_of_tables
 from jaxq.pipeline.outcome import Outcome
@@ -199,11 +199,11 @@ class _Steps:
 
     def _choose_formats(self) -> Formats:
         """A format for each weight, within the job's budget."""
-        advance = self.progress("choose formats", len(self.source.groups))
+        advance = self.progress("choose formats", count_weights(self.source.groups))
 
         def compare(group: Group) -> dict[Site, Losses]:
             losses = losses_of(group, self._moments_of(group), self.job)
-            advance()
+            advance_by_weight(advance, group)
             return losses
 
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -211,11 +211,11 @@ class _Steps:
         return chosen_formats(self.source.groups, losses, self.job)
 
     def _search(self, search: GroupSearch) -> list[GroupResult]:
-        advance = self.progress("search", len(self.source.groups))
+        advance = self.progress("search", count_weights(self.source.groups))
 
         def quantize(group: Group) -> GroupResult:
             result = search.quantize(group, self._moments_of(group))
-            advance()
+            advance_by_weight(advance, group)
             return result
 
         with ThreadPoolExecutor(WORKERS) as pool:

@@ -25,7 +25,7 @@ SMALL = ("calib.samples=4", "calib.length=64", "eval.samples=4", "eval.length=64
 
 @pytest.mark.long
 def test_the_command_line(jaxq):
-    done = jaxq("method=awq_lite", "block_size=128", "dry_run=true", *SMALL)
+    done = jaxq("method=awq_lite", "block_size=128", "dry_run=true", "hydra.run.dir=dry", *SMALL)
     assert done.code == 0, done.err
     (path,) = done.folder.rglob("estimate.json")
     found = json.loads(path.read_text())["estimate"]
@@ -51,7 +51,7 @@ def test_the_command_line(jaxq):
 @pytest.mark.long
 def test_a_budget(jaxq):
     what = ("method=rtn_dq", "method.bits_per_weight=4.6", *SMALL[:2], "eval.samples=0")
-    done = jaxq(*what, "dry_run=true")
+    done = jaxq(*what, "dry_run=true", "hydra.run.dir=dry")
     assert done.code == 0, done.err
     found = json.loads(next(done.folder.rglob("estimate.json")).read_text())["estimate"]
     ran = jaxq(*what).report
@@ -65,7 +65,7 @@ def test_a_budget(jaxq):
 def test_a_budget_that_nothing_can_use(jaxq):
     """The estimate is of what weights take at most."""
     what = ("method=rtn_dq", "method.bits_per_weight=32", *SMALL[:2], "eval.samples=0")
-    done = jaxq(*what, "dry_run=true")
+    done = jaxq(*what, "dry_run=true", "hydra.run.dir=dry")
     assert done.code == 0, done.err
     found = json.loads(next(done.folder.rglob("estimate.json")).read_text())["estimate"]
     ran = jaxq(*what)
