@@ -141,7 +141,7 @@ def _draws(config: Config) -> bool:
 def _has_calibration(run: Run) -> bool:
     config = run.config
     return config.calib.samples > 0 and bool(
-        data_sources(config.calib) or config.model.name == "embedded" or _draws(config)
+        data_sources(config.calib) or config.model.name == "embedded" or draws_by_default(config)
     )
 
 
@@ -159,6 +159,7 @@ def _evaluates_text(run: Run) -> bool:
         and not data_sources(config.eval)
         and not config.eval.split
         and config.model.name != "embedded"
+        and config.calib.self_share < 1  # then the evaluation reads drawn text too
     )
     return _has_evaluation(run) and not file
 

@@ -75,7 +75,9 @@ def test_methods_that_need_data_get_drawn_text_and_rounding_does_without(jaxq, m
     assert fed == {"calib": None, "eval": None}
     assert plain.report["data"]["calibration"] == {"sources": "none", "drawn_share": 0}
     assert plain.report["accuracy"] == {"not_measured": "no held-out data was given"}
-    measured = jaxq("model=onnx", f"model.path={model}", *SMALL, "method=rtn_dq", "eval.source=self")
+    measured = jaxq(
+        "model=onnx", f"model.path={model}", "block_size=16", *SMALL[3:], "method=rtn_dq", "eval.source=self"
+    )
     assert fed["calib"] is None and fed["eval"].shape == (5, 14)
     assert measured.report["accuracy"]["runtimes"]["level 1"]["kl"] > 0
 
@@ -105,7 +107,8 @@ def test_a_model_that_cannot_be_run_is_rounded_and_the_report_says_so(jaxq, tmp_
 
 def test_drawn_text_beside_real_text(jaxq, model, fed, tmp_path):
     np.savez(tmp_path / "t.npz", calib=np.full((9, 10), 3))
-    data = ("model=onnx", f"model.path={model}", *SMALL, f"calib.tokens={tmp_path}/t.npz")
+    small = ("block_size=16", "calib.samples=6", "eval.samples=5")
+    data = ("model=onnx", f"model.path={model}", *small, f"calib.tokens={tmp_path}/t.npz")
     done = jaxq(*data, "calib.self_share=0.5")
     assert done.code == 0, done.err
     assert (fed["calib"][:3] == 3).all() and fed["calib"].shape == (6, 10) and not (fed["calib"][3:] == 3).all()
@@ -114,7 +117,7 @@ def test_drawn_text_beside_real_text(jaxq, model, fed, tmp_path):
         "drawn_share": 0.5,
     }
     assert fed["eval"] is None
-    jaxq(*data, "calib.self_share=1")
+    jaxq(*data, "calib.self_share=1", "eval.length=14")
     assert fed["calib"].shape == (6, 10) and fed["eval"].shape == (5, 14)
     np.savez(tmp_path / "t.npz", calib=np.full((9, 10), 3), attention_mask=np.ones((9, 10), np.int64))
     assert_refused(
