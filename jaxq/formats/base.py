@@ -178,5 +178,9 @@ class BlockFormat(ABC):
         return Quantized(self.encode(w, scales), scales.s, scales.zp, scales.s2)
 
     def round_trip(self, w: Float[Array, "c_in c_out"], clip_ratio: ClipRatio = 1.0) -> Float[Array, "c_in c_out"]:
-        """``w`` quantized and dequantized, float32; its `grad` is that of the scales alone, see `jaxq.fake_quant`."""
+        """``w`` quantized and dequantized, float32.
+
+        `jax.grad` through rounding is zero: what is left is the gradient of the scales. `jaxq.fake_quant` has a
+        straight-through gradient.
+        """
         return self.dequantize(self.quantize(w, clip_ratio))

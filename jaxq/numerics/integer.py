@@ -144,6 +144,8 @@ def rtn(
 ) -> Num[Array, "..."]:
     """Codes of ``w`` by round to nearest, ties to even: ``q = clip(round(w / s) + zp)``.
 
+    Codes are integers, so `jax.grad` through them is zero; `jaxq.fake_quant` has a straight-through gradient.
+
     Args:
         w: Weight ``[c_in, c_out]`` or of any rank, finite.
         s: Scales as `find_scales` gives them; not 0.
@@ -225,6 +227,8 @@ def quant_tensor(
     num_bits: int = 4,
 ) -> tuple[Num[Array, "..."], Float[Array, "..."], Num[Array, "..."] | None]:
     """Codes, scales and zero points of ``w``: `find_scales`, then `rtn`. Arguments and errors are theirs.
+
+    `jax.grad` through the codes is zero; `jaxq.fake_quant` has a straight-through gradient.
 
     Example:
         >>> q, s, zp = quant_tensor(jnp.array([[7.0], [-3.5]]), block_size=2)

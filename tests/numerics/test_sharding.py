@@ -103,12 +103,13 @@ def main(kind: str) -> None:
         assert_same(jaxq.unpack_int4(jaxq.pack_int4(codes), w.shape, True), codes)
         for fmt in FORMATS:
             for name, call in calls_of(fmt, h).items():
-                if name in ("clip", "gptq", "block scales") and fmt not in FORMATS[:2]:
-                    continue  # the searches compile for seconds
+                if name not in ("round_trip", "fake_quant") and fmt is not FORMATS[0]:
+                    continue  # the other functions take seconds to compile, and differ by format in the codes only
                 # The sum over a sharded axis has another order: GPTQ's values and the searches are exact all the same.
                 assert_same(call(shards), call(w), rtol=1e-6)
-                if name in ("quantize", "fake_quant", "gptq"):
+                if name in ("quantize", "gptq"):
                     assert_same(jax.jit(call)(shards), call(w), rtol=1e-6)
+        fmt = FORMATS[0]
         scales = fmt.plain_scales(shards)
         assert_same(
             jaxq.gptq_round(shards, jax.device_put(h, rows), scales, fmt), jaxq.gptq_round(w, h, scales, fmt), rtol=1e-6
