@@ -3,17 +3,10 @@ from .errors import JaxqError
 from .formats import IntegerFormat, MxFormat, Nvfp4Format, Quantized, Scales
 from .formats.fake_quant import fake_quant
 from .formats.registry import make_format
-from .methods.awq import (
-    alpha_grid,
-    awq_scale,
-    ratio_grid,
-    search_clip,
-    search_scales,
-    search_shared_scales,
-    weight_magnitude,
-)
+from .methods.awq import awq_scale, search_clip, search_scales, search_shared_scales, weight_magnitude
 from .methods.block_scales import search_block_scales
 from .methods.gptq import damp, gptq_round
+from .methods.grids import alpha_grid, ratio_grid
 from .numerics.float4 import decode_e2m1, encode_e2m1
 from .numerics.integer import dq_tensor, find_scales, quant_tensor, rtn
 from .numerics.moments import Moments, MomentSums, accumulate, finish, output_error, shrunk, zero_sums

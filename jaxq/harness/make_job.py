@@ -10,7 +10,7 @@ from jaxq.formats.registry import make_format
 from jaxq.forms.form import Form
 from jaxq.forms.registry import find_form
 from jaxq.harness.config import Config, MethodConfig, cache_dir
-from jaxq.methods.awq import alpha_grid, ratio_grid
+from jaxq.methods.grids import alpha_grid, ratio_grid
 from jaxq.methods.registry import MethodSpec, find_method
 from jaxq.pipeline.job import Budget, Gather, Job, Rule, check_job
 

@@ -1,9 +1,10 @@
 """Quantization methods and their searches: from weights and second moments to codes and scales."""
 
 from jaxq.methods.allocation import Option, allocate
-from jaxq.methods.awq import IDENTITY, search_clip, search_scales, search_shared_scales
+from jaxq.methods.awq import search_clip, search_scales, search_shared_scales
 from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.gptq import damp, gptq_round
+from jaxq.methods.grids import IDENTITY
 from jaxq.methods.registry import METHODS, ROUND_TO_NEAREST, Method, MethodSpec, find_method
 from jaxq.methods.targets import corrected_target
 

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float
 from jaxq.errors import JaxqError
 from jaxq.formats.base import Quantized, Scales
 from jaxq.formats.registry import WeightFormat
-from jaxq.methods.awq import IDENTITY, alpha_grid, ratio_grid, scaled_moment, search_clip, search_shared_scales
+from jaxq.methods.awq import scaled_moment, search_clip, search_shared_scales
 from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.columns import map_columns, peak_column
 from jaxq.methods.gptq import Factored, damp, factor, gptq_round_factored
+from jaxq.methods.grids import IDENTITY, alpha_grid, ratio_grid
 from jaxq.methods.registry import Method, MethodSpec
 from jaxq.numerics.blocks import split
 from jaxq.numerics.jit import jit
@@ -29,7 +30,7 @@ class Choice:
     Attributes:
         quantized: Codes and scales of the weight times ``s``.
         s: Scale of each input channel; the activation has to be divided by it. Ones without scaling.
-        alpha: AWQ's alpha; `jaxq.methods.awq.IDENTITY` without scaling.
+        alpha: AWQ's alpha; `jaxq.methods.grids.IDENTITY` without scaling.
         clip_ratio: Clip ratio of each block and column; for searched block scales, their ratio to the plain ones.
     """
 

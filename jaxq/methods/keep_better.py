@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq.methods.awq import IDENTITY
 from jaxq.methods.choose import Choice, Part, choose
+from jaxq.methods.grids import IDENTITY
 from jaxq.methods.measure import Errors, measure
 from jaxq.methods.registry import ROUND_TO_NEAREST, Method, MethodSpec
 from jaxq.numerics.moments import Moments

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.errors import JaxqError
-from jaxq.methods.awq import alpha_grid, awq_scale
+from jaxq.methods.awq import awq_scale
+from jaxq.methods.grids import alpha_grid
 from jaxq.modelopt.arrays import AnyArray, as_given, check_block_size, check_integer
 from jaxq.modelopt.awq_options import clip_candidates, read_awq_options
 from jaxq.modelopt.magnitudes import channel_magnitude, check_matrix, check_same_channels, mean_magnitude

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.errors import JaxqError
-from jaxq.methods.awq import alpha_grid, ratio_grid
+from jaxq.methods.grids import alpha_grid, ratio_grid
 
 
 @dataclass(frozen=True)

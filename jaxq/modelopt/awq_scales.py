@@ -71,7 +71,7 @@ def get_scale(
     Args:
         x_max: Result of `get_act_scale` [c_in], at least 0.
         w_max: Result of `get_weight_scale` [c_in], at least 0.
-        alpha: In [0, 1]; a negative alpha (`jaxq.methods.awq.IDENTITY`, "no scaling") gives ones.
+        alpha: In [0, 1]; a negative alpha (`jaxq.methods.grids.IDENTITY`, "no scaling") gives ones.
         reduce_across_tp: The weight's columns are distributed over the mapped axis `TP_AXIS`.
 
     Returns:

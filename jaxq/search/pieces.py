@@ -9,8 +9,8 @@ import numpy as np
 from jaxq.formats.registry import WeightFormat
 from jaxq.forms.stored_weight import Arrays, StoredWeight, pack
 from jaxq.graph.sites import Site
-from jaxq.methods.awq import IDENTITY
 from jaxq.methods.choose import Choice
+from jaxq.methods.grids import IDENTITY
 from jaxq.methods.measure import Errors
 from jaxq.numerics.packing import pack_int4
 from jaxq.search.result import Layer
@@ -23,7 +23,7 @@ class Piece:
     Attributes:
         arrays: Codes [c_in, c_out], packed row by row where `rows_are_packed`, scales and zero points.
         s: Factor of the input channels [c_in].
-        alpha: AWQ's alpha; `jaxq.methods.awq.IDENTITY` without scaling.
+        alpha: AWQ's alpha; `jaxq.methods.grids.IDENTITY` without scaling.
         clip_mean, clip_min, clip_share: Mean and least clip ratio, and share of clipped blocks.
         weight, weight_energy: Sums over the weights of the squared errors, and of the squares.
         output, output_rtn, output_energy: Sums over output columns of the mean squared error, of that of round to

@@ -17,7 +17,8 @@ from jaxq.formats.integers import IntegerFormat
 from jaxq.graph.activations import Activation
 from jaxq.graph.prepare import prepare
 from jaxq.graph.sites import find_sites
-from jaxq.methods.awq import alpha_grid, awq_scale, search_scales, weight_magnitude
+from jaxq.methods.awq import awq_scale, search_scales, weight_magnitude
+from jaxq.methods.grids import alpha_grid
 from jaxq.numerics.moments import Moments
 from jaxq.runtime.batches import Batch
 from tests.support import models

@@ -8,16 +8,15 @@ from jaxq.errors import JaxqError
 from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.registry import WeightFormat, make_format
 from jaxq.methods.awq import (
-    IDENTITY,
     ScaleChoice,
     _Candidates,
     _choose_scale,
-    alpha_grid,
     awq_scale,
     sample_columns,
     search_scales,
     weight_magnitude,
 )
+from jaxq.methods.grids import IDENTITY, alpha_grid
 from jaxq.numerics.moments import Moments
 
 C_IN, C_OUT, TOKENS = 40, 6, 50

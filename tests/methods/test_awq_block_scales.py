@@ -11,16 +11,8 @@ from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.microscaling import MxFormat
 from jaxq.formats.nvfp4 import Nvfp4Format
 from jaxq.formats.registry import WeightFormat
-from jaxq.methods.awq import (
-    IDENTITY,
-    ScaleChoice,
-    alpha_grid,
-    awq_scale,
-    awq_shifts,
-    scaled_moment,
-    search_shared_scales,
-    weight_magnitude,
-)
+from jaxq.methods.awq import ScaleChoice, awq_scale, awq_shifts, scaled_moment, search_shared_scales, weight_magnitude
+from jaxq.methods.grids import IDENTITY, alpha_grid
 from jaxq.methods.registry import METHODS, MethodSpec
 from jaxq.numerics.moments import Moments
 from tests.methods.test_choose import C_IN, TOKENS, data

@@ -6,7 +6,8 @@ import pytest
 
 from jaxq.errors import JaxqError
 from jaxq.formats.integers import IntegerFormat
-from jaxq.methods.awq import ratio_grid, search_clip
+from jaxq.methods.awq import search_clip
+from jaxq.methods.grids import ratio_grid
 from jaxq.numerics.moments import diagonal_blocks
 
 C_IN, C_OUT, TOKENS, BLOCK = 40, 6, 60, 16

@@ -11,8 +11,9 @@ from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.microscaling import MxFormat
 from jaxq.formats.nvfp4 import Nvfp4Format
 from jaxq.formats.registry import WeightFormat
-from jaxq.methods.awq import IDENTITY, alpha_grid, awq_scale, ratio_grid, weight_magnitude
+from jaxq.methods.awq import awq_scale, weight_magnitude
 from jaxq.methods.choose import Choice, Part
+from jaxq.methods.grids import IDENTITY, alpha_grid, ratio_grid
 from jaxq.methods.measure import measure
 from jaxq.methods.registry import METHODS, MethodSpec, find_method
 from jaxq.numerics.moments import Moments, shrunk

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxq.formats.integers import IntegerFormat
-from jaxq.methods.awq import ScaleChoice, alpha_grid, ratio_grid, search_clip, search_scales
+from jaxq.methods.awq import ScaleChoice, search_clip, search_scales
+from jaxq.methods.grids import alpha_grid, ratio_grid
 from jaxq.numerics.moments import Moments, accumulate, finish, output_error, zero_sums
 
 TOKENS, C_IN, C_OUT = 16, 20, 3

@@ -8,7 +8,7 @@ import pytest
 
 from jaxq import int4, quant_utils
 from jaxq.errors import JaxqError
-from jaxq.methods.awq import IDENTITY
+from jaxq.methods.grids import IDENTITY
 
 
 def weight(*shape: int, seed: int = 0) -> np.ndarray:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jaxq import int4
 from jaxq.errors import JaxqError
-from jaxq.methods.awq import IDENTITY
+from jaxq.methods.grids import IDENTITY
 
 C_IN = 24
 BLOCK = 8

@@ -13,10 +13,11 @@ from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.microscaling import MxFormat
 from jaxq.formats.nvfp4 import Nvfp4Format
 from jaxq.formats.registry import WeightFormat
-from jaxq.methods.awq import alpha_grid, ratio_grid, search_clip, search_scales, weight_magnitude
+from jaxq.methods.awq import search_clip, search_scales, weight_magnitude
 from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.choose import Choice, choose
 from jaxq.methods.gptq import gptq_round
+from jaxq.methods.grids import alpha_grid, ratio_grid
 from jaxq.methods.measure import measure
 from jaxq.methods.registry import METHODS, ROUND_TO_NEAREST, MethodSpec
 from jaxq.numerics.integer import dq_tensor, find_scales, quant_tensor, rtn

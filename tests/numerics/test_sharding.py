@@ -18,7 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxq
 from jaxq.formats.registry import WeightFormat, make_format
-from jaxq.methods.awq import ratio_grid, search_clip
+from jaxq.methods.awq import search_clip
+from jaxq.methods.grids import ratio_grid
 from jaxq.numerics.integer import quant_tensor
 from jaxq.numerics.moments import accumulate, finish, output_error, zero_sums
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxq.formats.integers import IntegerFormat
-from jaxq.methods.awq import alpha_grid, awq_scale, ratio_grid, search_scales, weight_magnitude
+from jaxq.methods.awq import awq_scale, search_scales, weight_magnitude
+from jaxq.methods.grids import alpha_grid, ratio_grid
 from jaxq.numerics.integer import quant_tensor
 from jaxq.numerics.moments import Moments, accumulate, finish, zero_sums
 from jaxq.numerics.packing import pack_int4

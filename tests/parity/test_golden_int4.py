@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxq import int4
-from jaxq.methods.awq import IDENTITY
+from jaxq.methods.grids import IDENTITY
 from tests.support.golden import assert_close, case_of, cases, load
 from tests.support.weight_magnitudes import weight_scale
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from jaxq import int4
-from jaxq.methods.awq import IDENTITY
+from jaxq.methods.grids import IDENTITY
 from tests.support.golden import cases, load
 from tests.support.weight_magnitudes import blocks_of, weight_scale
 
