@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from jaxq.errors import JaxqError
 from jaxq.graph.skipped import Skipped
 from jaxq.harness.config import Config
-from jaxq.harness.job import make_job
+from jaxq.harness.make_job import make_job
 from jaxq.pipeline.dry_run import planned_file_size
 from jaxq.pipeline.job import Job
 
