@@ -138,7 +138,7 @@ def run(
         plain: The configuration as plain dictionaries, for the report.
         folder: Receives model.onnx, report.json and layers.csv.
         console: Shows progress.
-        overrides: The overrides that the configuration was composed from, for the report.
+        overrides: The overrides that the configuration was composed from; those without effect are refused.
 
     Raises:
         JaxqError: the input is bad.
