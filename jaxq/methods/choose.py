@@ -1,7 +1,8 @@
 """Run a method on sibling weights: from weights and moments to codes and scales."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxq.formats.base import Quantized, Scales
 from jaxq.formats.registry import WeightFormat
 from jaxq.methods.awq import IDENTITY, alpha_grid, ratio_grid, scaled_moment, search_clip, search_shared_scales
 from jaxq.methods.block_scales import search_block_scales
+from jaxq.methods.columns import map_columns, peak_column
 from jaxq.methods.gptq import Factored, damp, factor, gptq_round_factored
 from jaxq.methods.registry import Method, MethodSpec
 from jaxq.numerics.blocks import split
@@ -84,7 +86,7 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
     if moments is None:
         if method.needs_data:
             raise JaxqError(f"method {spec.name!r} needs calibration data, and there is none")
-        return [_choice(w, s, alpha, None, fmt, spec) for w, fmt in parts]
+        return [_in_runs(partial(_choice, h=None, fmt=fmt, spec=spec), w, s, alpha) for w, fmt in parts]
     h, searches = moments.h, method.searches or (spec.block_scales and method.needs_data)
     # From here on `h` is the moment of the activation divided by the scale.
     if method.scales:
@@ -97,25 +99,34 @@ def choose(method: Method, parts: Sequence[Part], moments: Moments | None, spec:
             h = shrunk(h, moments.tokens, spec.shrinkage)
         factored = factor(h, spec.damping) if method.compensates else None
         search = _SearchMoments(h, damp(h, spec.damping), factored)
-        return [_searched_choice(w, s, alpha, search, fmt, spec.descent_passes) for w, fmt in parts]
+        run = partial(_searched_choice, search=search, descent_passes=spec.descent_passes)
+        return [_in_runs(partial(run, fmt=fmt), w, s, alpha) for w, fmt in parts]
     h = h if method.clips else None
-    return [_choice(w, s, alpha, h, fmt, spec) for w, fmt in parts]
+    return [_in_runs(partial(_choice, h=h, fmt=fmt, spec=spec), w, s, alpha) for w, fmt in parts]
+
+
+_Coded = tuple[Quantized, Array]
+"""Codes and scales, and the clip ratio of each block."""
+
+
+def _in_runs(run: Callable[[Array, Array], _Coded], w: Array, s: Array, alpha: Array) -> Choice:
+    """The choice of ``run(w, s)``, computed for some columns of the weight at a time."""
+    quantized, ratio = map_columns(lambda columns: run(columns, s), w, anchor=peak_column(w, s))
+    return Choice(quantized, s, alpha, ratio)
 
 
 @jit(static_argnames=("fmt", "spec"))
-def _choice(w: Array, s: Array, alpha: Array, clip_h: Array | None, fmt: WeightFormat, spec: MethodSpec) -> Choice:
+def _choice(w: Array, s: Array, h: Array | None, fmt: WeightFormat, spec: MethodSpec) -> _Coded:
     """Round to nearest, with clip ratios searched where there is a moment for it."""
     scaled = w.astype(jnp.float32) * s[:, None]
     ratio = jnp.float32(1)
-    if clip_h is not None:
-        ratio = search_clip(scaled, clip_h, jnp.array(ratio_grid(spec.min_clip_ratio, spec.clip_step)), fmt)
+    if h is not None:
+        ratio = search_clip(scaled, h, jnp.array(ratio_grid(spec.min_clip_ratio, spec.clip_step)), fmt)
     quantized = fmt.quantize(scaled, ratio)
-    return Choice(quantized, s, alpha, jnp.broadcast_to(ratio, quantized.s.shape))
+    return quantized, jnp.broadcast_to(ratio, quantized.s.shape)
 
 
-def _searched_choice(
-    w: Array, s: Array, alpha: Array, search: _SearchMoments, fmt: WeightFormat, descent_passes: int
-) -> Choice:
+def _searched_choice(w: Array, s: Array, search: _SearchMoments, fmt: WeightFormat, descent_passes: int) -> _Coded:
     """Searched block scales, with codes by GPTQ where the moment is factored for it, else the nearest codes.
 
     Not jitted as a whole: the functions of the moment alone compile once for all weights that multiply the activation.
@@ -124,8 +135,7 @@ def _searched_choice(
     scales = search_block_scales(scaled, search.damped, fmt)
     if search.factored is not None:
         values = gptq_round_factored(scaled, search.h, search.factored, scales, fmt, descent_passes)
-    quantized, ratio = _coded(scaled, values, scales, fmt)
-    return Choice(quantized, s, alpha, ratio)
+    return _coded(scaled, values, scales, fmt)
 
 
 @jit
@@ -134,7 +144,7 @@ def _scaled(w: Array, s: Array) -> Array:
 
 
 @jit(static_argnames="fmt")
-def _coded(scaled: Array, values: Array, scales: Scales, fmt: WeightFormat) -> tuple[Quantized, Array]:
+def _coded(scaled: Array, values: Array, scales: Scales, fmt: WeightFormat) -> _Coded:
     """Codes of the values, and the ratio of the scales to the plain ones."""
     ratio = _step(scales, scaled.shape[0], fmt) / _step(fmt.find_scales(scaled), scaled.shape[0], fmt)
     return fmt.encoded(values, scales), ratio

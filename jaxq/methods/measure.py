@@ -1,13 +1,15 @@
 """Errors of a quantized weight, column by column."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxq.formats.base import Quantized
 from jaxq.formats.registry import WeightFormat
 from jaxq.methods.choose import Choice
+from jaxq.methods.columns import map_columns, peak_column
 from jaxq.numerics.jit import jit
 from jaxq.numerics.moments import Moments, output_error
 
@@ -41,7 +43,8 @@ def measure(
 ) -> Errors:
     """Errors of each column of a quantized weight, from the codes and scales that are stored.
 
-    Not jitted as a whole: so `output_error`, called three times, compiles once.
+    Not jitted as a whole: so `output_error`, called three times, compiles once. Wide weights are measured some columns
+    at a time.
 
     Args:
         w: The weight.
@@ -51,6 +54,14 @@ def measure(
         target: The weight that the method approximated, where it is not ``w`` (`corrected_target`): output errors are
             then those against the target.
     """
+
+    def errors(w: Array, quantized: Quantized, target: Array | None) -> Errors:
+        return _measure(w, replace(choice, quantized=quantized), moments, fmt, target)
+
+    return map_columns(errors, w, choice.quantized, target, anchor=peak_column(w, jnp.ones(w.shape[0])))
+
+
+def _measure(w: Array, choice: Choice, moments: Moments | None, fmt: WeightFormat, target: Array | None) -> Errors:
     d = weight_error(w, choice, fmt)
     if moments is None:
         return Errors(_energy(d), _energy(w), None, None, None)

@@ -14,7 +14,7 @@ def corrected_target(
     w: Float[Array, "c_in c_out"],
     h: Float[Array, "c_in c_in"],
     drift_in: Float[Array, "c_in c_in"],
-    drift_out: Float[Array, "c_in c_out"],
+    drift_out: Float[Array, "c_in c_out"] | None,
     ridge: float | Float[Array, ""],
 ) -> Float[Array, "c_in c_out"]:
     """The weight ``T`` with which the quantized model's activation ``X'`` comes nearest to the float model's output.
@@ -27,7 +27,8 @@ def corrected_target(
         w: Weight ``W``.
         h: Second moment of the quantized model's activation ``X'``.
         drift_in: `Drift.input`.
-        drift_out: `Drift.outputs` of the siblings side by side; zeros for those that have none.
+        drift_out: `Drift.outputs` of the siblings side by side; zeros for those that have none, or None
+            where all have none.
         ridge: Penalty on the distance from ``W``, in units of the mean of ``diag H``; fewer tokens need a greater one.
 
     Example:
@@ -36,6 +37,7 @@ def corrected_target(
         [[1.5], [1.5]]
     """
     w = w.astype(jnp.float32)
-    drift = jnp.matmul(drift_in, w, precision=Precision.HIGHEST) + drift_out
+    drift = jnp.matmul(drift_in, w, precision=Precision.HIGHEST)
+    drift = drift if drift_out is None else drift + drift_out
     target = w + jax.scipy.linalg.solve(damp(h, ridge), drift, assume_a="pos")
     return jnp.where(jnp.isfinite(target).all(), target, w)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxq.formats.registry import WeightFormat
 from jaxq.graph.sites import Group, Site
 from jaxq.methods.choose import Part
+from jaxq.methods.columns import map_columns
 from jaxq.methods.keep_better import keep_better
 from jaxq.methods.registry import ROUND_TO_NEAREST, Method, MethodSpec
 from jaxq.methods.targets import corrected_target
@@ -162,7 +163,14 @@ def _target(
 
     A site without an output drift corrects the drift of its input alone.
     """
-    pairs = [(site, outputs[site]) for site in sites]
-    columns = [jnp.zeros((site.c_in, site.c_out)) if drifted is None else drifted for site, drifted in pairs]
     ridge = spec.ridge / int(moments.tokens)
-    return corrected_target(w, moments.h, drift.input, jnp.concatenate(columns, axis=1), ridge)
+    drift_out = None
+    if any(outputs[site] is not None for site in sites):
+        pairs = [(site, outputs[site]) for site in sites]
+        columns = [jnp.zeros((site.c_in, site.c_out)) if drifted is None else drifted for site, drifted in pairs]
+        drift_out = jnp.concatenate(columns, axis=1)
+
+    def target(w: jax.Array, drift_out: jax.Array | None) -> jax.Array:
+        return corrected_target(w, moments.h, drift.input, drift_out, ridge)
+
+    return map_columns(target, w, drift_out, anchor=0)
