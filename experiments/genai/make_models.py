@@ -6,8 +6,8 @@ Needs the extra ``hf`` (torch on a CPU will do). Writes, for each model, OUT/<na
 a Hugging Face folder, and OUT/<name>-<precision>, what the builder makes of it for a CPU. The tokenizer is jaxq's own.
 
 The graphs and configurations of llama-fp32, llama_tied-fp32, qwen3-fp32, gemma2-fp32 and llama-fp16, without their
-weights, are those in tests/genai/graphs (onnxruntime-genai 0.18, transformers 5.23, torch 2.15; this builder cannot
-read the Gemma 3 of these transformers. llama_tied-fp32 is of transformers 5.24 and torch 2.13).
+weights, are those in tests/genai/graphs. They are of onnxruntime-genai 0.18, transformers 5.23 and torch 2.15;
+llama_tied-fp32 is of transformers 5.24 and torch 2.13. This builder cannot read the Gemma 3 of these transformers.
 """
 
 # pyright: reportMissingImports=false
