@@ -120,7 +120,10 @@ def _as_path(data: Data, key: str, folder: Path) -> str:
             "texts, or a path"
         )
     path = folder / f"{key}.npz"
-    np.savez(path, **{key: array})
+    if key == "calib":
+        np.savez(path, calib=array)
+    else:
+        np.savez(path, eval=array)
     return str(path)
 
 
