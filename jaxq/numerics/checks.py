@@ -62,7 +62,7 @@ def weight(name: str, value: Any) -> None:
     """
     array(name, value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise JaxqError(f"{name}, the weight, has type {value.dtype}: give float32, float16 or bfloat16")
+        raise JaxqError(f"the weight has type {value.dtype}: give float32, float16 or bfloat16")
     if not _has_values(value) or bool(_all_finite(value)):
         return
     count = int(jnp.sum(~jnp.isfinite(value)))
