@@ -22,7 +22,14 @@ from jaxq.methods.gptq import damp
 from jaxq.numerics import checks
 from jaxq.numerics.blocks import join, split
 from jaxq.numerics.jit import jit
-from jaxq.numerics.moments import Moments, check_moments, check_whole_moments, diagonal_blocks, output_error
+from jaxq.numerics.moments import (
+    Moments,
+    check_moments,
+    check_whole_moments,
+    diagonal_blocks,
+    output_error,
+    scaled_moment,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -107,17 +114,6 @@ def awq_shifts(formats: Sequence[WeightFormat]) -> tuple[float, ...]:
         ((0.0,), (0.0, 0.25, 0.5, 0.75))
     """
     return (0.0, 0.25, 0.5, 0.75) if any(fmt.dtype == "mxfp4" for fmt in formats) else (0.0,)
-
-
-@jit
-def scaled_moment(h: Float[Array, "c_in c_in"], s: Float[Array, "c_in"]) -> Float[Array, "c_in c_in"]:
-    """Second moment of an activation divided by ``s``: ``diag(1/s) H diag(1/s)``.
-
-    Example:
-        >>> scaled_moment(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([2.0, 1.0])).tolist()
-        [[1.0, 1.0], [1.0, 1.0]]
-    """
-    return h / s[:, None] / s[None, :]
 
 
 def search_scales(
