@@ -76,7 +76,7 @@ def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Ar
     return join(jnp.mean(blocks / jnp.where(amax > 0, amax, 1), axis=2), w.shape[0])
 
 
-@jit(checks={**dict.fromkeys(("a", "w_mean"), checks.array), **dict.fromkeys(("alpha", "shift"), checks.number)})
+@jit(checks={"a": checks.array, "w_mean": checks.array, "alpha": checks.number, "shift": checks.number})
 def awq_scale(
     a: Float[Array, "c_in"],
     w_mean: Float[Array, "c_in"],
@@ -179,9 +179,7 @@ def search_shared_scales(
     """
     check_whole_moments("moments", moments)
     checks.whole_number("columns", columns)
-    checks.whole_number("batch_size", batch_size)
-    if batch_size < 1:
-        raise JaxqError(f"batch_size is {batch_size}: give the number of candidates at a time, at least 1")
+    checks.positive("batch_size", batch_size, "the number of candidates at a time")
     alphas = jnp.asarray(alphas, jnp.float32)
     if columns < 0:
         raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")

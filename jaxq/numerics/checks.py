@@ -101,6 +101,17 @@ def whole_number(name: str, value: Any) -> None:
         raise JaxqError(f"{name} is {value!r}: give an integer{rest}") from None
 
 
+def positive(name: str, value: Any, meaning: str) -> None:
+    """Checks that a value is an integer of at least 1; ``meaning`` says of what it is the number.
+
+    Raises:
+        JaxqError: it is no integer, or below 1.
+    """
+    whole_number(name, value)
+    if value < 1:
+        raise JaxqError(f"{name} is {value}: give {meaning}, at least 1")
+
+
 def shape(name: str, value: Any) -> None:
     """Checks that a value is a tuple of integers.
 
