@@ -22,7 +22,14 @@ from jaxq.methods.gptq import damp
 from jaxq.numerics import checks
 from jaxq.numerics.blocks import join, split
 from jaxq.numerics.jit import jit
-from jaxq.numerics.moments import Moments, check_moments, check_whole_moments, diagonal_blocks, output_error
+from jaxq.numerics.moments import (
+    Moments,
+    check_moments,
+    check_whole_moments,
+    diagonal_blocks,
+    output_error,
+    scaled_moment,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +76,7 @@ def weight_magnitude(w: Float[Array, "c_in c_out"], block_size: int) -> Float[Ar
     return join(jnp.mean(blocks / jnp.where(amax > 0, amax, 1), axis=2), w.shape[0])
 
 
-@jit(checks={**dict.fromkeys(("a", "w_mean"), checks.array), **dict.fromkeys(("alpha", "shift"), checks.number)})
+@jit(checks={"a": checks.array, "w_mean": checks.array, "alpha": checks.number, "shift": checks.number})
 def awq_scale(
     a: Float[Array, "c_in"],
     w_mean: Float[Array, "c_in"],
@@ -107,17 +114,6 @@ def awq_shifts(formats: Sequence[WeightFormat]) -> tuple[float, ...]:
         ((0.0,), (0.0, 0.25, 0.5, 0.75))
     """
     return (0.0, 0.25, 0.5, 0.75) if any(fmt.dtype == "mxfp4" for fmt in formats) else (0.0,)
-
-
-@jit
-def scaled_moment(h: Float[Array, "c_in c_in"], s: Float[Array, "c_in"]) -> Float[Array, "c_in c_in"]:
-    """Second moment of an activation divided by ``s``: ``diag(1/s) H diag(1/s)``.
-
-    Example:
-        >>> scaled_moment(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([2.0, 1.0])).tolist()
-        [[1.0, 1.0], [1.0, 1.0]]
-    """
-    return h / s[:, None] / s[None, :]
 
 
 def search_scales(
@@ -183,9 +179,7 @@ def search_shared_scales(
     """
     check_whole_moments("moments", moments)
     checks.whole_number("columns", columns)
-    checks.whole_number("batch_size", batch_size)
-    if batch_size < 1:
-        raise JaxqError(f"batch_size is {batch_size}: give the number of candidates at a time, at least 1")
+    checks.positive("batch_size", batch_size, "the number of candidates at a time")
     alphas = jnp.asarray(alphas, jnp.float32)
     if columns < 0:
         raise JaxqError(f"columns is {columns}: give a number of columns, or 0 for all")

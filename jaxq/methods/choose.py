@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jaxq.errors import JaxqError
 from jaxq.formats.base import Quantized, Scales
 from jaxq.formats.registry import WeightFormat
-from jaxq.methods.awq import scaled_moment, search_clip, search_shared_scales
+from jaxq.methods.awq import search_clip, search_shared_scales
 from jaxq.methods.block_scales import search_block_scales
 from jaxq.methods.columns import map_columns, peak_column
 from jaxq.methods.gptq import Factored, damp, factor, gptq_round_factored
@@ -19,7 +19,7 @@ from jaxq.methods.grids import IDENTITY, alpha_grid, ratio_grid
 from jaxq.methods.registry import Method, MethodSpec
 from jaxq.numerics.blocks import split
 from jaxq.numerics.jit import jit
-from jaxq.numerics.moments import Moments, shrunk
+from jaxq.numerics.moments import Moments, scaled_moment, shrunk
 
 
 @jax.tree_util.register_dataclass

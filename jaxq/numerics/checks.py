@@ -62,7 +62,7 @@ def weight(name: str, value: Any) -> None:
     """
     array(name, value)
     if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise JaxqError(f"{name}, the weight, has type {value.dtype}: give float32, float16 or bfloat16")
+        raise JaxqError(f"the weight has type {value.dtype}: give float32, float16 or bfloat16")
     if not _has_values(value) or bool(_all_finite(value)):
         return
     count = int(jnp.sum(~jnp.isfinite(value)))
@@ -99,6 +99,17 @@ def whole_number(name: str, value: Any) -> None:
     except TypeError:
         rest = f", such as {int(value)}" if isinstance(value, float) and value.is_integer() else ""
         raise JaxqError(f"{name} is {value!r}: give an integer{rest}") from None
+
+
+def positive(name: str, value: Any, meaning: str) -> None:
+    """Checks that a value is an integer of at least 1; ``meaning`` says of what it is the number.
+
+    Raises:
+        JaxqError: it is no integer, or below 1.
+    """
+    whole_number(name, value)
+    if value < 1:
+        raise JaxqError(f"{name} is {value}: give {meaning}, at least 1")
 
 
 def shape(name: str, value: Any) -> None:

@@ -222,6 +222,17 @@ def shrunk(
     return jnp.where(diagonal, h, share * h)
 
 
+@jit
+def scaled_moment(h: Float[Array, "c_in c_in"], s: Float[Array, "c_in"]) -> Float[Array, "c_in c_in"]:
+    """Second moment of an activation divided by ``s``: ``diag(1/s) H diag(1/s)``.
+
+    Example:
+        >>> scaled_moment(jnp.array([[4.0, 2.0], [2.0, 1.0]]), jnp.array([2.0, 1.0])).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+    return h / s[:, None] / s[None, :]
+
+
 @jit(static_argnames="block_size")
 def diagonal_blocks(h: Float[Array, "c_in c_in"], block_size: int) -> Float[Array, "n_blocks block block"]:
     """The blocks ``H_bb`` on the diagonal of ``h``; a ragged last block is padded with zeros."""

@@ -111,9 +111,11 @@ def main(kind: str) -> None:
                 if name in ("quantize", "gptq"):
                     assert_same(jax.jit(call)(shards), call(w), rtol=1e-6)
         fmt = FORMATS[0]
-        scales = fmt.plain_scales(shards)
+        on_devices, scales = fmt.plain_scales(shards), fmt.plain_scales(w)
         assert_same(
-            jaxq.gptq_round(shards, jax.device_put(h, rows), scales, fmt), jaxq.gptq_round(w, h, scales, fmt), rtol=1e-6
+            jaxq.gptq_round(shards, jax.device_put(h, rows), on_devices, fmt),
+            jaxq.gptq_round(w, h, scales, fmt),
+            rtol=1e-6,
         )
 
 
