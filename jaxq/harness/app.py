@@ -18,6 +18,9 @@ _RUN = "run"
 _RESUMED = ("quantize", _RUN)
 """Commands that go on where an interrupted one stopped."""
 
+_OF_MODELS = ("quantize", "evaluate", "inspect")
+"""Commands whose first words are models."""
+
 _EPILOG = """\b
 Examples:
   jaxq quantize my-model/ --data texts/ -o my-model-int4
@@ -86,8 +89,8 @@ def _usage_sentence(error: typer.TyperException, words: Sequence[str]) -> str:
     if unknown := next((i for i, word in enumerate(words) if _is_unknown_flag(word, error)), None):
         from jaxq.harness.hydra_door import flag_sentence
 
-        if words[0] == "quantize":
-            return flag_sentence(words[1:], unknown - 1)
+        if words[0] in _OF_MODELS:
+            return flag_sentence(words[1:], unknown - 1, words[unknown].partition("=")[2], words[0])
     text = " ".join(error.format_message().split()).rstrip(".")
     return f"{text[:1].lower()}{text[1:]}; jaxq {words[0]} --help shows what can be given"
 

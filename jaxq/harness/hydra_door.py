@@ -78,13 +78,14 @@ def _check_flag(arguments: Sequence[str], i: int) -> None:
     raise JaxqError(flag_sentence(arguments, i, value))
 
 
-def flag_sentence(arguments: Sequence[str], i: int, value: str = "") -> str:
+def flag_sentence(arguments: Sequence[str], i: int, value: str = "", command: str = "quantize") -> str:
     """What to write instead of a flag that does not exist.
 
     Args:
         arguments: The words of the command.
         i: Index of the flag.
         value: Its value where the flag has one of its own, as in ``--model=x``; else the next word is taken.
+        command: The command that takes a model.
     """
     flag = arguments[i].partition("=")[0]
     name, used = flag.lstrip("-").replace("-", "_"), 1
@@ -92,8 +93,10 @@ def flag_sentence(arguments: Sequence[str], i: int, value: str = "") -> str:
         value, used = arguments[i + 1], 2
     others = [*arguments[:i], *arguments[i + used :]]
     if name in _MODELS:
-        command = _quantize(value or "MODEL", others)
-        return f"there is no flag {flag}: a model is given without one, as in {command}"
+        written = shlex.join(["jaxq", command, value or "MODEL", *others])
+        return f"there is no flag {flag}: a model is given without one, as in {written}"
+    if command != "quantize":
+        return f"there is no flag {flag}: jaxq {command} --help shows what can be given"
     if name in _OUTPUTS:
         return f"there is no flag {flag}: jaxq quantize takes -o FOLDER, and jaxq run takes hydra.run.dir=FOLDER"
     if flag in _SWEEP:

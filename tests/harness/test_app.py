@@ -46,7 +46,7 @@ def test_the_version():
 def test_the_help_has_a_line_and_an_example_for_each_command():
     text = run_alone("--help").stdout
     assert run_alone().stdout == text
-    for command in ("quantize", "compare", "inspect", "run", "cache"):
+    for command in ("quantize", "evaluate", "compare", "inspect", "run", "cache"):
         (line,) = [line for line in text.splitlines() if line.split()[:1] == [command]]
         assert len(line.split()) > 3 and not line.endswith("...")
         assert f"  jaxq {command} " in text
@@ -109,6 +109,11 @@ def test_overrides_alone_are_a_run(jaxq):
         (["quantize", "x.onnx", "y.onnx"], ["jaxq quantize x.onnx -o y"]),
         (["quantize"], ["missing argument 'MODEL'", "jaxq quantize --help"]),
         (["quantize", "x.onnx", "--nonsense"], ["no flag --nonsense"]),
+        (["evaluate", "--model", "x.onnx", "--data", "d"], ["jaxq evaluate x.onnx --data d"]),
+        (["inspect", "--input=x.onnx", "--all"], ["jaxq inspect x.onnx --all"]),
+        (["evaluate", "x.onnx", "--bits", "8"], ["no flag --bits: jaxq evaluate --help"]),
+        (["evaluate", "nowhere"], ["'nowhere' does not exist"]),
+        (["evaluat", "x"], ["write jaxq evaluate x"]),
         (["run", "x.onnx"], ["jaxq quantize x.onnx"]),
         (["run", "-m", "--model", "x"], ["jaxq quantize x"]),
         (["output=out.onnx"], ["hydra.run.dir=out"]),
