@@ -8,13 +8,24 @@ Importing this module loads neither onnxruntime nor Hydra.
 
 from jaxq.modelopt.awq_helpers import AWQClipHelper, AWQLiteHelper
 from jaxq.modelopt.awq_scales import get_act_scale, get_scale, get_weight_scale
+from jaxq.modelopt.precision import CLIP_MIN, INT4_MAX, INT4_MIN, UINT4_MAX, UINT4_MIN
 from jaxq.modelopt.quantize import quantize, quantize_rtn
 from jaxq.modelopt.search_per_node import run_awq_scale_search_per_node
 from jaxq.modelopt.search_per_subgraph import run_awq_scale_search_per_subgraph
 from jaxq.modelopt.short_calls import dq_tensor, find_scales, quant_tensor, rtn
 from jaxq.modelopt.wa_packs import get_act_to_weight_map_and_act_to_wa_pack_map, get_x_w_mean_for_subgraph
 
+NUM_BITS = 4
+INT4_SCALE = 7.0
+
 __all__ = [
+    "CLIP_MIN",
+    "INT4_MAX",
+    "INT4_MIN",
+    "INT4_SCALE",
+    "NUM_BITS",
+    "UINT4_MAX",
+    "UINT4_MIN",
     "AWQClipHelper",
     "AWQLiteHelper",
     "dq_tensor",

@@ -14,7 +14,7 @@ AnyArray = Array | np.ndarray
 
 
 def as_given(result: Any, *inputs: Any) -> Any:
-    """The result in the kind of its inputs: JAX arrays if one input is a JAX array, else numpy arrays.
+    """The result in the kind of its inputs: JAX arrays if one input is a JAX array, else writable numpy arrays.
 
     Args:
         result: A tree of JAX arrays.
@@ -27,7 +27,8 @@ def as_given(result: Any, *inputs: Any) -> Any:
     """
     if any(isinstance(a, jax.Array) for a in inputs):
         return result
-    return jax.tree.map(lambda a: a if isinstance(a, Tracer) else np.asarray(a)[()], result)
+    # A view of JAX's memory would be read-only, so the result is copied.
+    return jax.tree.map(lambda a: a if isinstance(a, Tracer) else np.array(a)[()], result)
 
 
 def as_array(value: Any, name: str = "the weight") -> AnyArray:

@@ -11,6 +11,11 @@ from jaxq.modelopt.arrays import AnyArray, as_array, check_integer
 from jaxq.numerics import integer
 from jaxq.numerics.blocks import check_axis
 
+INT4_MIN, INT4_MAX = -8, 7
+UINT4_MIN, UINT4_MAX = 0, 15
+CLIP_MIN = 1e-5
+"""ModelOpt's least scale, for code that imports it; jaxq's scales have no such floor."""
+
 Layer = int | Mapping[str, Any]
 """Bits of a weight, or ModelOpt's record for a weight: ``{"precision": 8, "block_size": -1, "axis": 0}``."""
 
@@ -128,3 +133,72 @@ def layer_block_size(block_size: int, precision_info: Mapping[str, Layer] | None
     if isinstance(entry, Mapping) and entry.get("block_size") is not None:
         return check_integer(f"block_size of precision_info[{name!r}]", entry["block_size"])
     return -1 if get_num_bits(precision_info, name) == 8 else block_size
+
+
+def get_layer_block_size(
+    layer_info: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str | None = None,
+    default_block_size: int | None = None,
+) -> int | None:
+    """Block size of the weight of that name: that of its record in ``layer_info``, else the default.
+
+    Args:
+        layer_info: ModelOpt's records by weight name, ``{"precision": 8, "block_size": -1, "axis": 0}``.
+        name: The weight's name.
+        default_block_size: The value for weights without a record, or with a record that has no block size.
+
+    Returns:
+        Rows a block, -1 per channel, or the default.
+
+    Raises:
+        JaxqError: ``layer_info`` is no dictionary of dictionaries, or the block size is no integer.
+
+    Source: NVIDIA ModelOpt 0.47's ``quant_utils.get_layer_block_size``.
+
+    Example:
+        >>> get_layer_block_size({"w": {"block_size": 32}}, "w", 128), get_layer_block_size(None, "w", 128)
+        (32, 128)
+    """
+    return _layer_integer("block_size", layer_info, name, default_block_size)
+
+
+def get_layer_axis(
+    layer_info: Mapping[str, Mapping[str, Any]] | None = None,
+    name: str | None = None,
+    default_axis: int | None = None,
+) -> int | None:
+    """Quantization axis of the weight of that name: that of its record in ``layer_info``, else the default.
+
+    Args:
+        layer_info: ModelOpt's records by weight name, ``{"precision": 8, "block_size": -1, "axis": 0}``.
+        name: The weight's name.
+        default_axis: The value for weights without a record, or with a record that has no axis.
+
+    Returns:
+        The axis that is split into blocks, or the default.
+
+    Raises:
+        JaxqError: ``layer_info`` is no dictionary of dictionaries, or the axis is no integer.
+
+    Source: NVIDIA ModelOpt 0.47's ``quant_utils.get_layer_axis``.
+
+    Example:
+        >>> get_layer_axis({"w": {"axis": 1}}, "w", 0), get_layer_axis({"w": {"precision": 8}}, "w", 0)
+        (1, 0)
+    """
+    return _layer_integer("axis", layer_info, name, default_axis)
+
+
+def _layer_integer(
+    key: str, layer_info: Mapping[str, Mapping[str, Any]] | None, name: str | None, default: int | None
+) -> int | None:
+    """The entry ``key`` of the weight's record as an int, or the default."""
+    if layer_info is not None and not isinstance(layer_info, Mapping):
+        raise JaxqError(f"layer_info is {layer_info!r}: give a dictionary from weight names to records")
+    if name is None or not layer_info or name not in layer_info:
+        return default
+    record: Any = layer_info[name]
+    if not isinstance(record, Mapping):
+        raise JaxqError(f"layer_info[{name!r}] is {record!r}: give a dictionary such as {{'precision': 8, 'axis': 0}}")
+    value = record.get(key, default)
+    return None if value is None else check_integer(f"{key} of layer_info[{name!r}]", value)

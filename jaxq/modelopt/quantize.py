@@ -135,18 +135,25 @@ def quantize(
 
 
 def quantize_rtn(
-    onnx_model: onnx.ModelProto, gemm_io_type: int, block_size: int, dq_only: bool = False
+    onnx_model: onnx.ModelProto,
+    gemm_io_type: int | None = None,
+    block_size: int | None = None,
+    dq_only: bool = False,
+    nodes_to_exclude: Sequence[str] | None = None,
 ) -> onnx.ModelProto:
     """The model with 4-bit weights, rounded to nearest: scales ``max|block| / 7`` along input channels, ties to even.
 
-    Weights of MatMul and Gemm are quantized and kernels of Conv are skipped, as in `quantize`.
+    Weights of MatMul and Gemm are quantized and kernels of Conv are skipped, as in `quantize`. ModelOpt 0.47 has no
+    ``gemm_io_type``: ``quantize_rtn(model, 128)`` and ``quantize_rtn(model, 128, True)`` are read in its order, as
+    block size and ``dq_only``.
 
     Args:
         onnx_model: The model; it does not change.
         gemm_io_type: Type of the scales and products, ``onnx.TensorProto.FLOAT`` or ``FLOAT16``: that of the model's
-            weights.
+            weights. None takes the type of the weights.
         block_size: Rows a block: 16, 32, 64, 128 or 256, or -1 per channel.
         dq_only: Store codes, read by DequantizeLinear; else float weights, between QuantizeLinear and DequantizeLinear.
+        nodes_to_exclude: Regular expressions; nodes whose names begin with a match are skipped.
 
     Returns:
         The quantized model.
@@ -164,6 +171,19 @@ def quantize_rtn(
     """
     if not isinstance(onnx_model, onnx.ModelProto):
         raise JaxqError(f"onnx_model is of type {type(onnx_model).__name__}: give an onnx.ModelProto")
+    # ModelOpt 0.47 passes the block size second and dq_only third.
+    if block_size is None or isinstance(block_size, bool):
+        gemm_io_type, block_size, dq_only = None, gemm_io_type, dq_only if block_size is None else block_size
+    if block_size is None:
+        raise JaxqError("block_size is missing: give the rows a block, as in quantize_rtn(model, 128)")
+    if gemm_io_type is not None:
+        _check_weight_types(onnx_model, gemm_io_type)
+    method = "rtn_dq" if dq_only else "rtn"
+    return quantize(onnx_model, method, block_size=block_size, nodes_to_exclude=nodes_to_exclude)
+
+
+def _check_weight_types(onnx_model: onnx.ModelProto, gemm_io_type: int) -> None:
+    """Raise a JaxqError unless the weights of the model have the type of that number."""
     if not isinstance(gemm_io_type, int) or gemm_io_type not in _FLOATS:
         raise JaxqError(f"gemm_io_type is {gemm_io_type!r}: give onnx.TensorProto.FLOAT or onnx.TensorProto.FLOAT16")
     weight_types = _weight_types(onnx_model)
@@ -173,7 +193,6 @@ def quantize_rtn(
             f"gemm_io_type is {_FLOATS[gemm_io_type]}, and the model's weights have type {names}: "
             "convert the model first"
         )
-    return quantize(onnx_model, "rtn_dq" if dq_only else "rtn", block_size=block_size, nodes_to_exclude=None)
 
 
 def _weight_types(proto: onnx.ModelProto) -> set[int]:

@@ -28,6 +28,15 @@ METHOD_AND_FORM = {
 }
 """jaxq's method and form for each ``calibration_method`` of ModelOpt."""
 
+REFUSED = {
+    "log_level": "the call prints nothing",
+    "input_shapes_profile": "onnxruntime gets the shapes from the calibration data",
+    "enable_mixed_quant": "layers_8bit and precision_info name the weights with 8 bits",
+}
+"""Parameters of ModelOpt 0.47 that have no meaning here, with the reason; their default values are taken."""
+
+_REFUSED_DEFAULTS: dict[str, Any] = {"log_level": "INFO", "input_shapes_profile": None, "enable_mixed_quant": False}
+
 
 @dataclass(frozen=True)
 class QuantizeOptions(AWQOptions):
@@ -44,8 +53,12 @@ def read_options(keywords: Mapping[str, Any]) -> QuantizeOptions:
     """The options among keyword arguments.
 
     Raises:
-        JaxqError: a name is unknown, or an option of AWQ is out of range.
+        JaxqError: a name is unknown or has no meaning here, or an option of AWQ is out of range.
     """
+    for name, reason in REFUSED.items():
+        if name in keywords and keywords[name] != _REFUSED_DEFAULTS[name]:
+            raise JaxqError(f"{name} is {keywords[name]!r}, which has no effect here: {reason}; leave {name} out")
+    keywords = {name: value for name, value in keywords.items() if name not in REFUSED}
     names = tuple(field.name for field in fields(QuantizeOptions))
     if unknown := [name for name in keywords if name not in names]:
         raise JaxqError(f"quantize has no parameter {', '.join(map(repr, unknown))}: it takes {', '.join(names)}")

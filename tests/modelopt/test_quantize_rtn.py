@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from jaxq.errors import JaxqError
-from jaxq.int4 import quantize_rtn
+from jaxq.int4 import quantize, quantize_rtn
 from tests.support import models
 from tests.support.int4_quantize import DATA, dtypes, operators
 from tests.support.models import HIDDEN, build, node, value, weight
@@ -42,7 +42,7 @@ def test_quantize_rtn_refuses_what_is_no_model_or_type():
     wrong: Any = "model.onnx"
     with pytest.raises(JaxqError, match=r"onnx_model is of type str: give an onnx.ModelProto"):
         quantize_rtn(wrong, onnx.TensorProto.FLOAT, 32)
-    for kind in ("FLOAT", None, [1], onnx.TensorProto.INT4):
+    for kind in ("FLOAT", [1], onnx.TensorProto.INT4):
         wrong = kind
         with pytest.raises(JaxqError, match=r"gemm_io_type is .*: give onnx.TensorProto.FLOAT or"):
             quantize_rtn(models.mlp(), wrong, 32)
@@ -62,3 +62,24 @@ def test_quantize_rtn_skips_kernels_whatever_their_type():
     got = quantize_rtn(source, onnx.TensorProto.FLOAT, 16, dq_only=True)
     assert set(dtypes(got)) == {"w"}
     np.testing.assert_array_equal(initializers(got)["kernel"], weights["kernel"])
+
+
+def test_calls_of_modelopt_047():
+    """The second argument is the block size, and the type is that of the weights."""
+    page = quantize_rtn(models.mlp(), onnx.TensorProto.FLOAT, 32)
+    assert quantize_rtn(models.mlp(), 32) == quantize_rtn(models.mlp(), block_size=32) == page
+    page = quantize_rtn(models.mlp(), onnx.TensorProto.FLOAT, 32, dq_only=True)
+    assert quantize_rtn(models.mlp(), 32, True) == quantize_rtn(models.mlp(), 32, dq_only=True) == page
+    with pytest.raises(JaxqError, match="block_size is missing"):
+        quantize_rtn(models.mlp())
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "other"),
+    [("log_level", "INFO", "DEBUG"), ("input_shapes_profile", None, [{}]), ("enable_mixed_quant", False, True)],
+)
+def test_parameters_of_modelopt_047_without_meaning(name, default, other):
+    plain = quantize(models.mlp(), "rtn_dq", block_size=32)
+    assert quantize(models.mlp(), "rtn_dq", block_size=32, **{name: default}) == plain
+    with pytest.raises(JaxqError, match=f"{name} is .*, which has no effect here"):
+        quantize(models.mlp(), "rtn_dq", block_size=32, **{name: other})

@@ -21,6 +21,8 @@ ALL_PARAMETERS: dict[Any, tuple[str, ...]] = {
         "dq_tensor(w, s, block_size, quantize_axis=0, zp=None)",
         "find_scales(w, block_size, quantize_axis=0, alpha=1.0, use_zero_point=False, num_bits=4)",
         "get_amax(weight, quant_axis, block_size)",
+        "get_layer_axis(layer_info=None, name=None, default_axis=None)",
+        "get_layer_block_size(layer_info=None, name=None, default_block_size=None)",
         "get_num_bits(precision_info=None, name=None)",
         "get_weights_scaling_factor(input, block_size, weights_scaling_factor_2)",
         "get_weights_scaling_factor_2(input)",
@@ -47,7 +49,7 @@ ALL_PARAMETERS: dict[Any, tuple[str, ...]] = {
         "quantize(onnx_path, calibration_method='awq_clip', calibration_data_reader=None, "
         "calibration_eps=['cuda:0', 'cpu'], use_external_data_format=True, use_zero_point=False, block_size=None, "
         "nodes_to_exclude=['/lm_head'], **kwargs)",
-        "quantize_rtn(onnx_model, gemm_io_type, block_size, dq_only=False)",
+        "quantize_rtn(onnx_model, gemm_io_type=None, block_size=None, dq_only=False, nodes_to_exclude=None)",
         "rtn(w, s, block_size, quantize_axis=0, zp=None, num_bits=4)",
         "run_awq_scale_search_per_node(wa_pack, augmented_onnx_path, block_size, use_zero_point, session, awq_lite, "
         "inputs, tqdm_msg_append_str, enable_weight_clipping, enable_fast_path_using_high_sysram, output_data, "
@@ -157,6 +159,7 @@ def test_arrays_come_back_in_kind(call: Call) -> None:
     assert [str(a.dtype) for a in of_numpy] == [str(a.dtype) for a in of_jax] == list(call.dtypes)
     for mine, theirs in zip(of_numpy, of_jax, strict=True):
         assert isinstance(mine, np.ndarray | np.generic) and not isinstance(mine, jax.Array)
+        assert not isinstance(mine, np.ndarray) or mine.flags.writeable
         assert isinstance(theirs, jax.Array)
         np.testing.assert_array_equal(mine, theirs)
 
