@@ -59,7 +59,7 @@ def _losses(path: Path, tokens: Path) -> list[np.ndarray]:
     for ids, mask in zip(arrays["eval"], arrays["attention_mask"], strict=True):
         row = ids[mask > 0][None]
         feeds = {i.name: row if i.name == "input_ids" else np.ones_like(row) for i in session.get_inputs()}
-        logits = np.asarray(session.run(["logits"], feeds)[0][0], np.float64)
+        logits = np.asarray(session.run(["logits"], feeds)[0], np.float64)[0]
         log_p = (
             logits
             - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))

@@ -2,6 +2,7 @@
 
 from hashlib import sha256
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from jaxq.harness import text_sources
 from jaxq.harness.compose import compose_config
 from jaxq.harness.config import option_names
 from jaxq.harness.data import check_data, has_data, read_data
-from jaxq.harness.drawn_text import asked_to_draw, draws_by_default
+from jaxq.harness.drawn_text import DrawnText, asked_to_draw, draws_by_default
 from jaxq.harness.make_job import make_job
 from jaxq.harness.option_effects import EFFECTS, check_options, given_keys
 from jaxq.harness.overrides import with_model
@@ -140,7 +141,8 @@ def outcome(overrides, spec):
     source = {"onnx": "path", "hf": "id"}.get(model.name)
     named = (model.name, source and getattr(model, source), model.dtype if model.name == "hf" else None)
     job = make_job(config, Path("s"), Path("t"), True)
-    data = read_data(config, Path("s"), spec, _Drawn() if asked_to_draw(config) else None) if read else None
+    drawn = cast(DrawnText, _Drawn()) if asked_to_draw(config) else None
+    data = read_data(config, Path("s"), spec, drawn) if read else None
     batches = (
         [] if data is None else [{k: v.tolist() for k, v in b.feeds.items()} for b in (*data.calib, *data.held_out)]
     )

@@ -40,7 +40,7 @@ def test_float_weights_are_named_with_the_options_that_quantize_them(jaxq):
     """The size that is promised is that of the file."""
     done = jaxq("method=rtn_dq", "calib.samples=0", "eval.samples=0")
     (note,) = [note for note in done.report["notes"] if "are float weights" in note]
-    options, size = re.search(r": (.*) quantizes them, and the file takes about ([\d.]+) MB", note).groups()
+    ((options, size),) = re.findall(r": (.*) quantizes them, and the file takes about ([\d.]+) MB", note)
     assert set(options.split()) == {"method.exclude=[]", "gather.axis=1"}
     again = jaxq("method=rtn_dq", "calib.samples=0", "eval.samples=0", *options.split())
     assert again.report["size"]["target_bytes"] / 1e6 == pytest.approx(float(size), rel=0.01)

@@ -183,7 +183,7 @@ def test_block_sizes(name):
         (lambda: jaxq.zero_sums(32.0), "c_in is 32.0: give an integer, such as 32"),  # pyright: ignore[reportArgumentType]
         (lambda: jaxq.zero_sums(0), "c_in is 0: give the number of channels"),
         (lambda: jaxq.accumulate(M, X, KEEP), "sums is Moments: give MomentSums"),  # pyright: ignore[reportArgumentType]
-        (lambda: jaxq.accumulate(SUMS, X.tolist(), KEEP), "x is a list"),
+        (lambda: jaxq.accumulate(SUMS, X.tolist(), KEEP), "x is a list"),  # pyright: ignore[reportArgumentType]
         (lambda: jaxq.accumulate(SUMS, X, [1.0] * 64), "keep is a list"),  # pyright: ignore[reportArgumentType]
         (lambda: jaxq.accumulate(SUMS, X[:, :8], KEEP), "x has shape [64, 8] and keep [64]"),
         (lambda: jaxq.finish(X), "give MomentSums, as jaxq.zero_sums and jaxq.accumulate do"),  # pyright: ignore[reportArgumentType]

@@ -73,7 +73,8 @@ def check_moments(mesh: jax.sharding.Mesh) -> jax.Array:
     compiled = jax.jit(lambda x, keep: finish(accumulate(zero_sums(C_IN), x, keep)))
     assert_same(compiled(jax.device_put(x, rows), jax.device_put(keep, rows)), moments, rtol=1e-6)
     h = jax.device_put(moments.h, rows)
-    assert_same(jaxq.damp(jaxq.shrunk(h, moments.tokens, 90.0), 0.1), jaxq.damp(jaxq.shrunk(moments.h, 51, 90.0), 0.1))
+    shrunk = jaxq.shrunk(moments.h, jnp.array(51), 90.0)
+    assert_same(jaxq.damp(jaxq.shrunk(h, moments.tokens, 90.0), 0.1), jaxq.damp(shrunk, 0.1))
     return moments.h
 
 
