@@ -81,9 +81,8 @@ def make_files(out: Path, untied: bool) -> None:
             build(out / "hf", out / folder, precision)
     make_tokens(out / "hf" / "tokenizer.json", out / "tokens.npz")
     if not (out / "deploy" / "model.onnx").is_file():
-        model = [f"model.path={out / 'float' / 'model.onnx'}", f"calib.tokens={out / 'tokens.npz'}", "eval.samples=0"]
-        command = [sys.executable, "-m", "jaxq.run", "preset=deploy", "model=onnx", *model]
-        subprocess.run([*command, f"hydra.run.dir={out / 'deploy'}"], check=True)
+        command = [sys.executable, "-m", "jaxq", "quantize", out / "float", "--data", out / "tokens.npz"]
+        subprocess.run([*command, "-o", out / "deploy", "eval.samples=0"], check=True)
 
 
 def held_out(out: Path) -> dict[str, np.ndarray]:
