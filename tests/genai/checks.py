@@ -47,7 +47,7 @@ def check_run(done, source: Path, weights: int, tmp_path: Path, tolerance: float
 def check_folder(source: Path, folder: Path) -> None:
     """All that lay beside the model lies beside the copy, byte for byte."""
     beside = {p.name for p in source.parent.iterdir() if p.name not in (source.name, f"{source.name}.data")}
-    own = {"model.onnx", "report.json", "layers.csv"}
+    own = {"model.onnx", "report.json", "layers.csv", "run.log"}
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == beside | own
     for name in beside - {"genai_config.json"}:
         assert (folder / name).read_bytes() == (source.parent / name).read_bytes()

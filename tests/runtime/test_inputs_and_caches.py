@@ -107,7 +107,7 @@ def test_quantized_from_the_command_line(past, dtype, jaxq, tmp_path):
     assert report["accuracy"]["float_perplexity"] > 1 and 0 < level_1["kl"] < 1
     assert level_1["perplexity"] == pytest.approx(report["accuracy"]["float_perplexity"], rel=0.5)
     left = {p.name for p in done.run_folder.iterdir() if p.name[0] != "."}
-    assert left == {"model.onnx", "report.json", "layers.csv"}
+    assert left == {"model.onnx", "report.json", "layers.csv", "run.log"}
 
 
 def test_a_past_of_the_data_goes_on_where_it_ends(tmp_path):
