@@ -82,16 +82,20 @@ def check_options(config: Config, overrides: Iterable[str], uses_data: bool) -> 
 
 
 def given_keys(overrides: Iterable[str]) -> list[str]:
-    """Keys of the options that overrides give a value; null, false and 0 samples ask for nothing and are left out.
+    """Keys of the options that overrides give a value; null and 0 samples ask for nothing and are left out.
+
+    The last override of a key counts, as in the configuration.
 
     Example:
         >>> given_keys(["method=best", "calib.samples=0", "mixed.int8=[a]", "~gather.axis", "eval={length: 64}"])
         ['mixed.int8', 'eval.length']
     """
-    keys = []
+    values = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        value, key = override.value(), override.key_or_group
-        if override.is_delete() or value is None or (key.endswith(".samples") and value == 0):
+        values[override.key_or_group] = None if override.is_delete() else override.value()
+    keys = []
+    for key, value in values.items():
+        if value is None or (key.endswith(".samples") and value == 0):
             continue
         keys += flat_keys(value, f"{key}.") if isinstance(value, Mapping) else [key]
     return [key for key in keys if key in EFFECTS]

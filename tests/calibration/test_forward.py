@@ -92,7 +92,7 @@ def test_a_large_model_is_judged_from_its_file(decoder, monkeypatch, tmp_path):
         seen.append(mapped)
         return session(model, *args, mapped=mapped)
 
-    monkeypatch.setattr(evaluation, "_LARGE", 0)
+    monkeypatch.setattr(evaluation, "LARGE", 0)
     monkeypatch.setattr(evaluation, "session", recording)
     large = evaluation.evaluate(decoder, target, held_out)
     assert seen[0]

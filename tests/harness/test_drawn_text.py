@@ -140,9 +140,9 @@ def test_the_embedded_model_keeps_its_text_and_can_write_its_own(jaxq, fed):
 
 def test_a_dry_run_estimates_the_drawing_and_draws_nothing(jaxq, model, tmp_path):
     arguments = ("model=onnx", f"model.path={model}", *SMALL, f"cache_dir={tmp_path}/cache", "dry_run=true")
-    done = jaxq(*arguments)
+    done = jaxq(*arguments, f"hydra.run.dir={tmp_path}/run")
     assert done.code == 0, done.err
-    (estimate,) = (json.loads(p.read_text()) for p in done.folder.rglob("estimate.json"))
+    estimate = json.loads((tmp_path / "run" / "estimate.json").read_text())
     assert estimate["estimate"]["seconds"]["draw text"] > 0
     assert estimate["data"]["calibration"]["sources"].startswith("text would be drawn from the model itself")
     assert "best, int4" in done.out and "calibration data: text would be drawn" in done.out
@@ -152,7 +152,8 @@ def test_a_dry_run_estimates_the_drawing_and_draws_nothing(jaxq, model, tmp_path
 def test_texts_are_mixed_by_share(jaxq, fed, tmp_path):
     for name, word in (("a", "alpha "), ("b", "beta "), ("c", "gamma ")):
         (tmp_path / f"{name}.txt").write_text(word * 900)
-    small = ("calib.samples=8", "calib.length=16", "eval.samples=4", "eval.length=16", "method=rtn_dq")
+    calib = ("calib.samples=8", "calib.length=16", "method=rtn_dq")
+    small = (*calib, "eval.samples=4", "eval.length=16")
     texts = f"calib.text=[{tmp_path}/a.txt,{tmp_path}/b.txt]"
     done = jaxq(*small, texts, "calib.shares=[3,1]", f"eval.text=[{tmp_path}/c.txt]")
     assert done.code == 0, done.err
@@ -160,14 +161,14 @@ def test_texts_are_mixed_by_share(jaxq, fed, tmp_path):
     assert done.report["data"]["calibration"]["sources"] == f"{a} (6 samples), {b} (2 samples)"
     words = [set(row.tolist()) for row in fed["calib"]]
     assert all(row == words[5] for row in words[1:6]) and words[5] not in words[6:]
-    equal = jaxq(*small, texts, "eval.samples=0")
+    equal = jaxq(*calib, texts, "eval.samples=0")
     assert equal.report["data"]["calibration"]["sources"] == f"{a} (4 samples), {b} (4 samples)"
     held = jaxq(*small, texts, "calib.shares=[1,3]", "eval.holdout_fraction=0.25")
     assert held.code == 0, held.err
     assert [set(row.tolist()) == words[5] for row in fed["eval"]] == [True, False, False, False]
     again = jaxq(*small, texts, f"eval.text=[{tmp_path}/c.txt,{tmp_path}/b.txt]")
     assert_refused(again, ["b.txt' is also calibration text"])
-    own = jaxq(*small, texts, "calib.self_share=0.25", "eval.samples=0")
+    own = jaxq(*calib, texts, "calib.self_share=0.25", "eval.samples=0")
     assert own.report["data"]["calibration"]["sources"].endswith("drawn from the model itself with seed 0 (2 samples)")
 
 
