@@ -131,7 +131,9 @@ def _check_key(arguments: Sequence[str], i: int) -> None:
         raise JaxqError(f"model={value}: a path is given as {shlex.join(named)}, or as in {_quantize(value, others)}")
     if key in _OUTPUTS:
         folder = str(Path(value).with_suffix("")) if value.endswith(".onnx") else value or "FOLDER"
-        raise JaxqError(f"there is no option {key!r}: the folder of a run is hydra.run.dir={shlex.quote(folder)}")
+        quoted = shlex.quote(folder)
+        flags = f"jaxq quantize takes -o {quoted}, and jaxq run takes hydra.run.dir={quoted}"
+        raise JaxqError(f"there is no option {key!r}: {flags}")
 
 
 def _is_model(value: str) -> bool:

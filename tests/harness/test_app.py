@@ -116,7 +116,7 @@ def test_overrides_alone_are_a_run(jaxq):
         (["evaluat", "x"], ["write jaxq evaluate x"]),
         (["run", "x.onnx"], ["jaxq quantize x.onnx"]),
         (["run", "-m", "--model", "x"], ["jaxq quantize x"]),
-        (["output=out.onnx"], ["hydra.run.dir=out"]),
+        (["output=out.onnx"], ["jaxq quantize takes -o out", "hydra.run.dir=out"]),
         (["model=/a b/x.onnx"], ["model=onnx 'model.path=/a b/x.onnx'"]),
         (["nonsense"], ["no command or file 'nonsense'", "jaxq quantize nonsense"]),
         (["compare", "--nonsense", "x"], ["--nonsense", "jaxq compare --help"]),
