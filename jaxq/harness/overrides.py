@@ -182,7 +182,7 @@ def _data_option(data: str) -> tuple[str, str]:
     """The option that data is given with, and its value."""
     path, is_repository = Path(data), looks_like_repository(data)
     if not path.exists() and not is_repository:
-        raise JaxqError(f"--data is {data!r}, which does not exist: give an .npz file, texts, or a dataset")
+        raise JaxqError(f"data {data!r} does not exist: give an .npz file, texts, or a dataset")
     if path.suffix == ".npz":
         return "tokens", written(data)
     is_dataset = is_repository or path.suffix in _DATASET_FILES or _holds_dataset(path)

@@ -11,6 +11,7 @@ from jaxq.errors import JaxqError
 from jaxq.harness.config import conf_dir, register
 from jaxq.harness.overrides import (
     data_overrides,
+    held_out_overrides,
     list_of_patterns,
     model_overrides,
     output_overrides,
@@ -188,3 +189,9 @@ def test_a_preset_that_is_not_there_is_refused(here):
     with pytest.raises(JaxqError, match=r"no preset 'small': choose one of .*deploy"):
         quantize_overrides("model.onnx", [], None, None, "small")
     assert "preset=deploy" not in quantize_overrides("model.onnx", ["preset=modelopt"], None, None, "deploy")
+
+
+def test_missing_data_are_named_without_a_flag(tmp_path: Path) -> None:
+    """Python has no flag ``--data``: the sentence suits both doors."""
+    with pytest.raises(JaxqError, match=r"^data '.*nowhere.txt' does not exist"):
+        held_out_overrides(str(tmp_path / "nowhere.txt"))
