@@ -53,7 +53,7 @@ def quantize(
         calibration = None if data is None else _as_path(data, "calib", Path(folder))
         evaluation = None if held_out is None else _as_path(held_out, "eval", Path(folder))
         settings = [*([] if method is None else [f"method={method}"]), *_options(options)]
-        return quantize_to(fspath(model), fspath(output), settings, (calibration, evaluation), preset)
+        return quantize_to(_path(model, "model"), _path(output, "output"), settings, (calibration, evaluation), preset)
 
 
 def evaluate(
@@ -81,10 +81,10 @@ def evaluate(
         jaxq.errors.JaxqError: model 'missing.onnx' does not exist:
         give the path of an .onnx file, or a folder with one
     """
-    names = [fspath(models)] if isinstance(models, str | PathLike) else [fspath(model) for model in models]
+    names = [_path(m, "models") for m in ([models] if isinstance(models, str | PathLike) else models)]
     if not names:
         raise JaxqError("no model is given: give the path of an .onnx file, or a folder with one")
-    float_model = None if against is None else fspath(against)
+    float_model = None if against is None else _path(against, "against")
     with tempfile.TemporaryDirectory(prefix="jaxq-") as folder:
         path = None if data is None else _as_path(data, "eval", Path(folder))
         result = evaluate_models(names, path, float_model, prompt, _options(options))
@@ -96,6 +96,17 @@ def _options(options: Sequence[str]) -> list[str]:
     if isinstance(options, str):
         raise JaxqError(f"options is the string {options!r}: give a list, as in options=[{options!r}]")
     return list(options)
+
+
+def _path(value: object, name: str) -> str:
+    """A path as text.
+
+    Raises:
+        JaxqError: it is no path.
+    """
+    if not isinstance(value, str | PathLike):
+        raise JaxqError(f"{name} is of type {type(value).__name__}: give a path, as text or as pathlib.Path")
+    return fspath(value)
 
 
 def _as_path(data: Data, key: str, folder: Path) -> str:

@@ -26,6 +26,8 @@ from jaxq.runtime.session import runtime
 _NO_RUN = ("calib.", "method", "form", "dtype", "block_size", "scale_dtype", "mixed.", "gather.", "preset", "model")
 """Beginnings of options of a run that evaluate nothing."""
 
+_DATA_KEYS = ("eval.tokens", "eval.text", "eval.dataset", "eval.source")
+
 
 @dataclass(frozen=True)
 class ModelsEvaluation:
@@ -85,6 +87,7 @@ def evaluate_models(
     overrides = [*held_out_overrides(data), *plain_settings(settings)]
     paths = [find_model(Path(model)) for model in models]
     float_path = None if against is None else find_model(Path(against))
+    _check_used(data, against, settings)
     config = compose_config([*_model(paths[0]), "calib.samples=0", *overrides])
     check_data(config)
     tokenizer = _tokenizer(config, [*paths, *([float_path] if float_path else [])])
@@ -111,6 +114,17 @@ def _check_settings(settings: Sequence[str]) -> None:
         key = setting.partition("=")[0].lstrip("+~")
         if key.startswith(_NO_RUN):
             raise JaxqError(f"{key} is an option of a run and changes no evaluation: leave it out; eval.* can be given")
+
+
+def _check_used(data: str | None, against: str | None, settings: Sequence[str]) -> None:
+    """Refuses what only held-out data gives an effect."""
+    keys = [setting.partition("=")[0] for setting in settings]
+    if data is not None or any(key in _DATA_KEYS for key in keys):
+        return
+    useless = [key for key in keys if key.startswith("eval.") and key != "eval.tokenizer"]  # that reads the prompt
+    useless += [] if against is None else ["--against"]
+    if useless:
+        raise JaxqError(f"{useless[0]} changes nothing without held-out data: give --data, or leave it out")
 
 
 def _model(path: Path) -> list[str]:

@@ -182,10 +182,8 @@ def _evaluates_dataset(run: Run) -> bool:
     return config.eval.samples > 0 and bool(own)
 
 
-_CALIBRATION = Effect(
-    "calibration data: calib.samples above 0, and calib.text, calib.dataset or calib.tokens", _has_calibration
-)
-_EVALUATION = Effect("held-out data: eval.samples above 0, and eval.text, eval.dataset or eval.tokens", _has_evaluation)
+_CALIBRATION = Effect("calibration data, which calib.text, calib.dataset or calib.tokens gives", _has_calibration)
+_EVALUATION = Effect("held-out data, which eval.text, eval.dataset or eval.tokens gives", _has_evaluation)
 _CALIB_SAMPLES = Effect("calib.samples above 0", lambda run: run.config.calib.samples > 0, "calib.samples")
 _EVAL_SAMPLES = Effect("eval.samples above 0", lambda run: run.config.eval.samples > 0, "eval.samples")
 _CALIB_DATASET = Effect("calib.dataset", lambda run: bool(run.config.calib.dataset), "calib.dataset")

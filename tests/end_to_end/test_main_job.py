@@ -151,11 +151,16 @@ def test_an_onnx_file_with_text_and_a_tokenizer(jaxq, cache, tmp_path):
     assert done.report["accuracy"]["tokens"] == 2 * 63
 
 
-def test_a_model_without_data_gets_rtn(jaxq, cache):
+def test_a_model_without_data_is_calibrated_on_text_that_it_draws(jaxq, cache):
     jaxq("method=rtn_dq", "calib.samples=0", "eval.samples=0")
     (path,) = cache.glob("embedded-*.onnx")
-    done = jaxq("model=onnx", f"model.path={path}")
+    small = ("calib.samples=2", "calib.length=16", "eval.samples=2", "eval.length=16")
+    drawn = jaxq("model=onnx", f"model.path={path}", *small)
+    assert drawn.code == 0, drawn.err
+    assert drawn.report["method"] == "best"
+    assert drawn.report["data"]["calibration"]["drawn_share"] == 1
+    assert drawn.report["accuracy"]["runtimes"]["level 1"]["kl"] > 0
+    done = jaxq("model=onnx", f"model.path={path}", "method=rtn_dq")
     assert done.code == 0, done.err
-    assert done.report["method"] == "rtn_dq"
     assert done.report["accuracy"] == {"not_measured": "no held-out data was given"}
     assert all(layer["loss"] is None and layer["sqnr_db"] > 5 for layer in done.report["layers"])

@@ -13,6 +13,7 @@ import jaxq
 from jaxq import embedded
 from jaxq.data.texts import load_tokenizer
 from jaxq.embedded import build_model, documents
+from jaxq.errors import JaxqError
 from jaxq.evaluation.accuracy import Evaluation
 from jaxq.files.model_file import save_model
 from jaxq.harness.text_sample import escaped
@@ -140,3 +141,10 @@ def test_the_report_has_text_of_both_models(jaxq):
     assert encoder.decode(tokens[start:], skip_special_tokens=False)[:20] == sample["quantized_text"][:20]
     without = jaxq("method=rtn_dq", "eval.samples=0", *SMALL[:2])
     assert without.report["sample"] is None and "text after" not in without.out
+
+
+def test_what_is_no_path_is_refused_by_name():
+    with pytest.raises(JaxqError, match="model is of type int: give a path"):
+        jaxq.quantize(5, "out")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(JaxqError, match="against is of type float: give a path"):
+        jaxq.evaluate("m.onnx", against=0.5)  # pyright: ignore[reportArgumentType]

@@ -10,8 +10,9 @@ import pytest
 
 from jaxq import embedded
 from jaxq.embedded import build_model
+from jaxq.errors import JaxqError
 from jaxq.files.model_file import save_model
-from jaxq.harness import evaluate_command
+from jaxq.harness import evaluate, evaluate_command
 from tests.support.cached_model import cached_model
 from tests.support.encoders import IDS, encoder
 
@@ -132,3 +133,13 @@ def test_ctrl_c_ends_with_130(jaxq, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_command, "evaluate_models", interrupted)
     done = jaxq("evaluate", str(cached_model(tmp_path / "model.onnx")))
     assert done.code == 130 and done.err.startswith("error: interrupted")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"), [(["--against", "float.onnx"], "--against"), (["eval.samples=2"], "eval.samples")]
+)
+def test_what_needs_data_is_refused_without(arguments, key, monkeypatch):
+    monkeypatch.setattr(evaluate, "find_model", lambda path: path)
+    against = arguments[1] if key == "--against" else None
+    with pytest.raises(JaxqError, match=f"{key} changes nothing without held-out data"):
+        evaluate.evaluate_models(["m.onnx"], None, against, settings=[] if against else arguments)
