@@ -144,6 +144,7 @@ def search_scales(
         JaxqError: ``columns`` is negative, or the shapes of ``w`` and the moments do not fit each other.
 
     Example:
+        >>> from jaxq.methods.grids import alpha_grid
         >>> x = jax.random.normal(jax.random.key(0), (64, 8)) * jnp.array([30.0, 1, 1, 1, 1, 1, 1, 1])
         >>> w = jax.random.normal(jax.random.key(1), (8, 4))
         >>> m = Moments(x.T @ x / 64, jnp.abs(x).mean(0), jnp.array(64))
@@ -285,6 +286,7 @@ def search_clip(
         JaxqError: the shapes of ``w`` and ``h`` do not fit each other.
 
     Example:
+        >>> from jaxq.methods.grids import ratio_grid
         >>> x = jax.random.normal(jax.random.key(0), (64, 8))
         >>> w = jax.random.normal(jax.random.key(1), (8, 4))
         >>> from jaxq.formats.registry import IntegerFormat

@@ -111,7 +111,7 @@ CONFIG_ROWS = {
     "a share of all": (["eval.holdout_fraction=1"], ["eval.holdout_fraction is 1.0"]),
     "a share in other lengths": (
         ["calib.text=a", "eval.holdout_fraction=0.2", "eval.length=64"],
-        ["eval.length is 64 and calib.length is 16"],
+        ["eval.length is 64 and calib.length is 256"],
     ),
     "a share and text": (["calib.text=a", "eval.holdout_fraction=0.2", "eval.text=b"], ["leave out one of them"]),
     "no Hugging Face model": (["model=hf"], ["model.id"]),
