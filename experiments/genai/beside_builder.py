@@ -30,6 +30,9 @@ from rich.table import Table
 from smollm2 import make_huggingface, make_tokens
 from tokenizers import Tokenizer
 
+from jaxq.files.model_file import load_model
+from jaxq.runtime.inputs import read_input_spec, to_batch
+
 NAMES = ("float", "int4", "deploy")
 REPEATS = 5
 PROMPT, GENERATED = 128, 64
@@ -102,12 +105,9 @@ def log_probabilities(folder: Path, samples: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    rows = []
+    spec, rows = read_input_spec(load_model(folder / "model.onnx")), []
     for sample in samples:
-        feeds = {"input_ids": sample[None], "attention_mask": np.ones((1, len(sample)), np.int64)}
-        for value in session.get_inputs():
-            if value.name.startswith("past_key_values"):
-                feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        feeds = dict(to_batch({"input_ids": sample[None]}, spec).feeds)
         logits = np.asarray(session.run(["logits"], feeds)[0])[0].astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         rows.append((logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32))
