@@ -22,6 +22,9 @@ SIZES = {
     "small": ModelConfig(vocabulary=8192, hidden=512, layers=4, heads=8, kv_heads=2, head_size=64, ffn=1408),
     "2.5gb": ModelConfig(vocabulary=32000, hidden=2048, layers=11, heads=32, kv_heads=8, head_size=64, ffn=5632),
     "8gb": ModelConfig(vocabulary=32000, hidden=2560, layers=30, heads=20, kv_heads=4, head_size=128, ffn=6912),
+    # One layer, and a head and a table of today's vocabularies.
+    "head-1024": ModelConfig(vocabulary=150000, hidden=1024, layers=1, heads=16, kv_heads=4, head_size=64, ffn=2816),
+    "head-2048": ModelConfig(vocabulary=150000, hidden=2048, layers=1, heads=32, kv_heads=8, head_size=64, ffn=5632),
 }
 LENGTH = 256
 

@@ -24,7 +24,6 @@ from watch import watch
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-BLOCK_SIZE = 128
 MEDIANS = ("wall_seconds", "cpu_seconds", "peak_mb", "peak_anonymous_mb", "peak_file_mb")
 
 
@@ -35,8 +34,8 @@ def command(run: str, model: Path, folder: Path, args: argparse.Namespace) -> li
     if tool == "modelopt":
         script = REPOSITORY / "experiments" / "bench" / "peers" / "modelopt_int4.py"
         options = [f"--model={model}", f"--tokens={tokens}", f"--out={folder / 'model.onnx'}", f"--method={method}"]
-        return [args.peer_python, str(script), *options, f"--block-size={BLOCK_SIZE}"]
-    samples = args.samples if method.startswith("awq") else 0  # rounding needs no data
+        return [args.peer_python, str(script), *options, f"--block-size={args.block_size}"]
+    samples = 0 if method in ("rtn", "rtn_dq") else args.samples  # rounding needs no data
     return [
         args.jaxq_python,
         "-m",
@@ -47,7 +46,7 @@ def command(run: str, model: Path, folder: Path, args: argparse.Namespace) -> li
         f"calib.samples={samples}",
         "eval.samples=0",
         f"method={method}",
-        f"block_size={BLOCK_SIZE}",
+        f"block_size={args.block_size}",
         f"hydra.run.dir={folder}",
         *args.option,
     ]
@@ -119,7 +118,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     result: dict[str, Any] = {
         "model": json.loads((args.model / "shape.json").read_text()),
         "model_mb": round(_size(model.parent.glob("model.onnx*")), 1),
-        "block_size": BLOCK_SIZE,
+        "block_size": args.block_size,
         "cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
@@ -146,6 +145,7 @@ def main() -> None:
     parser.add_argument("--runs", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--peer-python", default=None)
     parser.add_argument("--jaxq-python", default=sys.executable)

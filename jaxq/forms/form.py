@@ -49,8 +49,9 @@ class Form:
     Attributes:
         name: Its name on the command line, and the key in `jaxq.forms.registry.FORMS`.
         write: Puts a quantized weight into a graph in place of a site's float weight.
-        block_sizes: Block sizes by dtype, -1 for one block per channel. Those that ONNX could store, but that runtimes
-            expand anew at every run, are left out.
+        block_sizes: Block sizes by dtype, -1 for one block per channel.
+        least_block: Where given, integers can have blocks of every size from this one on; ``block_sizes`` then lists
+            those that budgets choose among. None: the sizes of ``block_sizes`` alone.
         opset: The least opset of a file; 0 for any.
         ir_version: The least version of the file format.
         gather_axes: Axes along which tables of Gather can be blocked.
@@ -68,6 +69,7 @@ class Form:
     name: str
     write: Callable[[ir.Graph, Site, StoredWeight], None] = field(repr=False)
     block_sizes: Mapping[str, tuple[int, ...]]
+    least_block: int | None = None
     opset: int = 21
     ir_version: int = 10
     gather_axes: tuple[int, ...] = ()
@@ -100,7 +102,7 @@ class Form:
                     f"form {self.name!r} does not support {use.fmt.dtype}: it supports {dtypes}; "
                     f"{_forms_for(uses, others)}"
                 )
-            if use.fmt.block_size not in self.block_sizes[use.fmt.dtype]:
+            if not self._has_block_size(use.fmt):
                 raise JaxqError(
                     f"{use.option} is {use.fmt.block_size!r}: form {self.name!r} supports {use.fmt.dtype} "
                     f"{self._block_size_choices(use.fmt.dtype)}; choose one of these"
@@ -114,9 +116,16 @@ class Form:
                     f"form {self.name!r} stores scales in the type of the activations: leave scale_dtype out"
                 )
 
+    def _has_block_size(self, fmt: WeightFormat) -> bool:
+        sizes = self.block_sizes.get(fmt.dtype, ())
+        any_size = self.least_block is not None and fmt.dtype in INTEGER_DTYPES and bool(sizes)
+        return fmt.block_size in sizes or (any_size and fmt.block_size >= (self.least_block or 0))
+
     def _block_size_choices(self, dtype: str) -> str:
         sizes = self.block_sizes[dtype]
         blocks = ", ".join(str(size) for size in sizes if size > 0)
+        if self.least_block is not None and dtype in INTEGER_DTYPES:
+            blocks = f"{self.least_block} rows or more"
         choices = [f"in blocks of {blocks}"] * bool(blocks) + ["with -1, one block per channel"] * (-1 in sizes)
         return " or ".join(choices)
 
@@ -124,7 +133,7 @@ class Form:
         """True if a file of this form can store a format; ``any_block_size`` asks for its dtype alone."""
         sizes = self.block_sizes.get(use.fmt.dtype, ())
         return (
-            (bool(sizes) if any_block_size else use.fmt.block_size in sizes)
+            (bool(sizes) if any_block_size else self._has_block_size(use.fmt))
             and (use.axis is None or use.axis in self.gather_axes)
             and (self.casts or not _has_narrow_scales(use.fmt))
             and (self.negative_scales or not _has_negative_scales(use.fmt))

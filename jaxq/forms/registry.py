@@ -9,19 +9,27 @@ from jaxq.forms.form import INTEGER_DTYPES, Form, notional_nbytes
 
 _BLOCKED = (16, 32, 64, 128, 256)
 _BLOCK_SIZES = (-1, *_BLOCKED)
+_LEAST_BLOCK = 2  # a block of one number has nothing to share a scale with
 _MX = {"mxfp8": (32,), "mxfp4": (32,)}
 
 _FORMS = (
-    Form("dq", dq.write, dict.fromkeys(INTEGER_DTYPES, _BLOCK_SIZES), gather_axes=(0, 1)),
+    Form("dq", dq.write, dict.fromkeys(INTEGER_DTYPES, _BLOCK_SIZES), _LEAST_BLOCK, gather_axes=(0, 1)),
     Form(
         "qdq",
         qdq.write,
         dict.fromkeys(("int4", "uint4", "int8", "uint8"), _BLOCK_SIZES),
+        _LEAST_BLOCK,
         gather_axes=(0, 1),
         scaled=False,
         nbytes=notional_nbytes,
     ),
-    Form("column_major", column_major.write, dict.fromkeys(INTEGER_DTYPES, _BLOCK_SIZES), gather_axes=(0, 1)),
+    Form(
+        "column_major",
+        column_major.write,
+        dict.fromkeys(INTEGER_DTYPES, _BLOCK_SIZES),
+        _LEAST_BLOCK,
+        gather_axes=(0, 1),
+    ),
     Form(
         "matmulnbits",
         partial(matmulnbits.write, accuracy_level=4),

@@ -25,7 +25,7 @@ VECTOR = "a vector (bias, norm or constant)"
 
 _QUANTIZABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CAN = "the second input of MatMul, Gemm and Conv can be quantized"
-_SMALLEST_BLOCK = 16  # of all forms
+_SMALLEST_KERNEL = 16  # weights for each output: of fewer, scales take a large part of what codes save
 _VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split")
 
 
@@ -162,6 +162,6 @@ def _kernel_reason(shape: tuple[int, ...], nodes: Sequence[ir.Node]) -> str | No
         return f"a kernel that Conv and {' and '.join(others)} read: one that Conv alone reads can be quantized"
     if len({attribute(node, "group", 1) for node in nodes}) > 1:
         return "shared by Conv nodes with different groups"
-    if (size := int(np.prod(shape[1:]))) < _SMALLEST_BLOCK:
-        return f"a kernel with {size} weights for each output: fewer than the smallest block, {_SMALLEST_BLOCK}"
+    if (size := int(np.prod(shape[1:]))) < _SMALLEST_KERNEL:
+        return f"a kernel with {size} weights for each output: those with {_SMALLEST_KERNEL} or more can be quantized"
     return None

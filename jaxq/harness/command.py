@@ -26,6 +26,7 @@ from jaxq.evaluation.accuracy import Evaluation, evaluate
 from jaxq.files.cache_use import cache_in_use
 from jaxq.files.companions import copy_companions
 from jaxq.files.model_file import hash_model, load_model
+from jaxq.forms.dq import is_fused
 from jaxq.forms.form import Form
 from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
@@ -220,6 +221,8 @@ def _form_notes(form: Form, accuracy_level: int) -> Iterator[str]:
 def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
     if job.gather is not None and not any(layer.is_table for layer in outcome.layers):
         yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
+    if job.form.name == "dq":
+        yield from _unfused_note(outcome)
     if nested := [layer for layer in outcome.layers if layer.nested]:
         yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     yield from outcome.notices
@@ -230,6 +233,15 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
     unmasked = sorted({name for window in outcome.windows for name in window.unmasked})
     if unmasked:
         yield f"padding counts in {len(unmasked)} activations whose shape shows no tokens: {', '.join(unmasked[:3])}"
+
+
+def _unfused_note(outcome: Outcome) -> Iterator[str]:
+    sizes = {layer.block_size for layer in outcome.layers if not layer.is_table}
+    if slow := sorted(size for size in sizes if not is_fused(size)):
+        yield (
+            f"blocks of {', '.join(map(str, slow))}: onnxruntime makes floats of such codes at every run, and one "
+            "token takes up to 200 times as long; it multiplies by blocks of 16, 32, 64, 128 ... as they are"
+        )
 
 
 def _layer_notes(outcome: Outcome) -> dict[str, list[str]]:

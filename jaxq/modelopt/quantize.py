@@ -70,7 +70,8 @@ def quantize(
             Devices that onnxruntime lacks are skipped.
         use_external_data_format: Ignored: temporary files use external data where their size needs it.
         use_zero_point: Unsigned codes with a zero point per block.
-        block_size: Rows a block: 16, 32, 64, 128 or 256, or -1 per channel; None is 128.
+        block_size: Rows a block, 2 or more, or -1 per channel; None is 128. onnxruntime is fast with powers of two
+            from 16 on.
         nodes_to_exclude: Regular expressions; nodes whose names begin with a match are skipped.
         kwargs: Further options, each with its default:
 
@@ -151,7 +152,7 @@ def quantize_rtn(
         onnx_model: The model; it does not change.
         gemm_io_type: Type of the scales and products, ``onnx.TensorProto.FLOAT`` or ``FLOAT16``: that of the model's
             weights. None takes the type of the weights.
-        block_size: Rows a block: 16, 32, 64, 128 or 256, or -1 per channel.
+        block_size: Rows a block, 2 or more, or -1 per channel.
         dq_only: Store codes, read by DequantizeLinear; else float weights, between QuantizeLinear and DequantizeLinear.
         nodes_to_exclude: Regular expressions; nodes whose names begin with a match are skipped.
 

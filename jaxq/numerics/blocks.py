@@ -9,7 +9,7 @@ from jaxq.numerics.sharding import whole
 
 
 def resolve_block_size(dim: int, block_size: int) -> int:
-    """Rows in a block: ``block_size`` itself, or the whole axis for -1 (per channel).
+    """Rows in a block: ``block_size`` itself, or the whole axis for -1 (per channel) and for larger blocks.
 
     Args:
         dim: Length of the axis that is split, at least 1.
@@ -19,14 +19,14 @@ def resolve_block_size(dim: int, block_size: int) -> int:
         JaxqError: ``block_size`` is 0 or below -1.
 
     Example:
-        >>> resolve_block_size(300, 128), resolve_block_size(300, -1)
-        (128, 300)
+        >>> [resolve_block_size(300, block_size) for block_size in (128, -1, 512)]
+        [128, 300, 300]
     """
     if block_size == -1:
         return dim
     if block_size < 1:
         raise JaxqError(f"block_size is {block_size}: give a positive number of rows, or -1 for one block per channel")
-    return block_size
+    return max(1, min(block_size, dim))
 
 
 def count_blocks(dim: int, block_size: int) -> int:

@@ -278,7 +278,7 @@ LEFT = {
     "groups": (read_in_groups, "shared by Conv nodes with different groups"),
     "depthwise": (
         depthwise,
-        "a kernel with 9 weights for each output: fewer than the smallest block, 16",
+        "a kernel with 9 weights for each output: those with 16 or more can be quantized",
     ),
     "constant": (constant_image, "it multiplies a constant, not an activation"),
 }

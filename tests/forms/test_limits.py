@@ -46,7 +46,10 @@ CASES = {
     ),
     "best in trt_qdq": Case("trt_qdq", "but best chooses other codes than the nearest", method="best", data=True),
     "block size": Case(
-        "dq", "48: form 'dq' supports int4 in blocks of 16, 32, 64, 128, 256 or with -1", IntegerFormat(48)
+        "matmulnbits", "48: form 'matmulnbits' supports int4 in blocks of 16, 32, 64, 128, 256;", IntegerFormat(48)
+    ),
+    "blocks of one number": Case(
+        "dq", "1: form 'dq' supports int4 in blocks of 2 rows or more or with -1, one block", IntegerFormat(1)
     ),
     "per channel in matmulnbits": Case(
         "matmulnbits", "block_size is -1: form 'matmulnbits' supports int4 in blocks of 16,", IntegerFormat(-1)
