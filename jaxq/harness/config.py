@@ -106,7 +106,8 @@ class MethodConfig:
     )
     exclude: list[str] = _option(
         "Weights that are not quantized: a list of shell patterns of weight or node names, such as ['*lm_head*']. The "
-        "output layer is excluded by default because its errors reach the logits directly. []: exclude nothing."
+        "output layer is excluded by default because its errors reach the logits directly. A pattern that you give has to "
+        "fit a weight. []: exclude nothing."
     )
 
 
@@ -135,7 +136,8 @@ class MixedConfig:
     """Weights in 8 bits beside weights in fewer."""
 
     int8: list[str] = _option(
-        "Weights in int8 instead of dtype: a list of shell patterns of weight or node names, such as ['*v_proj*']."
+        "Weights in int8 instead of dtype: a list of shell patterns of weight or node names, such as ['*v_proj*']. A "
+        "pattern that you give has to fit a weight that is quantized and no table."
     )
     block_size: int | None = _option(
         "Block size of the weights in mixed.int8. null: -1, one block per output channel, where the form supports it, "

@@ -16,6 +16,7 @@ from jaxq.harness.config import Config, DataConfig
 from jaxq.harness.data import RunData, check_data, has_data, read_data
 from jaxq.harness.drawn_text import data_sources, draws_by_default, needs_data, open_drawn_text
 from jaxq.harness.make_job import make_job
+from jaxq.harness.name_patterns import check_patterns
 from jaxq.harness.option_effects import check_options
 from jaxq.huggingface.export import export_model
 from jaxq.pipeline.job import Job
@@ -65,7 +66,8 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress, ove
     model = load_model(source)
     drawn, on_drawing = open_drawn_text(config, source, cache, progress)
     # Checked before text is drawn, which takes a while.
-    make_job(config, source, target, has_data(config) or (drawn is not None and draws_by_default(config)))
+    will_have_data = has_data(config) or (drawn is not None and draws_by_default(config))
+    check_patterns(make_job(config, source, target, will_have_data), overrides, will_have_data)
     data = read_data(config, source, read_input_spec(model), drawn)
     job = make_job(config, source, target, bool(data.calib))
     methods = [override for override in overrides if override.lstrip("+").startswith("method.")]
