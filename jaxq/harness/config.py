@@ -106,8 +106,8 @@ class MethodConfig:
     )
     exclude: list[str] = _option(
         "Weights that are not quantized: a list of shell patterns of weight or node names, such as ['*lm_head*']. The "
-        "output layer is excluded by default because its errors reach the logits directly. A pattern that you give has to "
-        "fit a weight. []: exclude nothing."
+        "output layer is excluded by default because its errors reach the logits directly. A pattern that you give has "
+        "to fit a weight. []: exclude nothing."
     )
 
 
