@@ -27,7 +27,6 @@ from jaxq.files.cache_use import cache_in_use
 from jaxq.files.companions import copy_companions
 from jaxq.files.model_file import hash_model, load_model
 from jaxq.forms.form import Form
-from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
 from jaxq.harness.dry_run_report import print_estimate
 from jaxq.harness.float_weights import float_weights_note
@@ -47,7 +46,6 @@ from jaxq.pipeline.outcome import Outcome
 from jaxq.pipeline.quantize import quantize_model
 from jaxq.runtime.batches import Batch, hash_batches
 
-_DEFAULT_LEVEL = 4
 _QUICK_SAMPLES = 16  # of conf/eval/quick.yaml
 _TRACEBACK = "JAXQ_TRACEBACK"
 
@@ -187,8 +185,8 @@ def run(
             sample=sample,
             notes=(
                 *task.notes,
-                *_form_notes(job.form, config.form.accuracy_level),
-                *_notes(outcome, job),
+                *_form_notes(job.form),
+                *_notes(outcome),
                 *beside,
                 *([large] if large else []),
             ),
@@ -209,18 +207,13 @@ def _sample(config: Config, job: Job, held_out: Sequence[Batch], evaluation: obj
         return None
 
 
-def _form_notes(form: Form, accuracy_level: int) -> Iterator[str]:
+def _form_notes(form: Form) -> Iterator[str]:
     if not form.runs:
         yield f"onnxruntime cannot run form={form.name} on a CPU: accuracy is that of the dequantized weights"
-    if accuracy_level != _DEFAULT_LEVEL and not form.stores_accuracy_level:
-        names = ", ".join(other.name for other in FORMS.values() if other.stores_accuracy_level)
-        yield f"form.accuracy_level has no effect on form={form.name}: only {names} stores it"
 
 
-def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
-    if job.gather is not None and not any(layer.is_table for layer in outcome.layers):
-        yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
-    if nested := [layer for layer in outcome.layers if layer.nested]:
+def _notes(outcome: Outcome) -> Iterator[str]:
+    if nested := [layer for layer in outcome.layers if layer.nested and layer.note]:
         yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     yield from outcome.notices
     for pattern in outcome.unmatched:

@@ -16,8 +16,8 @@ from jaxq.harness.config import Config, DataConfig
 from jaxq.harness.data import RunData, check_data, has_data, read_data
 from jaxq.harness.drawn_text import data_sources, draws_by_default, needs_data, open_drawn_text
 from jaxq.harness.make_job import make_job
-from jaxq.harness.name_patterns import check_patterns
 from jaxq.harness.option_effects import check_options
+from jaxq.harness.weight_options import check_weight_options
 from jaxq.huggingface.export import export_model
 from jaxq.pipeline.job import Job
 from jaxq.progress import Progress
@@ -67,7 +67,7 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress, ove
     drawn, on_drawing = open_drawn_text(config, source, cache, progress)
     # Checked before text is drawn, which takes a while.
     will_have_data = has_data(config) or (drawn is not None and draws_by_default(config))
-    check_patterns(make_job(config, source, target, will_have_data), overrides, will_have_data)
+    check_weight_options(make_job(config, source, target, will_have_data), overrides, will_have_data)
     data = read_data(config, source, read_input_spec(model), drawn)
     job = make_job(config, source, target, bool(data.calib))
     methods = [override for override in overrides if override.lstrip("+").startswith("method.")]

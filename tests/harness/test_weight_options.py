@@ -1,4 +1,4 @@
-"""Patterns of names that the user gives: those that change nothing are refused with what to write instead."""
+"""Options on some weights that the user gives: those that fit none are refused with what to write instead."""
 
 import csv
 
@@ -60,6 +60,17 @@ def test_the_pattern_of_the_defaults_may_fit_nothing(jaxq, tmp_path):
     assert done.code == 0, done.err
     assert done.report["unmatched_patterns"] == ["*lm_head*"]
     assert jaxq(*arguments, "method.exclude=*lm_head*").code == 2
+
+
+def test_the_preset_may_ask_for_tables_that_a_model_lacks(jaxq, tmp_path):
+    onnx.save(models.mlp(), tmp_path / "mlp.onnx")
+    arguments = ("quantize", str(tmp_path / "mlp.onnx"), "method=rtn_dq", "block_size=16")
+    done = jaxq(*arguments)
+    assert done.code == 0, done.err
+    assert "gather" not in done.out
+    refused = jaxq(*arguments, "gather.dtype=int8")
+    assert refused.code == 2
+    assert "gather.dtype changes nothing: the model has no table of Gather" in refused.err
 
 
 def test_only_that_job_of_a_sweep_is_refused(jaxq):

@@ -1,4 +1,4 @@
-"""Patterns of weight names that the user gives and that fit no weight: refused, with what to write instead."""
+"""Options on some weights that the user gives and that fit none of the model: refused, with what to write instead."""
 
 import difflib
 import re
@@ -20,33 +20,35 @@ _MIN_PART = 3
 _WILDCARDS = "*?"
 
 
-def check_patterns(job: Job, overrides: Iterable[str], has_data: bool) -> None:
-    """Refuses name patterns that the user gives and that change nothing; those of presets may fit no weight.
+def check_weight_options(job: Job, overrides: Iterable[str], has_data: bool) -> None:
+    """Refuses name patterns and options on tables that the user gives and that change nothing; presets may hold some.
 
     A pattern is compared with whole names, as in a shell. Part of a name is refused too, and never taken for the
     pattern with wildcards around it: that may fit more weights than are meant.
 
     Args:
-        job: The job; its model is opened only where the user gives patterns.
+        job: The job; its model is opened only where the user gives such options.
         overrides: The overrides of the run, as on the command line.
         has_data: There is calibration data.
 
     Raises:
-        JaxqError: a pattern fits no weight, or none that it could change; the sentence says what to write instead.
+        JaxqError: an option fits no weight, or none that it could change; the sentence says what to write instead.
     """
-    rules = [pattern for rule in job.rules for pattern in rule.patterns]
-    patterns = {"method.exclude": job.exclude, "mixed.int8": rules}
-    given = [(key, pattern) for key in given_keys(overrides) for pattern in patterns.get(key, ())]
-    if not given:
+    patterns = {"method.exclude": job.exclude, "mixed.int8": [p for rule in job.rules for p in rule.patterns]}
+    keys = given_keys(overrides)
+    given = [(key, pattern) for key in keys for pattern in patterns.get(key, ())]
+    on_tables = [key for key in keys if key.startswith("gather.")]
+    if not given and not on_tables:
         return
     source = open_source(job, check_job(job, has_data))
     names = list(names_of_weights(source.model.graph))
     for key, pattern in given:
         if not any(fnmatchcase(name, pattern) for of_weight in names for name in of_weight):
             raise JaxqError(f"{key} has {pattern!r}, which fits no weight or node: {_instead(pattern, source, names)}")
-    for key, pattern in given:
         if key == "mixed.int8" and (reason := _without_effect(pattern, source, names)):
             raise JaxqError(f"{key} has {pattern!r}, which changes nothing: {reason}")
+    if on_tables and not any(site.has_table for site in _sites(source)):
+        raise JaxqError(f"{on_tables[0]} changes nothing: the model has no table of Gather that can be quantized")
 
 
 def _instead(pattern: str, source: Source, names: Sequence[Sequence[str]]) -> str:
