@@ -29,6 +29,7 @@ from jaxq.files.model_file import hash_model, load_model
 from jaxq.forms.form import Form
 from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
 from jaxq.harness.dry_run_report import print_estimate
+from jaxq.harness.failures import TRACEBACK, fail
 from jaxq.harness.float_weights import float_weights_note
 from jaxq.harness.hydra_errors import hydra_sentence, suggestion
 from jaxq.harness.progress_bars import print_line, progress_bars
@@ -36,6 +37,7 @@ from jaxq.harness.records import Report, versions, write_estimate, write_failure
 from jaxq.harness.report import print_report, unmatched_note
 from jaxq.harness.run_folder import link_latest, remove_without_result
 from jaxq.harness.run_log import LoggedConsole, run_log
+from jaxq.harness.sweep import remove_stopped_sweep
 from jaxq.harness.task import open_task, text_hashes
 from jaxq.harness.text_sample import TextSample, sample_texts
 from jaxq.harness.tokenizer_files import find_tokenizer
@@ -47,7 +49,6 @@ from jaxq.pipeline.quantize import quantize_model
 from jaxq.runtime.batches import Batch, hash_batches
 
 _QUICK_SAMPLES = 16  # of conf/eval/quick.yaml
-_TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
 
@@ -55,17 +56,30 @@ register()
 def execute() -> None:
     """Runs the command in ``sys.argv``; exits with code 2 and one sentence on bad input."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets its errors through to the handlers below
-    if os.environ.get(_TRACEBACK) == "1":
-        _hydra_main()
-        return
+    HydraConfig.instance().cfg = None  # that of an earlier command in this process
     try:
         _hydra_main()
-    except (JaxqError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(_fail(hydra_sentence(error)))
-    except OSError as error:
-        sys.exit(_fail(_os_error_sentence(error)))
-    except Exception as error:  # not bad input that jaxq knows of, perhaps its own fault
-        sys.exit(_fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {_TRACEBACK}=1 shows where"))
+    except BaseException as error:
+        remove_stopped_sweep()
+        if os.environ.get(TRACEBACK) == "1" or not isinstance(error, Exception):
+            raise
+        sys.exit(fail(_sentence(error)))
+
+
+def _sentence(error: Exception) -> str:
+    """The sentence for an error of a command.
+
+    Raises:
+        BrokenPipeError: the reader of the output is gone.
+    """
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, JaxqError | HydraException | OmegaConfBaseException):
+        return hydra_sentence(error)
+    if isinstance(error, OSError):
+        return _os_error_sentence(error)
+    # not bad input that jaxq knows of, perhaps its own fault
+    return f"{type(error).__name__}: {' '.join(str(error).split())}; {TRACEBACK}=1 shows where"
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -78,28 +92,30 @@ def _hydra_main(raw: DictConfig) -> None:
         _refuse_unknown(raw)
         if config.dry_run:
             done = dry_run(config, plain, folder, console)
-            return
-        with run_log(folder, _overrides(), versions()):
-            report = run(config, plain, folder, console, _overrides())
-            print_report(report, folder, console)
-        done = True
+        else:
+            with run_log(folder, _overrides(), versions()):
+                report = run(config, plain, folder, console, _overrides())
+                print_report(report, folder, console)
+            done = True
     except JaxqError as error:
-        if os.environ.get(_TRACEBACK) == "1":
+        if os.environ.get(TRACEBACK) == "1":
             raise
-        code = _fail(str(error))
+        code = fail(str(error))
         if not sweeps:
             sys.exit(code)
         done = _record(str(error), plain, folder)  # the other runs of the sweep go on; its table ends with this code
     except Exception as error:
-        if os.environ.get(_TRACEBACK) == "1" or not sweeps:
+        if os.environ.get(TRACEBACK) == "1" or not sweeps:
             raise
-        _fail(f"{type(error).__name__}: {error}")
+        fail(f"{type(error).__name__}: {error}")
         done = _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
     finally:
         if not done:
             remove_without_result(folder)
-    if not sweeps:
-        link_latest(folder)
+    if not sweeps:  # the table of a sweep does both
+        if not config.dry_run:
+            link_latest(folder)
+        console.exit_if_unread()
 
 
 def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> bool:
@@ -268,8 +284,3 @@ def _os_error_sentence(error: OSError) -> str:
         places = f"outputs, cache_dir and temporary files ({tempfile.gettempdir()})"
         return f"{error.strerror}: free disk space for {places}; the same command then resumes from its finished work"
     return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-
-
-def _fail(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2

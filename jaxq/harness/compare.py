@@ -40,6 +40,7 @@ def compare(runs: Sequence[Path], as_json: bool = False) -> None:
     console = print_runs("runs", [row | {"error": "failed" if row["error"] else ""} for row in rows])
     for line in _remarks([report for _, report in reports], rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.exit_if_unread()
 
 
 def _records(run: Path) -> list[Path]:

@@ -38,12 +38,12 @@ def run(arguments: Sequence[str]) -> None:
     if list(arguments) == ["--version"]:
         print(f"jaxq {__version__}")
         return
-    exit_with_sentence(lambda: _set_arguments(arguments))
-    execute()
+    exit_with_sentence(lambda: _execute(arguments))
 
 
-def _set_arguments(arguments: Sequence[str]) -> None:
+def _execute(arguments: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *understood(arguments)]  # where Hydra reads them
+    execute()
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
