@@ -1,6 +1,5 @@
 """The command line: composes the configuration, runs it, and turns failures into one sentence and an exit code."""
 
-import contextlib
 import errno
 import os
 import sys
@@ -100,15 +99,13 @@ def _hydra_main(raw: DictConfig) -> None:
     except JaxqError as error:
         if os.environ.get(TRACEBACK) == "1":
             raise
-        code = fail(str(error))
         if not sweeps:
-            sys.exit(code)
-        done = _record(str(error), plain, folder)  # the other runs of the sweep go on; its table ends with this code
+            sys.exit(fail(str(error)))
+        done = _record(str(error), plain, folder)  # the other runs go on; the table of the sweep has the error
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not sweeps:
             raise
-        fail(f"{type(error).__name__}: {error}")
-        done = _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
+        done = _record(f"{type(error).__name__}: {' '.join(str(error).split())}", plain, folder)
     finally:
         if not done:
             remove_without_result(folder)
@@ -272,11 +269,13 @@ def _overrides() -> tuple[str, ...]:
 
 
 def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> bool:
-    """Writes an error to the folder of a run of a sweep, for the sweep's table; False if that is impossible."""
-    with contextlib.suppress(OSError):
+    """Writes an error to the folder of a run of a sweep, for the sweep's table; prints it where that is impossible."""
+    try:
         write_failure(sentence, plain, _overrides(), folder)
-        return True
-    return False
+    except OSError:
+        fail(sentence)
+        return False
+    return True
 
 
 def _os_error_sentence(error: OSError) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxq.errors import JaxqError
 from jaxq.harness.run_table import print_runs
-from jaxq.harness.sweep_rows import run_row
+from jaxq.harness.sweep_rows import errors_of, run_row
 
 _RECORDS = ("report.json", "estimate.json")
 _SAME = {
@@ -87,9 +87,8 @@ def _row(name: str, report: dict[str, Any]) -> dict[str, object]:
 
 
 def _remarks(reports: Sequence[dict[str, Any]], rows: Sequence[dict[str, object]]) -> Iterator[str]:
-    for row in rows:
-        if row["error"]:
-            yield f"{row['run']}: {row['error']}"
+    for error, runs in errors_of(rows).items():
+        yield f"{', '.join(runs)}: {error}"
     if any(row["perplexity_default"] is not None for row in rows):
         yield _LEVELS
     for name, sentence in _SAME.items():

@@ -10,10 +10,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from jaxq.harness.failures import BAD_INPUT
+from jaxq.harness.failures import BAD_INPUT, fail
 from jaxq.harness.run_folder import TABLE, link_latest, remove_sweep_without_result
 from jaxq.harness.run_table import print_runs
-from jaxq.harness.sweep_rows import COLUMNS, sweep_rows
+from jaxq.harness.sweep_rows import COLUMNS, errors_of, sweep_rows
 
 
 class SweepTable(Callback):
@@ -37,10 +37,13 @@ class SweepTable(Callback):
                 writer.writerows(rows)
             if any(folder.glob("*/model.onnx")):
                 link_latest(folder)
-        console = print_runs("sweep", rows)
+        console = print_runs("sweep", [row | {"error": "failed" if row["error"] else ""} for row in rows])
         if folder.is_dir():
             console.print(f"{folder}/{TABLE}", highlight=False, soft_wrap=True)
-        if any(row["error"] for row in rows):
+        errors = errors_of(rows)
+        for error, runs in errors.items():
+            fail(f"{error} ({'run' if len(runs) == 1 else 'runs'} {', '.join(runs)})")
+        if errors:
             raise SystemExit(BAD_INPUT)
         console.exit_if_unread()
 

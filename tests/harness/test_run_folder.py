@@ -77,6 +77,7 @@ def test_a_sweep_keeps_the_row_of_a_failed_run_and_not_its_folder(jaxq):
     (table,) = done.folder.rglob("summary.csv")
     rows = list(csv.DictReader(table.open()))
     assert [bool(row["error"]) for row in rows] == [False, True]
+    assert done.err.count("\n") == 1 and done.err.endswith("(run 1)\n")
     assert [path.name[:1] for path in table.parent.iterdir() if path.is_dir()] == ["0"]
     assert (done.folder / "outputs" / "latest").resolve() == table.parent.resolve()
 
