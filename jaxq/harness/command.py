@@ -86,14 +86,14 @@ def _hydra_main(raw: DictConfig) -> None:
     config = cast(Config, raw)
     folder = Path(HydraConfig.get().runtime.output_dir)
     plain = cast(Mapping[str, object], OmegaConf.to_container(raw, resolve=True))
-    console, sweeps, done = LoggedConsole(), HydraConfig.get().mode == RunMode.MULTIRUN, False
+    console, sweeps, done = LoggedConsole(), _sweeps(), False
     try:
         _refuse_unknown(raw)
         if config.dry_run:
             done = dry_run(config, plain, folder, console)
         else:
             with run_log(folder, _overrides(), versions()):
-                report = run(config, plain, folder, console, _overrides())
+                report = run(config, plain, folder, console, _overrides(), sweeps)
                 print_report(report, folder, console)
             done = True
     except JaxqError as error:
@@ -127,20 +127,25 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     cache = cache_dir(config)
     start = time.perf_counter()
     with cache_in_use(cache), progress_bars(console) as progress:
-        task = open_task(config, folder / "model.onnx", cache, progress, _overrides())
+        task = open_task(config, folder / "model.onnx", cache, progress, _overrides(), _sweeps())
     data = time.perf_counter() - start
     result = estimate(task.job, task.data.calib, task.data.held_out)
     drawing = {"draw text": task.data.drawing_seconds} if task.data.drawing_seconds else {}
     result = replace(result, seconds={"data": data, **drawing, **result.seconds})
     print_estimate(result, task.job.method.name, task.data.origins, task.notes, console)
     named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
-    if kept := named or HydraConfig.get().mode == RunMode.MULTIRUN:
+    if kept := named or _sweeps():
         write_estimate(result, plain, _overrides(), folder, task.data.origins)
     return kept
 
 
 def run(
-    config: Config, plain: Mapping[str, object], folder: Path, console: Console, overrides: Sequence[str]
+    config: Config,
+    plain: Mapping[str, object],
+    folder: Path,
+    console: Console,
+    overrides: Sequence[str],
+    sweeps: bool = False,
 ) -> Report:
     """Quantizes one model, evaluates it and writes its files.
 
@@ -150,6 +155,7 @@ def run(
         folder: Receives model.onnx, report.json and layers.csv.
         console: Shows progress.
         overrides: The overrides that the configuration was composed from; those without effect are refused.
+        sweeps: The run is one of a sweep.
 
     Raises:
         JaxqError: the input is bad.
@@ -163,7 +169,7 @@ def run(
         shorter = f"eval=quick takes {_QUICK_SAMPLES} samples" if config.eval.samples > _QUICK_SAMPLES else ""
         with progress_bars(console, shorter) as progress:
             with clock.phase("data"):
-                task = open_task(config, folder / "model.onnx", cache, progress, overrides)
+                task = open_task(config, folder / "model.onnx", cache, progress, overrides, sweeps)
                 job, data = task.job, task.data
             outcome = quantize_model(
                 job, data.calib, progress, lambda sentence: print_line(console, sentence), until_reported
@@ -261,6 +267,11 @@ def _refuse_unknown(raw: DictConfig) -> None:
     for key in flat_keys(OmegaConf.to_container(raw)):  # +key=value adds keys that nothing reads
         if key not in option_names():
             raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
+
+
+def _sweeps() -> bool:
+    """True for a run of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _overrides() -> tuple[str, ...]:

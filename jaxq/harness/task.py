@@ -44,7 +44,14 @@ class Task:
     notes: tuple[str, ...]
 
 
-def open_task(config: Config, target: Path, cache: Path, progress: Progress, overrides: Sequence[str] = ()) -> Task:
+def open_task(
+    config: Config,
+    target: Path,
+    cache: Path,
+    progress: Progress,
+    overrides: Sequence[str] = (),
+    sweeps: bool = False,
+) -> Task:
     """Opens the model and the data that a configuration names; exports a Hugging Face model.
 
     Args:
@@ -53,6 +60,7 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress, ove
         cache: Folder for exported and built models.
         progress: Shows the export.
         overrides: The overrides that the user gave; those without effect are refused.
+        sweeps: The run is one of a sweep.
 
     Raises:
         JaxqError: options are out of range or contradict each other (checked before any work), or a file is missing or
@@ -60,7 +68,7 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress, ove
     """
     make_job(config, Path(), Path(), has_data(config) or (draws_by_default(config) and needs_data(config)))
     check_data(config)
-    check_options(config, overrides, has_data(config) or draws_by_default(config))
+    check_options(config, overrides, has_data(config) or draws_by_default(config), sweeps)
     source, origin = _find_source(config, cache, progress)
     companions = find_companions(source, target.name)
     model = load_model(source)
@@ -71,7 +79,7 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress, ove
     data = read_data(config, source, read_input_spec(model), drawn)
     job = make_job(config, source, target, bool(data.calib))
     methods = [override for override in overrides if override.lstrip("+").startswith("method.")]
-    check_options(config, methods, bool(data.calib))  # auto is known now
+    check_options(config, methods, bool(data.calib), sweeps)  # auto is known now
     on_types = [_BFLOAT16] if has_bfloat16(model) else []
     return Task(job, data, companions, (*origin, *on_drawing, *data.notes, *on_types))
 
