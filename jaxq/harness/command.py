@@ -170,7 +170,7 @@ def run(
         with progress_bars(console, shorter) as progress:
             with clock.phase("data"):
                 task = open_task(config, folder / "model.onnx", cache, progress, overrides, sweeps)
-                job, data = task.job, task.data
+            job, data = task.job, task.data
             outcome = quantize_model(
                 job, data.calib, progress, lambda sentence: print_line(console, sentence), until_reported
             )
@@ -182,22 +182,14 @@ def run(
                     sample = _sample(config, job, data.held_out, evaluation)
                 except JaxqError as error:  # the report is written all the same, without accuracy
                     failure, evaluation = error, str(error)
-        hashes = {
-            "model": outcome.model_hash,
-            "calibration_data": outcome.data_hash,
-            "evaluation_data": hash_batches(data.held_out),
-            "output": hash_model(job.target, load_model(job.target)),
-            **text_hashes(config),
-        }
-        phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
         large = float_weights_note(config, job, outcome.skipped, outcome.target_bytes, bool(data.calib))
         report = Report(
             config=plain,
             method=job.method.name,
             outcome=outcome,
             evaluation=evaluation,
-            hashes=hashes,
-            phases=tuple(phases),
+            hashes=_hashes(config, job, outcome, data.held_out),
+            phases=(clock.phases[0], *outcome.phases, *clock.phases[1:]),
             overrides=tuple(overrides),
             total_seconds=time.perf_counter() - start,
             origins=data.origins,
@@ -224,6 +216,17 @@ def _sample(config: Config, job: Job, held_out: Sequence[Batch], evaluation: obj
         return sample_texts(job.source, job.target, find_tokenizer(config, "eval", job.source), held_out)
     except JaxqError:  # a tokenizer that cannot be read, as beside token ids: the figures stand without a sample
         return None
+
+
+def _hashes(config: Config, job: Job, outcome: Outcome, held_out: Sequence[Batch]) -> dict[str, str]:
+    """SHA-256 of what went into a run, and of the file that came out."""
+    return {
+        "model": outcome.model_hash,
+        "calibration_data": outcome.data_hash,
+        "evaluation_data": hash_batches(held_out),
+        "output": hash_model(job.target, load_model(job.target)),
+        **text_hashes(config),
+    }
 
 
 def _form_notes(form: Form) -> Iterator[str]:

@@ -157,7 +157,7 @@ class GatherConfig:
         None,
         ("0", "1", "-1"),
     )
-    dtype: str = _option("Number format of quantized tables; the choices are those of dtype=.")
+    dtype: str = _option("Number format of quantized tables.")
     block_size: int | None = _option(
         "Block size of quantized tables. null: 32, or the only one that the format has.",
         None,
@@ -189,8 +189,8 @@ class DataConfig:
         None,
     )
     source: str | None = _option(
-        "Where the data comes from if it is neither a file nor a dataset. self: text drawn from the language model "
-        "itself, with other seeds for eval than for calib. null: for calib, such text where the method can use data, "
+        "Where the data comes from if it is neither a file nor a dataset; self: text drawn from the language model "
+        "itself, with other seeds for eval. null: for calib, such text where the method can use data, "
         "none is given, and the model is a language model other than the embedded one; for eval, such text where all "
         "of the calibration text is drawn.",
         None,
