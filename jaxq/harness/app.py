@@ -96,7 +96,8 @@ def _usage_sentence(error: typer.TyperException, words: Sequence[str]) -> str:
 
 
 def _is_unknown_flag(word: str, error: typer.TyperException) -> bool:
-    return word.startswith("-") and getattr(error, "option_name", None) == word.partition("=")[0]
+    unknown = hasattr(error, "possibilities")  # else a flag that there is lacks its value
+    return unknown and word.startswith("-") and getattr(error, "option_name", None) == word.partition("=")[0]
 
 
 def _known_first_word(arguments: Sequence[str]) -> list[str]:

@@ -83,7 +83,9 @@ def _row(name: str, report: dict[str, Any]) -> dict[str, object]:
         size = report.get("size") or report.get("estimate") or {}
         return run_row(name, report) | {"float_mb": size["source_bytes"] / 1e6 if size else None}
     except (KeyError, TypeError) as error:
-        raise JaxqError(f"the report of {name!r} is not of a run of this jaxq: it lacks {error}") from error
+        raise JaxqError(
+            f"the report of {name!r} is not of a run of this jaxq, as it lacks {error}: run it again"
+        ) from error
 
 
 def _remarks(reports: Sequence[dict[str, Any]], rows: Sequence[dict[str, object]]) -> Iterator[str]:

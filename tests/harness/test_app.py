@@ -167,6 +167,10 @@ def test_overrides_alone_are_a_run(jaxq):
         (["compare", "nowhere"], ["run 'nowhere' does not exist"]),
         (["inspect", "nowhere"], ["'nowhere' does not exist"]),
         (["cache", "delete"], ["delete"]),
+        (["bits=4"], ["no option 'bits': write dtype=int4"]),
+        (["exclude_layers=a"], ["write method.exclude=a"]),
+        (["quantize", "-o"], ["'-o' requires an argument"]),
+        (["quantize", "x.onnx", "--dta", "y"], ["did you mean --data?"]),
     ],
 )
 def test_first_words_get_an_answer_that_helps(jaxq, arguments, words):
