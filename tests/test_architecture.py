@@ -62,6 +62,7 @@ NOT_IN = {
 ONLY_IN = {
     "onnxruntime": {"runtime.session"},
     "rich": {
+        "harness.lasting_console",
         "harness.cache_command",
         "harness.command",
         "harness.dry_run_report",

@@ -35,7 +35,9 @@ def load_model(path: Path) -> ir.Model:
     except PermissionError as error:
         raise JaxqError(f"model file {str(path)!r} cannot be read: permission denied") from error
     except (DecodeError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise JaxqError(f"model file {str(path)!r} is not an ONNX model that can be read") from error
+        raise JaxqError(
+            f"model file {str(path)!r} is not an ONNX model that can be read: give an .onnx file"
+        ) from error
     if "ai.onnx" in model.opset_imports:  # another name of the standard operators
         model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
     if not model.graph.num_nodes():

@@ -167,8 +167,13 @@ def find_sites(
 
 def unmatched(graph: ir.Graph, exclude: Sequence[str]) -> list[str]:
     """Patterns of ``exclude`` that match no weight, for a warning: they may be misspelt."""
-    names = [name for weight in _float_weights(graph) for name in _names(weight)]
+    names = [name for of_weight in names_of_weights(graph) for name in of_weight]
     return [p for p in exclude if not any(fnmatchcase(name, p) for name in names)]
+
+
+def names_of_weights(graph: ir.Graph) -> Iterator[list[str]]:
+    """For each float weight, the names that patterns are compared with: its own first, then those of its nodes."""
+    return map(_names, _float_weights(graph))
 
 
 def sibling_groups(sites: Sequence[Site]) -> list[Group]:

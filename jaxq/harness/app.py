@@ -96,7 +96,8 @@ def _usage_sentence(error: typer.TyperException, words: Sequence[str]) -> str:
 
 
 def _is_unknown_flag(word: str, error: typer.TyperException) -> bool:
-    return word.startswith("-") and getattr(error, "option_name", None) == word.partition("=")[0]
+    unknown = hasattr(error, "possibilities")  # else a flag that there is lacks its value
+    return unknown and word.startswith("-") and getattr(error, "option_name", None) == word.partition("=")[0]
 
 
 def _known_first_word(arguments: Sequence[str]) -> list[str]:
@@ -196,12 +197,21 @@ def _quantize(
     "  jaxq evaluate my-model-int4/ --data held_out.txt --against my-model/\n"
     "  jaxq evaluate int4-a/ int4-b/model.onnx --data tokens.npz --against my-model/ --json\n"
     "  jaxq evaluate model.onnx --prompt 'The capital of France is'\n"
-    "  jaxq evaluate my-model-int4/ my-model/ --tasks hellaswag,arc_easy --limit 100",
+    "  jaxq evaluate my-model-int4/ --data held_out.txt eval.samples=16 eval.length=128\n"
+    "  jaxq evaluate my-model-int4/ my-model/ --tasks hellaswag,arc_easy --limit 100\n\n"
+    "\b\nKEY=VALUE after the models (`jaxq run --help` describes each):\n"
+    "  eval.samples=16 eval.length=256        how much of the data is read; eval=quick: a quarter\n"
+    "  eval.tokenizer=tokenizer.json          in place of the one beside the first model\n"
+    "  eval.tokens= eval.text= eval.dataset=  in place of --data; a list such as [a/,b/] may have eval.shares=\n"
+    "  eval.subset= eval.split= eval.column=  which part of a dataset is read",
 )
 def _evaluate(
     models: Annotated[
         list[str],
-        typer.Argument(help="ONNX files, or folders with one; then options eval.* as KEY=VALUE.", metavar="MODEL"),
+        typer.Argument(
+            help="ONNX files, or folders with one; then options eval.* as KEY=VALUE, which stand below.",
+            metavar="MODEL",
+        ),
     ],
     data: Annotated[
         str | None,
@@ -279,15 +289,19 @@ def _run(arguments: Annotated[list[str], typer.Argument(metavar="KEY=VALUE")]) -
     run(arguments)
 
 
-@cache_app.command("list")
+@cache_app.command("list", epilog="Example: jaxq cache list --json")
 def _cache_list(cache_dir: CacheDir = None, as_json: Json = False) -> None:
-    """Show what is in the cache, its size, and what it is for."""
+    """Show what is in the cache, and its size."""
     from jaxq.harness.cache_command import list_cache
 
     list_cache(cache_dir, as_json)
 
 
-@cache_app.command("clear", short_help="Delete what is in the cache, of one kind or all.")
+@cache_app.command(
+    "clear",
+    short_help="Delete what is in the cache, of one kind or all.",
+    epilog="\b\nExamples:\n  jaxq cache clear\n  jaxq cache clear moments --yes",
+)
 def _cache_clear(
     kind: Annotated[
         str | None, typer.Argument(help="A kind that `jaxq cache list` shows; all where none is given.", metavar="KIND")

@@ -24,21 +24,23 @@ class Kind:
     Attributes:
         name: Its name on the command line.
         patterns: Shell patterns of the entries' names.
-        purpose: What the entries are for, and what their loss costs.
+        purpose: What the entries are.
+        one: The entries lie in one folder: it is deleted as a whole.
     """
 
     name: str
     patterns: tuple[str, ...]
     purpose: str
+    one: bool = False
 
 
 KINDS = (
-    Kind("moments", ("moments-*",), "second moments of models: the next run on the same data needs no forward pass"),
-    Kind("runs", ("run-*",), "work of runs that were stopped: they resume from it"),
-    Kind("exports", ("hf-*", ".hf-*"), "Hugging Face models as ONNX files: else exported again"),
-    Kind("drawn", ("drawn",), "text that models wrote for their own calibration: else drawn again"),
-    Kind("compiled", ("xla",), "functions compiled by JAX: the next run starts faster"),
-    Kind("embedded", ("embedded-*",), "the model that ships with jaxq: else built again in a second"),
+    Kind("moments", ("moments-*",), "second moments of models on calibration data"),
+    Kind("runs", ("run-*",), "work of stopped runs, which resume from it"),
+    Kind("exports", ("hf-*", ".hf-*"), "Hugging Face models as ONNX files"),
+    Kind("drawn", ("drawn",), "samples of text that models wrote themselves", one=True),
+    Kind("compiled", ("xla",), "functions that JAX compiled", one=True),
+    Kind("embedded", ("embedded-*",), "the model that ships with jaxq, as an ONNX file"),
 )
 """All that jaxq keeps in a cache, but for the locks."""
 
@@ -49,9 +51,9 @@ class Usage:
 
     Attributes:
         kind: The name of the kind; "other" for what jaxq did not make and never deletes.
-        entries: Number of files and folders directly in the cache.
+        entries: Number of files and folders; of those in one folder, what is directly in it.
         nbytes: Bytes of all their files.
-        purpose: What the entries are for.
+        purpose: What the entries are.
     """
 
     kind: str
@@ -61,7 +63,7 @@ class Usage:
 
 
 def list_cache(folder: Path | None = None, as_json: bool = False) -> None:
-    """Prints what lies in the cache: the number of entries of each kind, their size, and what they are for.
+    """Prints what lies in the cache: the number of entries of each kind, their size, and what they are.
 
     Args:
         folder: The cache; None for `jaxq.pipeline.job.default_cache`.
@@ -82,11 +84,11 @@ def list_cache(folder: Path | None = None, as_json: bool = False) -> None:
         table = Table("kind", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("entries", "size"):
             table.add_column(title, justify="right")
-        table.add_column("what it is for")
+        table.add_column("what it is")
         for usage in usages:
             table.add_row(usage.kind, str(usage.entries), decimal(usage.nbytes), usage.purpose)
         console.print(table)
-        _print(console, "jaxq cache clear KIND deletes one kind, jaxq cache clear all of them")
+        _print(console, "jaxq cache clear KIND deletes one kind, jaxq cache clear all; runs make again what they need")
 
 
 def clear_cache(kind: str | None, folder: Path | None, confirm: Callable[[str], bool] | None) -> None:
@@ -135,9 +137,10 @@ def _usages(cache: Path) -> Iterator[Usage]:
     for kind in KINDS:
         entries = _entries(cache, kind)
         rest -= set(entries)
-        yield Usage(kind.name, len(entries), sum(map(_nbytes, entries)), kind.purpose)
+        count = sum(len(list(entry.iterdir())) for entry in entries if entry.is_dir()) if kind.one else len(entries)
+        yield Usage(kind.name, count, sum(map(_nbytes, entries)), kind.purpose)
     others = [path for path in rest if path.name != LOCKS]
-    yield Usage("other", len(others), sum(map(_nbytes, others)), "not of jaxq: never deleted")
+    yield Usage("other", len(others), sum(map(_nbytes, others)), "not of jaxq, and never deleted")
 
 
 def _entries(cache: Path, kind: Kind) -> list[Path]:

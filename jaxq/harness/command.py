@@ -1,6 +1,5 @@
 """The command line: composes the configuration, runs it, and turns failures into one sentence and an exit code."""
 
-import contextlib
 import errno
 import os
 import sys
@@ -28,9 +27,9 @@ from jaxq.files.companions import copy_companions
 from jaxq.files.model_file import hash_model, load_model
 from jaxq.forms.dq import is_fused
 from jaxq.forms.form import Form
-from jaxq.forms.registry import FORMS
 from jaxq.harness.config import Config, cache_dir, conf_dir, flat_keys, option_names, register
 from jaxq.harness.dry_run_report import print_estimate
+from jaxq.harness.failures import TRACEBACK, fail
 from jaxq.harness.float_weights import float_weights_note
 from jaxq.harness.hydra_errors import hydra_sentence, suggestion
 from jaxq.harness.progress_bars import print_line, progress_bars
@@ -38,6 +37,7 @@ from jaxq.harness.records import Report, versions, write_estimate, write_failure
 from jaxq.harness.report import print_report, unmatched_note
 from jaxq.harness.run_folder import link_latest, remove_without_result
 from jaxq.harness.run_log import LoggedConsole, run_log
+from jaxq.harness.sweep import remove_stopped_sweep
 from jaxq.harness.task import open_task, text_hashes
 from jaxq.harness.text_sample import TextSample, sample_texts
 from jaxq.harness.tokenizer_files import find_tokenizer
@@ -48,9 +48,7 @@ from jaxq.pipeline.outcome import Outcome
 from jaxq.pipeline.quantize import quantize_model
 from jaxq.runtime.batches import Batch, hash_batches
 
-_DEFAULT_LEVEL = 4
 _QUICK_SAMPLES = 16  # of conf/eval/quick.yaml
-_TRACEBACK = "JAXQ_TRACEBACK"
 
 register()
 
@@ -58,17 +56,30 @@ register()
 def execute() -> None:
     """Runs the command in ``sys.argv``; exits with code 2 and one sentence on bad input."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra lets its errors through to the handlers below
-    if os.environ.get(_TRACEBACK) == "1":
-        _hydra_main()
-        return
+    HydraConfig.instance().cfg = None  # that of an earlier command in this process
     try:
         _hydra_main()
-    except (JaxqError, HydraException, OmegaConfBaseException) as error:
-        sys.exit(_fail(hydra_sentence(error)))
-    except OSError as error:
-        sys.exit(_fail(_os_error_sentence(error)))
-    except Exception as error:  # not bad input that jaxq knows of, perhaps its own fault
-        sys.exit(_fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {_TRACEBACK}=1 shows where"))
+    except BaseException as error:
+        remove_stopped_sweep()
+        if os.environ.get(TRACEBACK) == "1" or not isinstance(error, Exception):
+            raise
+        sys.exit(fail(_sentence(error)))
+
+
+def _sentence(error: Exception) -> str:
+    """The sentence for an error of a command.
+
+    Raises:
+        BrokenPipeError: the reader of the output is gone.
+    """
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, JaxqError | HydraException | OmegaConfBaseException):
+        return hydra_sentence(error)
+    if isinstance(error, OSError):
+        return _os_error_sentence(error)
+    # not bad input that jaxq knows of, perhaps its own fault
+    return f"{type(error).__name__}: {' '.join(str(error).split())}; {TRACEBACK}=1 shows where"
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -76,33 +87,33 @@ def _hydra_main(raw: DictConfig) -> None:
     config = cast(Config, raw)
     folder = Path(HydraConfig.get().runtime.output_dir)
     plain = cast(Mapping[str, object], OmegaConf.to_container(raw, resolve=True))
-    console, sweeps, done = LoggedConsole(), HydraConfig.get().mode == RunMode.MULTIRUN, False
+    console, sweeps, done = LoggedConsole(), _sweeps(), False
     try:
         _refuse_unknown(raw)
         if config.dry_run:
             done = dry_run(config, plain, folder, console)
-            return
-        with run_log(folder, _overrides(), versions()):
-            report = run(config, plain, folder, console, _overrides())
-            print_report(report, folder, console)
-        done = True
+        else:
+            with run_log(folder, _overrides(), versions()):
+                report = run(config, plain, folder, console, _overrides(), sweeps)
+                print_report(report, folder, console)
+            done = True
     except JaxqError as error:
-        if os.environ.get(_TRACEBACK) == "1":
+        if os.environ.get(TRACEBACK) == "1":
             raise
-        code = _fail(str(error))
         if not sweeps:
-            sys.exit(code)
-        done = _record(str(error), plain, folder)  # the other runs of the sweep go on; its table ends with this code
+            sys.exit(fail(str(error)))
+        done = _record(str(error), plain, folder)  # the other runs go on; the table of the sweep has the error
     except Exception as error:
-        if os.environ.get(_TRACEBACK) == "1" or not sweeps:
+        if os.environ.get(TRACEBACK) == "1" or not sweeps:
             raise
-        _fail(f"{type(error).__name__}: {error}")
-        done = _record(f"{type(error).__name__}: {error}", plain, folder)  # the other runs of the sweep go on
+        done = _record(f"{type(error).__name__}: {' '.join(str(error).split())}", plain, folder)
     finally:
         if not done:
             remove_without_result(folder)
-    if not sweeps:
-        link_latest(folder)
+    if not sweeps:  # the table of a sweep does both
+        if not config.dry_run:
+            link_latest(folder)
+        console.exit_if_unread()
 
 
 def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: Console) -> bool:
@@ -117,20 +128,25 @@ def dry_run(config: Config, plain: Mapping[str, object], folder: Path, console: 
     cache = cache_dir(config)
     start = time.perf_counter()
     with cache_in_use(cache), progress_bars(console) as progress:
-        task = open_task(config, folder / "model.onnx", cache, progress, _overrides())
+        task = open_task(config, folder / "model.onnx", cache, progress, _overrides(), _sweeps())
     data = time.perf_counter() - start
     result = estimate(task.job, task.data.calib, task.data.held_out)
     drawing = {"draw text": task.data.drawing_seconds} if task.data.drawing_seconds else {}
     result = replace(result, seconds={"data": data, **drawing, **result.seconds})
     print_estimate(result, task.job.method.name, task.data.origins, task.notes, console)
     named = any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra)
-    if kept := named or HydraConfig.get().mode == RunMode.MULTIRUN:
+    if kept := named or _sweeps():
         write_estimate(result, plain, _overrides(), folder, task.data.origins)
     return kept
 
 
 def run(
-    config: Config, plain: Mapping[str, object], folder: Path, console: Console, overrides: Sequence[str]
+    config: Config,
+    plain: Mapping[str, object],
+    folder: Path,
+    console: Console,
+    overrides: Sequence[str],
+    sweeps: bool = False,
 ) -> Report:
     """Quantizes one model, evaluates it and writes its files.
 
@@ -140,6 +156,7 @@ def run(
         folder: Receives model.onnx, report.json and layers.csv.
         console: Shows progress.
         overrides: The overrides that the configuration was composed from; those without effect are refused.
+        sweeps: The run is one of a sweep.
 
     Raises:
         JaxqError: the input is bad.
@@ -153,8 +170,8 @@ def run(
         shorter = f"eval=quick takes {_QUICK_SAMPLES} samples" if config.eval.samples > _QUICK_SAMPLES else ""
         with progress_bars(console, shorter) as progress:
             with clock.phase("data"):
-                task = open_task(config, folder / "model.onnx", cache, progress, overrides)
-                job, data = task.job, task.data
+                task = open_task(config, folder / "model.onnx", cache, progress, overrides, sweeps)
+            job, data = task.job, task.data
             outcome = quantize_model(
                 job, data.calib, progress, lambda sentence: print_line(console, sentence), until_reported
             )
@@ -166,30 +183,23 @@ def run(
                     sample = _sample(config, job, data.held_out, evaluation)
                 except JaxqError as error:  # the report is written all the same, without accuracy
                     failure, evaluation = error, str(error)
-        hashes = {
-            "model": outcome.model_hash,
-            "calibration_data": outcome.data_hash,
-            "evaluation_data": hash_batches(data.held_out),
-            "output": hash_model(job.target, load_model(job.target)),
-            **text_hashes(config),
-        }
-        phases = [clock.phases[0], *outcome.phases, *clock.phases[1:]]
         large = float_weights_note(config, job, outcome.skipped, outcome.target_bytes, bool(data.calib))
         report = Report(
             config=plain,
             method=job.method.name,
             outcome=outcome,
             evaluation=evaluation,
-            hashes=hashes,
-            phases=tuple(phases),
+            hashes=_hashes(config, job, outcome, data.held_out),
+            phases=(clock.phases[0], *outcome.phases, *clock.phases[1:]),
             overrides=tuple(overrides),
             total_seconds=time.perf_counter() - start,
             origins=data.origins,
             sample=sample,
             notes=(
                 *task.notes,
-                *_form_notes(job.form, config.form.accuracy_level),
-                *_notes(outcome, job),
+                *_form_notes(job.form),
+                *_notes(outcome),
+                *_unfused_note(outcome, job.form),
                 *beside,
                 *([large] if large else []),
             ),
@@ -210,20 +220,24 @@ def _sample(config: Config, job: Job, held_out: Sequence[Batch], evaluation: obj
         return None
 
 
-def _form_notes(form: Form, accuracy_level: int) -> Iterator[str]:
+def _hashes(config: Config, job: Job, outcome: Outcome, held_out: Sequence[Batch]) -> dict[str, str]:
+    """SHA-256 of what went into a run, and of the file that came out."""
+    return {
+        "model": outcome.model_hash,
+        "calibration_data": outcome.data_hash,
+        "evaluation_data": hash_batches(held_out),
+        "output": hash_model(job.target, load_model(job.target)),
+        **text_hashes(config),
+    }
+
+
+def _form_notes(form: Form) -> Iterator[str]:
     if not form.runs:
         yield f"onnxruntime cannot run form={form.name} on a CPU: accuracy is that of the dequantized weights"
-    if accuracy_level != _DEFAULT_LEVEL and not form.stores_accuracy_level:
-        names = ", ".join(other.name for other in FORMS.values() if other.stores_accuracy_level)
-        yield f"form.accuracy_level has no effect on form={form.name}: only {names} stores it"
 
 
-def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
-    if job.gather is not None and not any(layer.is_table for layer in outcome.layers):
-        yield "gather.axis has no effect: the model has no table of Gather that can be quantized"
-    if job.form.name == "dq":
-        yield from _unfused_note(outcome)
-    if nested := [layer for layer in outcome.layers if layer.nested]:
+def _notes(outcome: Outcome) -> Iterator[str]:
+    if nested := [layer for layer in outcome.layers if layer.nested and layer.note]:
         yield f"{len(nested)} weights are in a subgraph, which calibration does not see: see their notes in layers.csv"
     yield from outcome.notices
     for pattern in outcome.unmatched:
@@ -235,9 +249,10 @@ def _notes(outcome: Outcome, job: Job) -> Iterator[str]:
         yield f"padding counts in {len(unmasked)} activations whose shape shows no tokens: {', '.join(unmasked[:3])}"
 
 
-def _unfused_note(outcome: Outcome) -> Iterator[str]:
+def _unfused_note(outcome: Outcome, form: Form) -> Iterator[str]:
     sizes = {layer.block_size for layer in outcome.layers if not layer.is_table}
-    if slow := sorted(size for size in sizes if not is_fused(size)):
+    slow = sorted(size for size in sizes if not is_fused(size))
+    if form.name == "dq" and slow:
         yield (
             f"blocks of {', '.join(map(str, slow))}: onnxruntime makes floats of such codes at every run, and one "
             "token takes up to 200 times as long; it multiplies by blocks of 16, 32, 64, 128 ... as they are"
@@ -269,17 +284,24 @@ def _refuse_unknown(raw: DictConfig) -> None:
             raise JaxqError(f"there is no option {key!r}: {suggestion(key)}")
 
 
+def _sweeps() -> bool:
+    """True for a run of a sweep."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def _overrides() -> tuple[str, ...]:
     """The overrides on the command line."""
     return tuple(HydraConfig.get().overrides.task)
 
 
 def _record(sentence: str, plain: Mapping[str, object], folder: Path) -> bool:
-    """Writes an error to the folder of a run of a sweep, for the sweep's table; False if that is impossible."""
-    with contextlib.suppress(OSError):
+    """Writes an error to the folder of a run of a sweep, for the sweep's table; prints it where that is impossible."""
+    try:
         write_failure(sentence, plain, _overrides(), folder)
-        return True
-    return False
+    except OSError:
+        fail(sentence)
+        return False
+    return True
 
 
 def _os_error_sentence(error: OSError) -> str:
@@ -287,8 +309,3 @@ def _os_error_sentence(error: OSError) -> str:
         places = f"outputs, cache_dir and temporary files ({tempfile.gettempdir()})"
         return f"{error.strerror}: free disk space for {places}; the same command then resumes from its finished work"
     return f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
-
-
-def _fail(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxq.errors import JaxqError
 from jaxq.harness.run_table import print_runs
-from jaxq.harness.sweep_rows import run_row
+from jaxq.harness.sweep_rows import errors_of, run_row
 
 _RECORDS = ("report.json", "estimate.json")
 _SAME = {
@@ -40,6 +40,7 @@ def compare(runs: Sequence[Path], as_json: bool = False) -> None:
     console = print_runs("runs", [row | {"error": "failed" if row["error"] else ""} for row in rows])
     for line in _remarks([report for _, report in reports], rows):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.exit_if_unread()
 
 
 def _records(run: Path) -> list[Path]:
@@ -82,13 +83,14 @@ def _row(name: str, report: dict[str, Any]) -> dict[str, object]:
         size = report.get("size") or report.get("estimate") or {}
         return run_row(name, report) | {"float_mb": size["source_bytes"] / 1e6 if size else None}
     except (KeyError, TypeError) as error:
-        raise JaxqError(f"the report of {name!r} is not of a run of this jaxq: it lacks {error}") from error
+        raise JaxqError(
+            f"the report of {name!r} is not of a run of this jaxq, as it lacks {error}: run it again"
+        ) from error
 
 
 def _remarks(reports: Sequence[dict[str, Any]], rows: Sequence[dict[str, object]]) -> Iterator[str]:
-    for row in rows:
-        if row["error"]:
-            yield f"{row['run']}: {row['error']}"
+    for error, runs in errors_of(rows).items():
+        yield f"{', '.join(runs)}: {error}"
     if any(row["perplexity_default"] is not None for row in rows):
         yield _LEVELS
     for name, sentence in _SAME.items():

@@ -106,7 +106,8 @@ class MethodConfig:
     )
     exclude: list[str] = _option(
         "Weights that are not quantized: a list of shell patterns of weight or node names, such as ['*lm_head*']. The "
-        "output layer is excluded by default because its errors reach the logits directly. []: exclude nothing."
+        "output layer is excluded by default because its errors reach the logits directly. A pattern that you give has "
+        "to fit a weight. []: exclude nothing."
     )
 
 
@@ -135,7 +136,8 @@ class MixedConfig:
     """Weights in 8 bits beside weights in fewer."""
 
     int8: list[str] = _option(
-        "Weights in int8 instead of dtype: a list of shell patterns of weight or node names, such as ['*v_proj*']."
+        "Weights in int8 instead of dtype: a list of shell patterns of weight or node names, such as ['*v_proj*']. A "
+        "pattern that you give has to fit a weight that is quantized and no table."
     )
     block_size: int | None = _option(
         "Block size of the weights in mixed.int8. null: -1, one block per output channel, where the form supports it, "
@@ -155,7 +157,7 @@ class GatherConfig:
         None,
         ("0", "1", "-1"),
     )
-    dtype: str = _option("Number format of quantized tables; the choices are those of dtype=.")
+    dtype: str = _option("Number format of quantized tables.")
     block_size: int | None = _option(
         "Block size of quantized tables. null: 32, or the only one that the format has.",
         None,
@@ -187,8 +189,8 @@ class DataConfig:
         None,
     )
     source: str | None = _option(
-        "Where the data comes from if it is neither a file nor a dataset. self: text drawn from the language model "
-        "itself, with other seeds for eval than for calib. null: for calib, such text where the method can use data, "
+        "Where the data comes from if it is neither a file nor a dataset; self: text drawn from the language model "
+        "itself, with other seeds for eval. null: for calib, such text where the method can use data, "
         "none is given, and the model is a language model other than the embedded one; for eval, such text where all "
         "of the calibration text is drawn.",
         None,

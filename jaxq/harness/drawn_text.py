@@ -108,7 +108,7 @@ def open_drawn_text(
         if option is not None:
             raise JaxqError(
                 f"{option} asks for text drawn from the model, and {str(source)!r} is no language model: {model}; give "
-                "calib.tokens=<npz file> with inputs of the model instead"
+                f"{option.partition('.')[0]}.tokens=<npz file> with inputs of the model instead"
             )
         return None, []
     vocabulary = read_vocabulary(model.vocabulary, find_tokenizer(config, "calib", source), source.parent)

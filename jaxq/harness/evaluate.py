@@ -13,7 +13,7 @@ from jaxq.evaluation.judge import Judged, Sample, Subject, judge
 from jaxq.files.model_file import load_model
 from jaxq.files.model_folder import find_model
 from jaxq.harness.compose import compose_config
-from jaxq.harness.config import Config
+from jaxq.harness.config import Config, option_names
 from jaxq.harness.data import check_data, read_data
 from jaxq.harness.lm_eval_tasks import TaskFigure, genai_folder, run_tasks
 from jaxq.harness.overrides import held_out_overrides, plain_settings, written
@@ -23,10 +23,13 @@ from jaxq.progress import Progress, silent
 from jaxq.runtime.inputs import TOKENS, read_input_spec
 from jaxq.runtime.session import runtime
 
-_NO_RUN = ("calib.", "method", "form", "dtype", "block_size", "scale_dtype", "mixed.", "gather.", "preset", "model")
-"""Beginnings of options of a run that evaluate nothing."""
+_READ = tuple(
+    f"eval.{key}"
+    for key in ("tokens", "text", "dataset", "shares", "subset", "split", "column", "tokenizer", "samples", "length")
+)
+"""Options of a run that an evaluation reads, beside the group ``eval``. It reads one sample at a time."""
 
-_DATA_KEYS = ("eval.tokens", "eval.text", "eval.dataset", "eval.source")
+_DATA_KEYS = ("eval.tokens", "eval.text", "eval.dataset")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def evaluate_models(
         data: Held-out data: an .npz file, a text file or a folder of such, or a dataset. None measures size and speed.
         against: The float model, as in ``models``.
         prompt: A text to continue; None takes the beginning of the data.
-        settings: Overrides of the options ``eval.*`` and ``cache_dir``.
+        settings: Overrides of options ``eval.*``; others are refused.
         progress: Called at the beginning and after each step of a phase.
 
     Raises:
@@ -112,8 +115,12 @@ def evaluate_models(
 def _check_settings(settings: Sequence[str]) -> None:
     for setting in settings:
         key = setting.partition("=")[0].lstrip("+~")
-        if key.startswith(_NO_RUN):
-            raise JaxqError(f"{key} is an option of a run and changes no evaluation: leave it out; eval.* can be given")
+        if key not in ("eval", *_READ) and (
+            key in option_names() or key in ("preset", "experiment") or key.startswith("hydra.")
+        ):
+            raise JaxqError(
+                f"{key} is an option of a run and changes no evaluation: leave it out; {', '.join(_READ)} can be given"
+            )
 
 
 def _check_used(data: str | None, against: str | None, settings: Sequence[str]) -> None:
@@ -140,7 +147,7 @@ def _subject(name: str, path: Path, tokenizer: Path | None, overrides: Sequence[
     """A model with the data as its inputs, one sample a batch."""
     given = [] if tokenizer is None else [f"eval.tokenizer={written(str(tokenizer))}"]
     config = compose_config([*_model(path), "calib.samples=0", *overrides, *given, "eval.batch_size=1"])
-    named = config.eval.tokens or config.eval.text or config.eval.dataset or config.eval.source
+    named = config.eval.tokens or config.eval.text or config.eval.dataset
     batches = read_data(config, path, read_input_spec(load_model(path))).held_out if named else []
     return Subject(name, path, batches)
 

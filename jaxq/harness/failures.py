@@ -30,13 +30,24 @@ def exit_with_sentence(work: Callable[[], None]) -> None:
         sys.stdout.flush()
     except JaxqError as error:
         sys.exit(fail(str(error)))
-    except BrokenPipeError:  # Python would write its buffer at exit, so stdout goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _print_nowhere()
+        raise
+    except BrokenPipeError:
+        _print_nowhere()
         sys.exit(CLOSED_PIPE)
     except OSError as error:
         sys.exit(fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")))
     except Exception as error:  # no known kind of bad input: perhaps a bug of jaxq
         sys.exit(fail(f"{type(error).__name__}: {' '.join(str(error).split())}; {TRACEBACK}=1 shows where"))
+
+
+def _print_nowhere() -> None:
+    """Lets standard output go nowhere: Python would write its buffer at exit, to a reader that is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(sentence: str) -> int:

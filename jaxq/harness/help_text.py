@@ -78,7 +78,14 @@ def _options(options: Sequence[Option]) -> Iterator[str]:
     for option in options:
         if option.type != "group" and not option.key.endswith(_HIDDEN):
             default = "of the dtype" if option.default.startswith("${") else option.default
-            yield _entry(f"{option.key} ({default})", _first_sentence(option.description))
+            yield _entry(f"{option.key} ({default})", _first_sentence(option.description) + _choices(option))
+
+
+def _choices(option: Option) -> str:
+    """A sentence on the values that an option can have; "" where all of its type can be given."""
+    if not option.choices:
+        return ""
+    return f" {'One of' if len(option.choices) > 1 else 'Its one value:'} {', '.join(option.choices)}."
 
 
 def _entry(title: str, text: str) -> str:

@@ -1,5 +1,6 @@
 """``jaxq run`` and ``python -m jaxq.run``: Hydra's command line, after a look at words that Hydra would not explain."""
 
+import difflib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ _SYNONYMS = {
 }  # fmt: skip
 """Words of other tools for options of jaxq."""
 
+_FLAGS_OF_QUANTIZE = ("--data", "--output", "--preset")
+
 _MODELS = ("i", "in", "input", "model", "model_path", "onnx", "onnx_path", "path")
 
 
@@ -38,12 +41,12 @@ def run(arguments: Sequence[str]) -> None:
     if list(arguments) == ["--version"]:
         print(f"jaxq {__version__}")
         return
-    exit_with_sentence(lambda: _set_arguments(arguments))
-    execute()
+    exit_with_sentence(lambda: _execute(arguments))
 
 
-def _set_arguments(arguments: Sequence[str]) -> None:
+def _execute(arguments: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *understood(arguments)]  # where Hydra reads them
+    execute()
 
 
 def understood(arguments: Sequence[str]) -> list[str]:
@@ -101,13 +104,23 @@ def flag_sentence(arguments: Sequence[str], i: int, value: str = "", command: st
         return f"there is no flag {flag}: jaxq quantize takes -o FOLDER, and jaxq run takes hydra.run.dir=FOLDER"
     if flag in _SWEEP:
         return f"{flag} sweeps over several values, which jaxq run does: jaxq run -m method=rtn_dq,best"
+    if key := _option_for(name):
+        return f"there is no flag {flag}: options are written as key=value, here {key}={_value_of(key, value)}"
+    if close := difflib.get_close_matches(flag, _FLAGS_OF_QUANTIZE, n=1):
+        return f"there is no flag {flag}: did you mean {close[0]}?"
+    return f"there is no flag {flag}: jaxq --help and jaxq run --help show what can be given"
+
+
+def _option_for(name: str) -> str | None:
+    """The option that a word of a flag, or of another tool, stands for."""
     name = _SYNONYMS.get(name, name)
     keys = [key for key in option_names() if name in (key.replace(".", "_"), key.rpartition(".")[2])]
-    if keys:
-        key = min(keys, key=lambda key: key.count("."))
-        value = f"int{value}" if key == "dtype" and value.isdigit() else value
-        return f"there is no flag {flag}: options are written as key=value, here {key}={shlex.quote(value or 'VALUE')}"
-    return f"there is no flag {flag}: jaxq --help and jaxq run --help show what can be given"
+    return min(keys, key=lambda key: key.count("."), default=None)
+
+
+def _value_of(key: str, value: str) -> str:
+    """A value as it is written for an option: bits as the dtype of integers."""
+    return shlex.quote(f"int{value}" if key == "dtype" and value.isdigit() else value or "VALUE")
 
 
 def _no_override(arguments: Sequence[str], i: int) -> str:
@@ -129,6 +142,8 @@ def _check_key(arguments: Sequence[str], i: int) -> None:
     if key == "model" and value not in group_choices("model") and _is_model(value):
         named = model_overrides(value) if Path(value).exists() else ["model=onnx", f"model.path={value}"]
         raise JaxqError(f"model={value}: a path is given as {shlex.join(named)}, or as in {_quantize(value, others)}")
+    if key in _SYNONYMS and (other := _option_for(key)):
+        raise JaxqError(f"there is no option {key!r}: write {other}={_value_of(other, value)}")
     if key in _OUTPUTS:
         folder = str(Path(value).with_suffix("")) if value.endswith(".onnx") else value or "FOLDER"
         quoted = shlex.quote(folder)

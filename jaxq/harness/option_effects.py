@@ -13,10 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from jaxq.errors import JaxqError
 from jaxq.forms.registry import FORMS, find_form
-from jaxq.harness.config import Config, DataConfig, flat_keys
-from jaxq.harness.drawn_text import asked_to_draw, data_sources, draws_by_default
+from jaxq.harness.config import Config, flat_keys
+from jaxq.harness.data_use import (
+    draws,
+    evaluates_calibration_source,
+    evaluates_dataset,
+    evaluates_text,
+    has_calibration,
+    has_evaluation,
+    names_several,
+    names_text,
+)
 from jaxq.harness.make_job import method_name
-from jaxq.harness.text_sources import as_list
 from jaxq.methods.registry import METHODS, Method, find_method
 
 
@@ -50,24 +58,36 @@ class Effect:
     Attributes:
         readers: These runs, in the words of the command line.
         reads: True for such a run.
-        cause: The option whose value decides it; None where several do.
+        cause: The option whose value decides it, or a function that finds it; None where several do.
     """
 
     readers: str
     reads: Callable[[Run], bool]
-    cause: str | None = None
+    cause: str | Callable[[Run], str] | None = None
 
 
-def check_options(config: Config, overrides: Iterable[str], uses_data: bool) -> None:
+SHARED = (
+    *("calib.tokens", "calib.text", "calib.dataset", "calib.source", "calib.self_share"),
+    *("block_size", "gather.block_size"),
+)
+"""Options that a sweep may give to runs that do not read them: its runs round to nearest beside methods that calibrate,
+or have NVFP4 beside integers in blocks of 16."""
+
+_GIVEN_BY_DATA = ("calib.tokens", "calib.text", "calib.dataset")
+"""Options that ``--data`` may stand for."""
+
+
+def check_options(config: Config, overrides: Iterable[str], uses_data: bool, sweeps: bool = False) -> None:
     """Refuses options that the user gives and that change nothing.
 
     In a sweep each job is checked by itself: those that read the option run, and the table of the sweep names the
-    others. Their results would stand beside a value that they never used.
+    others. Their results would stand beside a value that they never used. Options in `SHARED` are not refused there.
 
     Args:
         config: The configuration.
         overrides: The overrides of the run, as on the command line.
         uses_data: There is calibration data, or there may be.
+        sweeps: The run is one of a sweep.
 
     Raises:
         JaxqError: an option has no effect; the sentence names the option, its reason, and what reads the option.
@@ -75,10 +95,11 @@ def check_options(config: Config, overrides: Iterable[str], uses_data: bool) -> 
     run = Run(config, uses_data)
     for key in given_keys(overrides):
         effect = EFFECTS.get(key)
-        if effect is None or effect.reads(run):
+        if effect is None or (sweeps and key in SHARED) or effect.reads(run):
             continue
         reason = f" with {_value(effect.cause, run)}" if effect.cause else ""
-        raise JaxqError(f"{key} changes nothing{reason}: leave it out; it is read with {effect.readers}")
+        flag = ", or the data (--data) that it stands for" if key in _GIVEN_BY_DATA else ""
+        raise JaxqError(f"{key} changes nothing{reason}: leave it out{flag}; it is read with {effect.readers}")
 
 
 def given_keys(overrides: Iterable[str]) -> list[str]:
@@ -101,7 +122,8 @@ def given_keys(overrides: Iterable[str]) -> list[str]:
     return [key for key in keys if key in EFFECTS]
 
 
-def _value(cause: str, run: Run) -> str:
+def _value(cause: str | Callable[[Run], str], run: Run) -> str:
+    cause = cause if isinstance(cause, str) else cause(run)
     if cause == "method.name":
         name = run.config.method.name
         return f"method={name}" if name == run.method else f"method={name}, which is {run.method} here"
@@ -138,56 +160,35 @@ def _reads_full_range(run: Run) -> bool:
     return config.dtype.name.startswith("int") or budget
 
 
-def _draws(config: Config) -> bool:
-    return asked_to_draw(config) is not None or draws_by_default(config)
+def _calibrates(run: Run) -> bool:
+    """True for methods that use calibration data: those with a search, and every one under a budget."""
+    return run.steps.needs_data or run.config.method.bits_per_weight is not None
 
 
-def _has_calibration(run: Run) -> bool:
+def _reads_source(run: Run) -> bool:
     config = run.config
-    return config.calib.samples > 0 and bool(
-        data_sources(config.calib) or config.model.name == "embedded" or draws_by_default(config)
+    return (config.calib.samples > 0 and _calibrates(run)) or evaluates_calibration_source(config)
+
+
+def _source(others: str = "") -> Effect:
+    """An option that names calibration data; ``others`` are runs that read it for the evaluation alone."""
+    return Effect(
+        f"{_CALIBRATING}{others}; data for the evaluation alone is eval.text, eval.dataset, eval.tokens or eval.source",
+        _reads_source,
+        lambda run: "method.name" if run.config.calib.samples > 0 else "calib.samples",
     )
 
 
-def _has_evaluation(run: Run) -> bool:
-    config = run.config
-    sources = data_sources(config.eval) or (config.eval.split and config.calib.dataset) or config.calib.tokens
-    others = config.eval.holdout_fraction or config.model.name == "embedded" or _draws(config)
-    return config.eval.samples > 0 and bool(sources or others)
-
-
-def _evaluates_text(run: Run) -> bool:
-    config = run.config
-    file = config.eval.tokens or (
-        config.calib.tokens
-        and not data_sources(config.eval)
-        and not config.eval.split
-        and config.model.name != "embedded"
-        and config.calib.self_share < 1  # then the evaluation reads drawn text too
-    )
-    return _has_evaluation(run) and not file
-
-
-def _names_text(data: DataConfig) -> bool:
-    return data.samples > 0 and bool(data.text or data.dataset)
-
-
-def _several(data: DataConfig) -> bool:
-    return data.samples > 0 and len(as_list(data.text) or as_list(data.dataset)) > 1
-
-
-def _evaluates_dataset(run: Run) -> bool:
-    config = run.config
-    own = config.eval.dataset or (config.eval.split and config.calib.dataset)
-    return config.eval.samples > 0 and bool(own)
-
-
-_CALIBRATION = Effect("calibration data, which calib.text, calib.dataset or calib.tokens gives", _has_calibration)
-_EVALUATION = Effect("held-out data, which eval.text, eval.dataset or eval.tokens gives", _has_evaluation)
-_CALIB_SAMPLES = Effect("calib.samples above 0", lambda run: run.config.calib.samples > 0, "calib.samples")
+_CALIBRATING = "methods that use calibration data, such as method=best, or with method.bits_per_weight"
+_CALIBRATION = Effect(
+    "calibration data, which calib.text, calib.dataset or calib.tokens gives", lambda run: has_calibration(run.config)
+)
+_EVALUATION = Effect(
+    "held-out data, which eval.text, eval.dataset or eval.tokens gives", lambda run: has_evaluation(run.config)
+)
 _EVAL_SAMPLES = Effect("eval.samples above 0", lambda run: run.config.eval.samples > 0, "eval.samples")
 _CALIB_DATASET = Effect("calib.dataset", lambda run: bool(run.config.calib.dataset), "calib.dataset")
-_EVAL_DATASET = Effect("eval.dataset, or calib.dataset and eval.split", _evaluates_dataset)
+_EVAL_DATASET = Effect("eval.dataset, or calib.dataset and eval.split", lambda run: evaluates_dataset(run.config))
 _TABLES = Effect("gather.axis=0, 1 or -1", lambda run: run.config.gather.axis is not None, "gather.axis")
 _SCALES = _steps(lambda steps, _: steps.scales)
 _CLIPS = _steps(
@@ -229,55 +230,53 @@ EFFECTS: Mapping[str, Effect] = {
     "mixed.block_size": Effect("mixed.int8=[PATTERN]", lambda run: bool(run.config.mixed.int8), "mixed.int8"),
     "gather.axis": _every(),
     "gather.dtype": _TABLES,
-    "gather.block_size": _TABLES,
-    "calib.tokens": Effect(
-        "calib.samples or eval.samples above 0",
-        lambda run: run.config.calib.samples > 0 or (run.config.eval.samples > 0 and not data_sources(run.config.eval)),
-        "calib.samples",
+    "gather.block_size": Effect(
+        "gather.axis=0, 1 or -1, and gather.dtype of integers; others have one block size",
+        lambda run: run.config.gather.axis is not None and "int" in run.config.gather.dtype,
+        lambda run: "gather.axis" if run.config.gather.axis is None else "gather.dtype",
     ),
-    "calib.text": _CALIB_SAMPLES,
-    "calib.dataset": Effect(
-        "calib.samples above 0, or eval.split",
-        lambda run: run.config.calib.samples > 0 or (run.config.eval.samples > 0 and bool(run.config.eval.split)),
-        "calib.samples",
-    ),
-    "calib.shares": Effect("several texts or datasets", lambda run: _several(run.config.calib)),
-    "calib.source": _CALIB_SAMPLES,
+    "calib.tokens": _source(", or with an array eval in the file"),
+    "calib.text": _source(", or eval.holdout_fraction"),
+    "calib.dataset": _source(", or eval.holdout_fraction or eval.split"),
+    "calib.shares": Effect("several texts or datasets", lambda run: names_several(run.config.calib)),
+    "calib.source": _source(),
     "calib.subset": _CALIB_DATASET,
     "calib.split": _CALIB_DATASET,
     "calib.column": _CALIB_DATASET,
     "calib.tokenizer": Effect(
         "text or a dataset",
         lambda run: (
-            _names_text(run.config.calib)
-            or _names_text(run.config.eval)
-            or _evaluates_dataset(run)
-            or _draws(run.config)
+            names_text(run.config.calib)
+            or names_text(run.config.eval)
+            or evaluates_dataset(run.config)
+            or draws(run.config)
         ),
     ),
     "calib.samples": _CALIBRATION,
     "calib.length": Effect(
         "calibration text; token files have their own length",
-        lambda run: _has_calibration(run) and not run.config.calib.tokens,
+        lambda run: has_calibration(run.config) and not run.config.calib.tokens,
     ),
     "calib.batch_size": _CALIBRATION,
-    "calib.self_share": _CALIB_SAMPLES,
+    "calib.self_share": _source(),
     "eval.tokens": _EVAL_SAMPLES,
     "eval.text": _EVAL_SAMPLES,
     "eval.dataset": _EVAL_SAMPLES,
-    "eval.shares": Effect("several texts or datasets", lambda run: _several(run.config.eval)),
+    "eval.shares": Effect("several texts or datasets", lambda run: names_several(run.config.eval)),
     "eval.source": _EVAL_SAMPLES,
     "eval.subset": _EVAL_DATASET,
     "eval.split": _EVAL_DATASET,
     "eval.column": _EVAL_DATASET,
     "eval.tokenizer": Effect(
-        "held-out text or a dataset", lambda run: _names_text(run.config.eval) or _evaluates_dataset(run)
+        "held-out text or a dataset", lambda run: names_text(run.config.eval) or evaluates_dataset(run.config)
     ),
     "eval.samples": _EVALUATION,
-    "eval.length": Effect("held-out text; token files have their own length", _evaluates_text),
+    "eval.length": Effect("held-out text; token files have their own length", lambda run: evaluates_text(run.config)),
     "eval.batch_size": _EVALUATION,
     "eval.holdout_fraction": _EVAL_SAMPLES,
-    "block_size": _every(),
+    "block_size": Effect(
+        "integer dtypes; others have one block size", lambda run: "int" in run.config.dtype.name, "dtype.name"
+    ),
     "scale_dtype": Effect("integer dtypes", lambda run: "int" in run.config.dtype.name, "dtype.name"),
     "dry_run": _every(),
     "cache_dir": _every(),

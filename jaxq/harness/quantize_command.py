@@ -67,4 +67,7 @@ def _check_settings(model: str, settings: Sequence[str], output: str | None) -> 
             folder = setting.removesuffix(".onnx").rstrip("/")
             command = shlex.join(["jaxq", "quantize", model, *others, "-o", folder])
             raise JaxqError(f"{setting!r} is not written as key=value: the output folder is -o, as in {command}")
+        if Path(setting).exists():
+            command = shlex.join(["jaxq", "quantize", model, *others, "--data", setting])
+            raise JaxqError(f"{setting!r} is not written as key=value: calibration data is --data, as in {command}")
         raise JaxqError(f"{setting!r} is not written as key=value, as in method=best: jaxq run --help shows all keys")

@@ -171,14 +171,8 @@ def skipped_lines(weights: Sequence[Skipped]) -> Iterator[str]:
 
 
 def unmatched_note(pattern: str) -> str:
-    """A note on a pattern that matches no weight.
-
-    Example:
-        >>> unmatched_note("lm_head")
-        "the pattern 'lm_head' matches no weight: whole names are compared, so try '*lm_head*'"
-    """
-    hint = "" if set(pattern) & set("*?[") else f": whole names are compared, so try '*{pattern}*'"
-    return f"the pattern {pattern!r} matches no weight{hint}"
+    """A note on a pattern of a preset or an experiment that matches no weight; the user's own are refused."""
+    return f"the pattern {pattern!r} matches no weight"
 
 
 def _median_error(outcome: Outcome) -> float | None:

@@ -1,4 +1,4 @@
-"""The folder of a run: one that holds no result is removed, and ``outputs/latest`` points to the last finished one."""
+"""Folders of runs and sweeps: those without a result are removed; ``outputs/latest`` points to the last finished."""
 
 import os
 import shutil
@@ -12,6 +12,8 @@ _OUTPUTS = "outputs"
 _LATEST = "latest"
 _NO_RESULT = {".hydra", PARTIAL_LOG}
 _RECORDS = {"report.json", "estimate.json"}
+_OF_SWEEP = {"multirun.yaml"}
+TABLE = "summary.csv"
 
 
 def remove_without_result(folder: Path, with_record: bool = False) -> None:
@@ -29,6 +31,33 @@ def remove_without_result(folder: Path, with_record: bool = False) -> None:
     expected = _NO_RESULT | (_RECORDS if with_record else set())
     if not {path.name for path in folder.iterdir()} <= expected:
         return
+    _remove(folder)
+
+
+def remove_sweep_without_result(folder: Path, named: bool) -> bool:
+    """Removes the folders of a sweep's runs that have no result, and the sweep's own where no other file is left.
+
+    Args:
+        folder: The sweep's folder; may be missing.
+        named: The user named the folder: records and the table are results there.
+
+    Returns:
+        True if the sweep's folder stays.
+    """
+    if not folder.is_dir():
+        return False
+    for run in [path for path in folder.iterdir() if path.is_dir()]:
+        remove_without_result(run, with_record=not named)
+    expected = _OF_SWEEP | (set() if named else {TABLE})
+    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= expected:
+        return True
+    if folder.is_dir():
+        _remove(folder)
+    return False
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, and folders above it below ``outputs/`` that are empty then."""
     shutil.rmtree(folder)
     outputs = Path(_OUTPUTS).absolute()
     with suppress(OSError):  # a parent that is not empty stays
@@ -39,16 +68,16 @@ def remove_without_result(folder: Path, with_record: bool = False) -> None:
 
 
 def link_latest(folder: Path) -> None:
-    """Lets ``outputs/latest`` point to a finished run or sweep below ``outputs/``, in one step.
+    """Lets ``outputs/latest`` point to a finished run or sweep, in one step, wherever its folder is.
 
-    Nothing happens where the system or the disk has no symbolic links.
+    Nothing happens where there is no folder ``outputs``, or where the system or the disk has no symbolic links.
     """
-    outputs, folder = Path(_OUTPUTS).absolute(), folder.absolute()
-    if outputs not in folder.parents:
+    outputs, folder = Path(_OUTPUTS).resolve(), folder.resolve()
+    if not outputs.is_dir():
         return
     link = outputs / f".{_LATEST}.{os.getpid()}"
-    with suppress(OSError):
-        link.symlink_to(folder.relative_to(outputs), target_is_directory=True)
+    with suppress(OSError, ValueError):  # ValueError: another drive, to which no relative path leads
+        link.symlink_to(os.path.relpath(folder, outputs), target_is_directory=True)
         try:
             link.replace(outputs / _LATEST)
         finally:

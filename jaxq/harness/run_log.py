@@ -9,13 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxq.harness.lasting_console import LastingConsole
 from jaxq.harness.run_folder import LOG, PARTIAL_LOG
 
 _LOGGER = "jaxq"
 _WIDTH = 160
 
 
-class LoggedConsole(Console):
+class LoggedConsole(LastingConsole):
     """A console that also logs what it prints. Progress bars are not logged."""
 
     def print(self, *objects: Any, **options: Any) -> None:  # type: ignore[override]

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
+
+from jaxq.harness.lasting_console import LastingConsole
 
 _FILE_WIDTH = 160
 _TITLES = {
@@ -35,16 +36,16 @@ _FORMATS = {
 }
 
 
-def print_runs(title: str, rows: Sequence[dict[str, object]]) -> Console:
+def print_runs(title: str, rows: Sequence[dict[str, object]]) -> LastingConsole:
     """Prints a table with a row for each run, and returns the console for what follows.
 
     Args:
         title: Stands above the table.
         rows: From `jaxq.harness.sweep_rows`.
     """
-    console = Console()
+    console = LastingConsole()
     if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)  # nothing is cut off in a file
+        console = LastingConsole(width=_FILE_WIDTH)  # nothing is cut off in a file
     console.print(_table(title, rows))
     return console
 

@@ -88,6 +88,20 @@ def run_row(run: int | str, report: dict[str, Any]) -> dict[str, object]:
     }
 
 
+def errors_of(rows: Sequence[dict[str, object]]) -> dict[str, list[str]]:
+    """Each error of failed runs once, with the numbers or names of its runs.
+
+    Example:
+        >>> errors_of([{"run": 0, "error": "bad"}, {"run": 1, "error": ""}, {"run": 2, "error": "bad"}])
+        {'bad': ['0', '2']}
+    """
+    errors: dict[str, list[str]] = {}
+    for row in rows:
+        if row["error"]:
+            errors.setdefault(str(row["error"]), []).append(str(row["run"]))
+    return errors
+
+
 def _worst_output(outputs: Sequence[dict[str, Any]]) -> dict[str, object]:
     """Figures of the output with the greatest relative error at level 1; no figure counts as infinite error."""
 

@@ -17,6 +17,7 @@ from jaxq.harness.data import RunData, check_data, has_data, read_data
 from jaxq.harness.drawn_text import data_sources, draws_by_default, needs_data, open_drawn_text
 from jaxq.harness.make_job import make_job
 from jaxq.harness.option_effects import check_options
+from jaxq.harness.weight_options import check_weight_options
 from jaxq.huggingface.export import export_model
 from jaxq.pipeline.job import Job
 from jaxq.progress import Progress
@@ -43,7 +44,14 @@ class Task:
     notes: tuple[str, ...]
 
 
-def open_task(config: Config, target: Path, cache: Path, progress: Progress, overrides: Sequence[str] = ()) -> Task:
+def open_task(
+    config: Config,
+    target: Path,
+    cache: Path,
+    progress: Progress,
+    overrides: Sequence[str] = (),
+    sweeps: bool = False,
+) -> Task:
     """Opens the model and the data that a configuration names; exports a Hugging Face model.
 
     Args:
@@ -52,6 +60,7 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress, ove
         cache: Folder for exported and built models.
         progress: Shows the export.
         overrides: The overrides that the user gave; those without effect are refused.
+        sweeps: The run is one of a sweep.
 
     Raises:
         JaxqError: options are out of range or contradict each other (checked before any work), or a file is missing or
@@ -59,17 +68,18 @@ def open_task(config: Config, target: Path, cache: Path, progress: Progress, ove
     """
     make_job(config, Path(), Path(), has_data(config) or (draws_by_default(config) and needs_data(config)))
     check_data(config)
-    check_options(config, overrides, has_data(config) or draws_by_default(config))
+    check_options(config, overrides, has_data(config) or draws_by_default(config), sweeps)
     source, origin = _find_source(config, cache, progress)
     companions = find_companions(source, target.name)
     model = load_model(source)
     drawn, on_drawing = open_drawn_text(config, source, cache, progress)
     # Checked before text is drawn, which takes a while.
-    make_job(config, source, target, has_data(config) or (drawn is not None and draws_by_default(config)))
+    will_have_data = has_data(config) or (drawn is not None and draws_by_default(config))
+    check_weight_options(make_job(config, source, target, will_have_data), overrides, will_have_data)
     data = read_data(config, source, read_input_spec(model), drawn)
     job = make_job(config, source, target, bool(data.calib))
     methods = [override for override in overrides if override.lstrip("+").startswith("method.")]
-    check_options(config, methods, bool(data.calib))  # auto is known now
+    check_options(config, methods, bool(data.calib), sweeps)  # auto is known now
     on_types = [_BFLOAT16] if has_bfloat16(model) else []
     return Task(job, data, companions, (*origin, *on_drawing, *data.notes, *on_types))
 

@@ -105,19 +105,28 @@ def _quantize_matrix(
 
 def _note(site: Site, method: Method) -> str:
     """Why the method does less to a weight than to others; "" where it does not."""
+    if not method.needs_data:  # it rounds all of them to nearest
+        return ""
     reasons = []
-    if site.nested:
+    if site.nested and (less := _less(site, method)):
         inside = "in a subgraph" if len(site.nested) == len(site.nodes) else "in a subgraph too"
-        reasons.append(f"{inside}: {'not scaled' if site.activation_values else 'rounded to nearest'}")
-    if site.has_table:
-        reasons.append("a table of Gather" + (" too: not scaled" if site.activation_values else ": rounded to nearest"))
-    if site.kernel and site.activation_values and method.needs_data:
+        reasons.append(f"{inside}: {less}")
+    if site.has_table and (less := _less(site, method)):
+        reasons.append(f"a table of Gather{' too' if site.activation_values else ''}: {less}")
+    if site.kernel and site.activation_values:
         size = 4 * site.count * site.c_in**2 / 1e9
         if not site.activations:
             reasons.append(f"the moments of its patches would take {size:.1f} GB: rounded to nearest")
         elif method.scales and not site.nested:
             reasons.append("a kernel of Conv: its channels are not scaled")
     return "; ".join(reasons)
+
+
+def _less(site: Site, method: Method) -> str:
+    """What a weight of a table or a subgraph lacks; "" where the method does all to it."""
+    if not site.activation_values:
+        return "rounded to nearest"
+    return "not scaled" if method.scales else ""
 
 
 def _sites_by_format(sites: Sequence[Site], formats: Sequence[WeightFormat]) -> dict[WeightFormat, list[Site]]:

@@ -149,7 +149,8 @@ def _record(seen, name, function, position):
 
 def test_the_embedded_model_reads_text_with_its_own_tokenizer(jaxq, tmp_path):
     (tmp_path / "c.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
-    done = jaxq(f"calib.text={tmp_path}/c.txt", "method=rtn_dq", "calib.samples=2", "calib.length=16", "eval.samples=0")
+    small = ("calib.samples=2", "calib.length=16", "eval.samples=0")
+    done = jaxq(f"calib.text={tmp_path}/c.txt", "method=rtn_search", *small)
     assert done.code == 0, done.err
     assert embedded.load_tokenizer().get_vocab_size() == 2048
 

@@ -31,7 +31,10 @@ from jaxq.embedded.text import Split
 from jaxq.files.model_file import save_model
 from jaxq.harness.config import Config, conf_dir, flat_keys, option_names, register
 from jaxq.harness.data import check_data, has_data
+from jaxq.harness.drawn_text import draws_by_default
 from jaxq.harness.make_job import make_job
+from jaxq.harness.option_effects import check_options
+from jaxq.harness.overrides import with_model
 from jaxq.harness.quantize_command import quantize_overrides
 
 PROGRAMS = ("jaxq.run", "jaxq.inspect")
@@ -122,17 +125,18 @@ def check_run(arguments: Sequence[str]) -> None:
     for chosen in itertools.product(*choices):
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config: Any = compose("config", list(chosen))
-        _check(config)
+            config: Any = compose("config", with_model(chosen))
+        _check(config, chosen, sweep)
 
 
-def _check(config: Config) -> None:
+def _check(config: Config, overrides: Sequence[str], sweep: bool) -> None:
     unknown = set(flat_keys(config)) - set(option_names())
     assert not unknown, f"there are no options {unknown}"
     assert config.model.name != "onnx" or config.model.path
     assert config.model.name != "hf" or config.model.id
     make_job(config, Path("model.onnx"), Path("outputs/model.onnx"), has_data(config))
     check_data(config)
+    check_options(config, overrides, has_data(config) or draws_by_default(config), sweep)
 
 
 def _marks(document: Document) -> Iterator[Region]:

@@ -88,7 +88,10 @@ def test_every_shell_and_python_block_is_found(tmp_path):
     assert evaluate(page, tmp_path) == ["no network"]
 
 
-@pytest.mark.parametrize("line", ["method=none", "model=onnx", "method.min_alpha=0.5", "-m block_size=32,1"])
+@pytest.mark.parametrize(
+    "line",
+    ["method=none", "model=onnx", "method.min_alpha=0.5", "-m block_size=32,1", "method=rtn_dq method.damping=0.1"],
+)
 def test_a_wrong_command_is_found(line):
     with pytest.raises((AssertionError, JaxqError, HydraException)):
         check_run(line.split())

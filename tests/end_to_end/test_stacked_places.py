@@ -59,9 +59,11 @@ def test_in_subgraphs(form, fmt, op, method, tmp_path):
     proto, x, target = nested(op), feeds_of(op), tmp_path / "out.onnx"
     batches = [Batch({"x": x, "c": np.array(c)}) for c in (True, False)] if method == "awq_lite" else []
     outcome = quantize(save(proto, tmp_path), target, method, batches, fmt, form)
+    notes = ("in a subgraph too: not scaled", "in a subgraph: rounded to nearest") if batches else ("", "")
+    count = E if op == "MatMul" else 2
     assert {layer.name: (layer.note, layer.matrices) for layer in outcome.layers} == {
-        "outer": ("in a subgraph too: not scaled", E if op == "MatMul" else 2),
-        "own": ("in a subgraph: rounded to nearest", E if op == "MatMul" else 2),
+        "outer": (notes[0], count),
+        "own": (notes[1], count),
     }
     assert {layer.name for layer in outcome.layers if layer.loss is not None} == ({"outer"} if batches else set())
     onnx.checker.check_model(str(target), full_check=True)

@@ -9,9 +9,7 @@ from jaxq.formats.integers import IntegerFormat
 from jaxq.formats.registry import make_format
 from jaxq.forms.registry import FORMS
 from jaxq.harness.command import _notes
-from jaxq.methods.registry import MethodSpec
-from jaxq.pipeline.job import Gather, Job
-from jaxq.pipeline.quantize import quantize_model
+from jaxq.pipeline.job import Gather
 from jaxq.readback.inspection import inspect_model
 from jaxq.readback.weights import read_weights
 from jaxq.runtime.batches import Batch
@@ -44,10 +42,10 @@ def test_both_branches_give_what_the_codes_stand_for(form, fmt, op, tmp_path):
     outcome = quantize(source, target, form=form, fmt=fmt)
     notes = {layer.name: (layer.note, len(layer.nodes)) for layer in outcome.layers}
     assert notes == {
-        "all": ("in a subgraph too: not scaled", 3),
-        "both": (NESTED, 3),
-        "own": (NESTED, 1),
-        "deep_w": (NESTED, 1),
+        "all": ("", 3),  # without notes: rounding to nearest does no less here
+        "both": ("", 3),
+        "own": ("", 1),
+        "deep_w": ("", 1),
         "last": ("", 1),
     }
     assert {layer.name for layer in outcome.layers if layer.nested} == set(notes) - {"last"}
@@ -90,22 +88,12 @@ def test_a_loop_reads_its_weights_in_every_round(form, tmp_path):
     proto = looped()
     source, target = save(proto, tmp_path), tmp_path / "out.onnx"
     outcome = quantize(source, target, form=form)
-    assert {layer.name: layer.note for layer in outcome.layers} == {"inner": NESTED, "outer": NESTED}
+    assert {layer.name: layer.nested for layer in outcome.layers} == {"inner": True, "outer": True}
     onnx.checker.check_model(str(target), full_check=True)
     weights = {w.name: w.dequantize() for w in read_weights(load_model(target))}
     for times in (0, 1, 4):
         feeds = {"x": X, "times": np.array(times)}
         assert relative(run(target, feeds)[0], run(with_weights(proto, weights), feeds)[0]) < 2e-6
-
-
-def test_the_terminal_counts_weights_in_subgraphs_in_one_sentence(tmp_path):
-    spec = MethodSpec("rtn_dq", IntegerFormat(32))
-    gather = Gather(1, IntegerFormat(32))
-    job = Job(save(looped(), tmp_path), tmp_path / "out.onnx", spec, cache=tmp_path / "cache", gather=gather)
-    assert list(_notes(quantize_model(job), job)) == [
-        "gather.axis has no effect: the model has no table of Gather that can be quantized",
-        "2 weights are in a subgraph, which calibration does not see: see their notes in layers.csv",
-    ]
 
 
 @pytest.mark.parametrize("method", ["awq_lite", "awq_full", "best"])
@@ -119,6 +107,10 @@ def test_what_calibration_does_not_see_is_rounded_to_nearest(method, tmp_path):
     layers = {layer.name: layer for layer in outcome.layers}
     for name in ("both", "own", "deep_w"):
         assert (layers[name].loss, layers[name].alpha, layers[name].clip_min) == (None, None, 1)
+        assert layers[name].note == NESTED
+    assert layers["all"].note == ("" if method == "best" else "in a subgraph too: not scaled")
+    (sentence,) = [note for note in _notes(outcome) if "calibration does not see" in note]
+    assert sentence.startswith("4 weights" if layers["all"].note else "3 weights")
     assert layers["all"].loss is not None and layers["all"].alpha is None
     assert (layers["all"].clip_min < 1) == (method != "awq_lite")
     assert layers["last"].loss is not None

@@ -42,7 +42,7 @@ def ids(seed: int = 0) -> np.ndarray:
 def test_a_run_and_its_evaluation(model, tmp_path, capfd):
     """Arrays in, files and frozen figures out, nothing printed, and the same configuration as on the command line."""
     options = ["block_size=32", "eval.samples=2"]
-    result = jaxq.quantize(model, tmp_path / "out", method="rtn", data=ids(), held_out=ids(1), options=options)
+    result = jaxq.quantize(model, tmp_path / "out", method="rtn", held_out=ids(1), options=options)
     assert (result.method, result.folder, result.model) == ("rtn", tmp_path / "out", tmp_path / "out" / "model.onnx")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "block_size=32" in report["overrides"] and "preset=deploy" in report["overrides"]
@@ -58,6 +58,9 @@ def test_a_run_and_its_evaluation(model, tmp_path, capfd):
     assert judged.models[1].nbytes == result.outcome.target_bytes
     assert capfd.readouterr() == ("", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+    with pytest.raises(jaxq.JaxqError, match="changes nothing with method=rtn: leave it out, or the data"):
+        jaxq.quantize(model, tmp_path / "other", method="rtn", data=ids(), held_out=ids(1), options=options)
+    assert not (tmp_path / "other").exists()
 
 
 def test_texts_are_calibration_data_of_which_a_fifth_is_held_out(model, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,9 @@ import onnx
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.docs.blocks import lay_out
+from jaxq.harness.config import option_names
+from jaxq.harness.evaluate import _READ, _check_settings
+from tests.docs.blocks import check_quantize, lay_out
 from tests.support.command_line import Finished
 
 SMALL = ("method=rtn_dq", "calib.samples=2", "calib.length=16", "eval.samples=2")
@@ -27,6 +31,22 @@ def run_alone(*arguments: str, code: str = "", cwd: Path | None = None) -> subpr
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": "100"}
     command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Models, texts and tokens, in paths with all that Hydra's grammar or a shell would stumble over."""
+    folder = tmp_path_factory.mktemp("odd") / "a ü, [b]='c'\"d${x}"
+    folder.mkdir()
+    lay_out(folder)
+    return folder
+
+
+def refused(done: Finished, *words: str) -> None:
+    assert done.code == 2
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
+    assert all(word in done.err for word in words), done.err
+    assert not list(done.folder.rglob("*.onnx*"))
 
 
 @pytest.mark.parametrize(
@@ -52,22 +72,46 @@ def test_the_help_has_a_line_and_an_example_for_each_command():
         assert f"  jaxq {command} " in text
         helps = run_alone(command, "--help").stdout
         assert f"jaxq {command}" in helps and "xample" in helps
+    for command in ("list", "clear"):
+        assert f"jaxq cache {command}" in run_alone("cache", command, "--help").stdout.partition("xample")[2]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Models, texts and tokens, in paths with all that Hydra's grammar or a shell would stumble over."""
-    folder = tmp_path_factory.mktemp("odd") / "a ü, [b]='c'\"d${x}"
-    folder.mkdir()
-    lay_out(folder)
-    return folder
+def test_the_help_of_evaluate_names_the_options_that_it_reads():
+    text = run_alone("evaluate", "--help").stdout
+    named = set(re.findall(r"eval\.\w+", text.partition("KEY=VALUE after")[2]))
+    assert named == set(_READ)
+    read = {name for name in option_names() if name.startswith("eval.")}
+    assert read - named == {"eval.source", "eval.batch_size", "eval.holdout_fraction"}
 
 
-def refused(done: Finished, *words: str) -> None:
-    assert done.code == 2
-    assert done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
-    assert all(word in done.err for word in words), done.err
-    assert not list(done.folder.rglob("*.onnx*"))
+@pytest.mark.parametrize("command", ["quantize", "evaluate"])
+def test_the_examples_of_the_help_are_taken(command, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    lines = re.findall(rf"^    jaxq {command} (.*)$", run_alone(command, "--help").stdout, re.MULTILINE)
+    assert len(lines) >= 4
+    for words in map(shlex.split, lines):
+        if command == "quantize":
+            check_quantize(words)
+        else:
+            _check_settings([word for word in words if "=" in word])
+
+
+WRONG_OF_EVALUATE = {
+    "an option of calibration": ["calib.samples=4"],
+    "a group": ["method=best"],
+    "a preset": ["preset=deploy"],
+    "a dry run": ["dry_run=true"],
+    "batches": ["eval.batch_size=4"],
+    "drawn text": ["eval.source=self"],
+    "the cache": ["cache_dir=x"],
+    "Hydra's own": ["hydra.run.dir=x"],
+}
+
+
+@pytest.mark.parametrize("settings", WRONG_OF_EVALUATE.values(), ids=WRONG_OF_EVALUATE)
+def test_what_evaluate_does_not_read_is_refused(jaxq, folder, settings):
+    done = jaxq("evaluate", f"{folder}/model.onnx", "--data", f"{folder}/tokens.npz", *settings)
+    refused(done, f"{settings[0].partition('=')[0]} is an option of a run", "eval.samples, eval.length can be given")
 
 
 def test_a_folder_is_quantized_with_its_text(jaxq, folder, capfd):
@@ -123,6 +167,10 @@ def test_overrides_alone_are_a_run(jaxq):
         (["compare", "nowhere"], ["run 'nowhere' does not exist"]),
         (["inspect", "nowhere"], ["'nowhere' does not exist"]),
         (["cache", "delete"], ["delete"]),
+        (["bits=4"], ["no option 'bits': write dtype=int4"]),
+        (["exclude_layers=a"], ["write method.exclude=a"]),
+        (["quantize", "-o"], ["'-o' requires an argument"]),
+        (["quantize", "x.onnx", "--dta", "y"], ["did you mean --data?"]),
     ],
 )
 def test_first_words_get_an_answer_that_helps(jaxq, arguments, words):

@@ -52,7 +52,9 @@ def test_the_cache_is_listed(jaxq, own):
     assert kinds(jaxq, own) == ALL
     out = jaxq("cache", "list", "--cache-dir", str(own)).out
     assert str(own) in out and "7.5 kB" in out
-    assert all(kind.purpose.split()[0] in out for kind in KINDS)
+    assert all(f" {kind.purpose} " in out for kind in KINDS), "each on one line of 80 columns"
+    (own / "drawn" / "second").touch()
+    assert kinds(jaxq, own)["drawn"] == (2, 1000)
 
 
 def test_an_empty_cache_is_listed_and_not_made(jaxq, tmp_path):
@@ -117,6 +119,7 @@ def test_a_run_marks_its_cache_as_used(jaxq, tmp_path, monkeypatch):
 
     monkeypatch.setattr(command, "open_task", open_task)
     (tmp_path / "cache" / "xla").mkdir(parents=True)
+    (tmp_path / "cache" / "xla" / "f").touch()
     small = ("method=rtn_dq", "calib.samples=0", "eval.samples=0", f"cache_dir={tmp_path / 'cache'}")
     assert jaxq(*small).code == jaxq(*small, "dry_run=true").code == 0
     assert len(refused) == 2

@@ -126,7 +126,7 @@ def test_drawn_text_beside_real_text(jaxq, model, fed, tmp_path):
 
 
 def test_the_embedded_model_keeps_its_text_and_can_write_its_own(jaxq, fed):
-    small = ("calib.samples=2", "calib.length=16", "eval.samples=2", "eval.length=16", "method=rtn_dq")
+    small = ("calib.samples=2", "calib.length=16", "eval.samples=2", "eval.length=16", "method=rtn_search")
     usual = jaxq(*small)
     assert usual.report["data"]["calibration"]["sources"] == "Python's documentation (2 samples)"
     text = fed["calib"]
@@ -152,7 +152,7 @@ def test_a_dry_run_estimates_the_drawing_and_draws_nothing(jaxq, model, tmp_path
 def test_texts_are_mixed_by_share(jaxq, fed, tmp_path):
     for name, word in (("a", "alpha "), ("b", "beta "), ("c", "gamma ")):
         (tmp_path / f"{name}.txt").write_text(word * 900)
-    calib = ("calib.samples=8", "calib.length=16", "method=rtn_dq")
+    calib = ("calib.samples=8", "calib.length=16", "method=rtn_search")
     small = (*calib, "eval.samples=4", "eval.length=16")
     texts = f"calib.text=[{tmp_path}/a.txt,{tmp_path}/b.txt]"
     done = jaxq(*small, texts, "calib.shares=[3,1]", f"eval.text=[{tmp_path}/c.txt]")
@@ -210,5 +210,5 @@ def test_wrong_options(jaxq, model, row):
 
 
 def test_ids_are_those_of_the_model(jaxq, model, fed):
-    jaxq("model=onnx", f"model.path={model}", *SMALL, "method=rtn_dq", "calib.source=self")
+    jaxq("model=onnx", f"model.path={model}", *SMALL, "method=rtn_search", "calib.source=self")
     assert fed["calib"].min() >= 0 and fed["calib"].max() < IDS

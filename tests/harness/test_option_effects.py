@@ -20,6 +20,7 @@ from jaxq.harness.overrides import with_model
 from jaxq.runtime.inputs import read_input_spec
 
 ONNX, HF, TABLES = ["model.path=m.onnx"], ["model.id=a/b"], ["gather.axis=1"]
+RTN = ["method=rtn_dq"]
 NEITHER = ["calib.samples=0", "eval.samples=0"]
 SAMPLES = ["calib.samples=4", "eval.samples=3"]
 SMALL = ["calib.samples=4", "calib.length=8", "eval.samples=3", "eval.length=8"]
@@ -61,12 +62,20 @@ KEYS = {
     "mixed.block_size": (["mixed.int8=[a]"], "mixed.block_size=64", [[]]),
     "gather.axis": ([], "gather.axis=0", []),
     "gather.dtype": (TABLES, "gather.dtype=int8", [[]]),
-    "gather.block_size": (TABLES, "gather.block_size=64", [[], ["preset=deploy", "gather.axis=null"]]),
-    "calib.tokens": (SAMPLES, "calib.tokens=t.npz", [NEITHER]),
-    "calib.text": (SMALL, "calib.text=a.txt", [["calib.samples=0"]]),
-    "calib.dataset": (SMALL, "calib.dataset=a/b", [["calib.samples=0"]]),
+    "gather.block_size": (
+        TABLES,
+        "gather.block_size=64",
+        [[], ["preset=deploy", "gather.axis=null"], [*TABLES, "gather.dtype=nvfp4"]],
+    ),
+    "calib.tokens": (SAMPLES, "calib.tokens=t.npz", [NEITHER, [*RTN, "eval.samples=0"], [*RTN, "eval.text=c.txt"]]),
+    "calib.text": (
+        SMALL,
+        "calib.text=a.txt",
+        [["calib.samples=0"], RTN, ["method=rtn", *HELD_OUT], ["form=qdq"]],
+    ),
+    "calib.dataset": (SMALL, "calib.dataset=a/b", [["calib.samples=0"], RTN, ["method=nvfp4"]]),
     "calib.shares": (TEXTS, "calib.shares=[3,1]", [[], ["calib.text=a.txt"]]),
-    "calib.source": (SMALL, "calib.source=self", [["calib.samples=0"]]),
+    "calib.source": (SMALL, "calib.source=self", [["calib.samples=0"], RTN]),
     "calib.subset": (DATASET, "calib.subset=x", [[], TEXTS]),
     "calib.split": (DATASET, "calib.split=x", [[], TEXTS]),
     "calib.column": (DATASET, "calib.column=x", [[], TEXTS]),
@@ -74,7 +83,7 @@ KEYS = {
     "calib.samples": (SMALL, "calib.samples=2", [["method=rtn_dq", *ONNX]]),
     "calib.length": (SMALL, "calib.length=6", [["calib.samples=0"], ["calib.tokens=t.npz"]]),
     "calib.batch_size": (SMALL, "calib.batch_size=2", [["calib.samples=0"]]),
-    "calib.self_share": (TEXTS, "calib.self_share=0.5", [["calib.samples=0"]]),
+    "calib.self_share": (TEXTS, "calib.self_share=0.5", [["calib.samples=0"], [*SMALL, *RTN]]),
     "eval.tokens": (SAMPLES, "eval.tokens=t.npz", [["eval.samples=0"]]),
     "eval.text": (SMALL, "eval.text=c.txt", [["eval.samples=0"]]),
     "eval.dataset": (SMALL, "eval.dataset=c/d", [["eval.samples=0"]]),
@@ -88,7 +97,7 @@ KEYS = {
     "eval.length": (SMALL, "eval.length=6", [["eval.samples=0"], ["eval.tokens=t.npz"]]),
     "eval.batch_size": (SMALL, "eval.batch_size=2", [["eval.samples=0"]]),
     "eval.holdout_fraction": (TEXTS, "eval.holdout_fraction=0.5", [["eval.samples=0"]]),
-    "block_size": ([], "block_size=64", []),
+    "block_size": ([], "block_size=64", [["method=nvfp4"], ["dtype=mxfp8"]]),
     "scale_dtype": ([], "scale_dtype=float16", [["dtype=nvfp4"]]),
     "dry_run": ([], "dry_run=true", []),
     "cache_dir": ([], "cache_dir=elsewhere", []),
@@ -176,7 +185,7 @@ REFUSED = [(key, run) for key, (_, _, runs) in KEYS.items() for run in runs]
 @pytest.mark.parametrize(("key", "run"), REFUSED, ids=[f"{key} {' '.join(run)}" for key, run in REFUSED])
 def test_an_option_without_effect_is_refused(key, run):
     others = [other for other in run if not other.startswith(f"{key}=")]
-    refused([*others, KEYS[key][1]], [f"{key} changes nothing", "leave it out; it is read with "])
+    refused([*others, KEYS[key][1]], [f"{key} changes nothing", "leave it out", "; it is read with "])
 
 
 def test_every_option_that_some_runs_do_not_read_has_such_a_run():
@@ -189,6 +198,38 @@ def test_the_sentence_has_the_value_that_decides():
     )
     refused(["method.alpha_step=0.2"], ["with method=auto, which is best here"])
     refused(["model=embedded", "model.path=x.onnx"], ["with model=embedded", "read with model=onnx"])
+
+
+EVALUATED = {
+    "a part of the text": ["calib.text=a.txt", "eval.holdout_fraction=0.2", "eval.length=256"],
+    "a split of the dataset": ["calib.dataset=a/b", "eval.split=test"],
+    "an array of the file": ["calib.tokens=t.npz"],
+    "a budget": ["calib.text=a.txt", "method.bits_per_weight=5"],
+}
+
+
+@pytest.mark.parametrize("options", EVALUATED.values(), ids=EVALUATED)
+def test_data_that_calibrates_nothing_is_taken_for_the_evaluation_or_a_budget(options):
+    given = [*ONNX, "method=rtn_dq", *options]
+    check_options(compose_config(given), given, True)
+
+
+def test_data_without_effect_is_refused_with_what_to_do():
+    refused(
+        ["method=rtn_dq", "calib.text=a.txt"],
+        ["leave it out, or the data (--data) that it stands for;", "method=rtn_dq", "method=best", "eval.text"],
+    )
+    refused(["method=rtn_dq", "calib.source=self"], ["method=rtn_dq: leave it out", "eval.source"])
+    np.savez("alone.npz", calib=np.arange(8)[None])
+    refused(
+        [*ONNX, "method=rtn_dq", "calib.tokens=alone.npz"],
+        ["leave it out, or the data (--data) that it stands for;", "an array eval in the file"],
+    )
+
+
+def test_a_sweep_may_give_data_and_blocks_to_all_of_its_runs():
+    given = ["method=rtn_dq", "calib.text=a.txt", "dtype=nvfp4", "form=portable", "block_size=16"]
+    check_options(compose_config(given), given, True, sweeps=True)
 
 
 def test_options_of_presets_and_of_experiments_are_not_refused():
@@ -208,5 +249,6 @@ def test_each_job_of_a_sweep_is_checked_by_itself(jaxq):
     small = ("calib.samples=2", "calib.length=16", "eval.samples=0")
     done = jaxq("-m", "method=rtn_dq,awq_lite", "method.alpha_step=0.5,1", *small)
     assert done.code == 2
-    assert done.err.count("method.alpha_step changes nothing with method=rtn_dq: leave it out") == 2
+    assert done.err.count("method.alpha_step changes nothing with method=rtn_dq: leave it out") == 1
+    assert done.err.endswith("(runs 0, 1)\n")
     assert len(list(Path().glob("outputs/sweeps/*/*/*/model.onnx"))) == 2

@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -12,7 +15,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from jaxq.harness import command
 from jaxq.harness import progress_bars as bars
+from jaxq.harness.failures import CLOSED_PIPE
 from jaxq.harness.run_folder import link_latest, remove_without_result
 from jaxq.harness.run_log import LoggedConsole, run_log
 
@@ -72,6 +77,7 @@ def test_a_sweep_keeps_the_row_of_a_failed_run_and_not_its_folder(jaxq):
     (table,) = done.folder.rglob("summary.csv")
     rows = list(csv.DictReader(table.open()))
     assert [bool(row["error"]) for row in rows] == [False, True]
+    assert done.err.count("\n") == 1 and done.err.endswith("(run 1)\n")
     assert [path.name[:1] for path in table.parent.iterdir() if path.is_dir()] == ["0"]
     assert (done.folder / "outputs" / "latest").resolve() == table.parent.resolve()
 
@@ -84,7 +90,92 @@ def test_the_latest_run_is_replaced(tmp_path, monkeypatch):
         assert (tmp_path / "outputs" / "latest").readlink() == Path(name)
     (tmp_path / "elsewhere").mkdir()
     link_latest(tmp_path / "elsewhere")
-    assert (tmp_path / "outputs" / "latest").readlink() == Path("b")
+    assert (tmp_path / "outputs" / "latest").readlink() == Path("..") / "elsewhere"
+    assert (tmp_path / "outputs" / "latest").resolve() == tmp_path / "elsewhere"
+
+
+def test_no_folder_is_made_for_the_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    link_latest(tmp_path / "elsewhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_a_run_in_a_folder_of_the_user_is_the_latest_too(jaxq, tmp_path):
+    (tmp_path / "call0" / "outputs").mkdir(parents=True)
+    own = tmp_path / "own"
+    done = jaxq(*SMALL, f"hydra.run.dir={own}")
+    assert done.code == 0, done.err
+    assert (done.folder / "outputs" / "latest").resolve() == own
+    alone = jaxq(*SMALL, f"hydra.run.dir={own}")
+    assert alone.code == 0 and not list(alone.folder.iterdir())
+
+
+DRY_OR_FAILED = {
+    "dry": (["dry_run=true", "block_size=32,64"], 0),
+    "failed": (["block_size=31,33"], 2),
+    "never begun": (["method=rtn_dq,nonsense"], 2),
+}
+
+
+@pytest.mark.parametrize(("options", "code"), DRY_OR_FAILED.values(), ids=DRY_OR_FAILED)
+def test_a_sweep_without_a_result_leaves_nothing(jaxq, tmp_path, options, code):
+    done = jaxq("-m", *SMALL, *options)
+    assert done.code == code
+    assert not list(done.folder.iterdir())
+    assert "summary.csv" not in done.out
+    named = jaxq("-m", *SMALL, *options, f"hydra.sweep.dir={tmp_path}/named")
+    assert not list(named.folder.iterdir())
+    assert (tmp_path / "named").exists() == ("method=rtn_dq,nonsense" not in options)
+
+
+def test_a_sweep_that_is_stopped_keeps_its_finished_runs_alone(jaxq, monkeypatch):
+    real, calls = command.run, iter([None, KeyboardInterrupt()])
+
+    def stopped(*arguments):
+        if error := next(calls):
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(command, "run", stopped)
+    done = jaxq("-m", *SMALL, "block_size=32,64")
+    assert done.code == 130
+    assert [path.parent.name[:1] for path in done.folder.rglob("model.onnx")] == ["0"]
+    calls = iter([KeyboardInterrupt()])
+    done = jaxq("-m", *SMALL, "block_size=32,64")
+    assert done.code == 130
+    assert not list(done.folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ([], 1),
+        (["dry_run=true"], 0),
+        (["-m", "block_size=32,64"], 2),
+    ],
+    ids=["run", "dry run", "sweep"],
+)
+def test_a_run_whose_output_nobody_reads_is_finished(tmp_path, options, files):
+    """As under ``| head``, with a reader that is gone at once."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxq", "run", *SMALL, *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": root, "JAXQ_CACHE": str(tmp_path / "cache")},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+    logs = list(tmp_path.glob("outputs/**/run.log"))
+    assert len(logs) == len(list(tmp_path.glob("outputs/**/report.json"))) == files
+    assert all(" next: " in log.read_text() for log in logs)
+    assert (tmp_path / "outputs" / "latest").exists() == bool(files)
 
 
 def test_no_link_is_no_failure(tmp_path, monkeypatch):

@@ -131,15 +131,15 @@ def test_time_grows_with_the_data(tmp_path):
 
 
 @pytest.mark.long
-def test_a_sweep_of_dry_runs_has_a_table(jaxq):
-    done = jaxq("-m", "method=rtn_dq,awq_lite", "dry_run=true", *SMALL)
+def test_a_sweep_of_dry_runs_has_a_table(jaxq, tmp_path):
+    done = jaxq("-m", "method=rtn_dq,awq_lite", "dry_run=true", *SMALL, f"hydra.sweep.dir={tmp_path}/named")
     assert done.code == 0, done.err
-    (table,) = done.folder.rglob("summary.csv")
+    (table,) = tmp_path.glob("named/summary.csv")
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["method"] for row in rows] == ["rtn_dq", "awq_lite"]
     assert all(float(row["file_mb"]) > 1 and float(row["seconds"]) > 0 and not row["error"] for row in rows)
-    assert not list(done.folder.rglob("*.onnx"))
+    assert not list(tmp_path.glob("named/**/*.onnx"))
 
 
 def test_a_weight_of_several_activations(tmp_path):

@@ -42,7 +42,7 @@ def jaxq(tmp_path, monkeypatch, capfd, cache):
 
     def call(*arguments: str) -> Finished:
         folder = tmp_path / f"call{next(count)}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         monkeypatch.chdir(folder)
         monkeypatch.setenv("JAXQ_CACHE", str(cache))
         monkeypatch.setattr(sys, "argv", ["jaxq", *arguments])
