@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
@@ -54,6 +55,28 @@ def as_array(value: Any, name: str = "the weight") -> AnyArray:
     if array.dtype.kind in "OSUmM":
         raise JaxqError(f"{name} is of type {type(value).__name__} without numbers: give an array, or lists of numbers")
     return array
+
+
+def as_floats(value: Any, name: str = "the weight") -> AnyArray:
+    """`as_array` of numbers: floats stay as they are, integers become float32, whose magnitudes do not wrap around.
+
+    Args:
+        value: An array, or what numpy makes an array of. Integers above 2^24 are rounded.
+        name: The argument's name in errors.
+
+    Raises:
+        JaxqError: the value has no numbers, or its type is bool or complex.
+
+    Example:
+        >>> as_floats(np.array([-128], np.int8)).dtype.name
+        'float32'
+    """
+    array = as_array(value, name)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise JaxqError(f"{name} has type {array.dtype}: give floats or integers")
+    return array.astype(np.float32)
 
 
 def check_integer(name: str, value: Any) -> int:

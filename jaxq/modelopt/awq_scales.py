@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from jaxq.errors import JaxqError
 from jaxq.methods import awq
-from jaxq.modelopt.arrays import AnyArray, as_array, as_given
+from jaxq.modelopt.arrays import AnyArray, as_floats, as_given
 from jaxq.modelopt.magnitudes import channel_magnitude, check_matrix, check_same_channels, mean_magnitude
 
 TP_AXIS = "tp"
@@ -18,7 +18,7 @@ def get_act_scale(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
     """Mean magnitude of each input channel: ``mean |x|`` over all tokens.
 
     Args:
-        x: Activations ``[tokens, c_in]``, or ``[..., c_in]``, of any float type.
+        x: Activations ``[tokens, c_in]``, or ``[..., c_in]``, of floats or integers.
 
     Returns:
         Means [c_in] in float32.
@@ -39,7 +39,7 @@ def get_weight_scale(weight: Float[AnyArray, "c_in c_out"], block_size: int | No
     """Relative magnitude of each input channel of a weight: mean over columns of ``|w| / max|block|``.
 
     Args:
-        weight: Weight [c_in, c_out] of any float type.
+        weight: Weight [c_in, c_out] of floats or integers.
         block_size: Consecutive rows a block; the last block may be ragged. None or -1 for whole columns.
 
     Returns:
@@ -86,7 +86,7 @@ def get_scale(
         >>> get_scale(jnp.array([4.0, 1.0]), jnp.array([0.5, 0.5]), 0.5).tolist()
         [1.4142135381698608, 0.7071067690849304]
     """
-    a, w_mean = (jnp.asarray(as_array(magnitudes)).astype(jnp.float32) for magnitudes in (x_max, w_max))
+    a, w_mean = (jnp.asarray(as_floats(magnitudes)).astype(jnp.float32) for magnitudes in (x_max, w_max))
     check_same_channels(a.shape, w_mean.shape)
     if reduce_across_tp:
         try:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
 
 from jaxq.errors import JaxqError
-from jaxq.modelopt.arrays import AnyArray, as_array, as_given, check_blocks, check_integer
+from jaxq.modelopt.arrays import AnyArray, as_array, as_floats, as_given, check_blocks, check_integer
 from jaxq.numerics import integer
 from jaxq.numerics.blocks import check_axis, count_blocks
 
@@ -27,7 +27,7 @@ def find_scales(
     """Scale, and zero point, of each block: ``s = alpha * max|block| / (2^(b-1) - 1)``.
 
     Args:
-        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite.
+        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite; integers count as float32.
         block_size: Rows a block, or -1 for the whole axis; the last block may be ragged.
         quantize_axis: The axis that is split into blocks.
         alpha: Clip ratio above 0: a number; an array that broadcasts against the scales; or a flat array with one
@@ -40,7 +40,7 @@ def find_scales(
         ``s`` in ``w``'s dtype with ``n_blocks`` in place of the axis, and ``zp`` (uint8, the same shape) or None.
 
     Raises:
-        JaxqError: an argument is out of range, ``alpha`` does not fit the blocks, or ``w`` has no float type.
+        JaxqError: an argument is out of range, ``alpha`` does not fit the blocks, or ``w`` has no numbers.
 
     Source: NVIDIA ModelOpt's ``quant_utils.find_scales``.
 
@@ -49,7 +49,7 @@ def find_scales(
         >>> s.tolist(), zp
         ([[1.0], [1.0]], None)
     """
-    x = jnp.asarray(as_array(w))
+    x = jnp.asarray(as_floats(w))
     block, axis = check_blocks(x.shape, block_size, quantize_axis)
     bits, ratio = check_integer("num_bits", num_bits), _clip_ratio(alpha, x.shape, block, axis)
     return as_given(integer.find_scales(x, block, axis, ratio, bool(use_zero_point), bits), w, alpha)
@@ -98,8 +98,8 @@ def rtn(
     """Codes of ``w`` by round to nearest, ties to even: ``q = clip(round(w / s) + zp)``.
 
     Args:
-        w: Weight, ``[c_in, c_out]`` or of any rank, finite.
-        s: Scales as `find_scales` returns them; not 0.
+        w: Weight, ``[c_in, c_out]`` or of any rank, finite; floats or integers.
+        s: Scales as `find_scales` returns them; not 0; integers count as float32.
         block_size: Rows a block, or -1.
         quantize_axis: The axis that is split into blocks.
         zp: Zero points of any integer or float type, or None for symmetric codes.
@@ -117,7 +117,7 @@ def rtn(
         >>> rtn(np.array([[2.5], [-9.0]], np.float32), np.ones((1, 1), np.float32), block_size=2).tolist()
         [[2], [-8]]
     """
-    x, scales, zero_points = _as_jax(w, s, zp)
+    x, scales, zero_points = _as_jax(as_floats(w), s, zp)
     block, axis = check_blocks(x.shape, block_size, quantize_axis)
     return as_given(integer.rtn(x, scales, block, axis, zero_points, check_integer("num_bits", num_bits)), w, s, zp)
 
@@ -125,7 +125,7 @@ def rtn(
 def _as_jax(w: Any, s: Any, zp: Any) -> tuple[Array, Array, Array | None]:
     """Weights or codes, scales, and zero points (or None) as JAX arrays."""
     zero_points = None if zp is None else jnp.asarray(as_array(zp, "zp"))
-    return jnp.asarray(as_array(w)), jnp.asarray(as_array(s, "s")), zero_points
+    return jnp.asarray(as_array(w)), jnp.asarray(as_floats(s, "s")), zero_points
 
 
 def dq_tensor(
@@ -139,7 +139,7 @@ def dq_tensor(
 
     Args:
         w: Codes of any integer or float type, ``[c_in, c_out]`` or of any rank.
-        s: Scales, one a block.
+        s: Scales, one a block; integers count as float32.
         block_size: Rows a block, or -1.
         quantize_axis: The axis that is split into blocks.
         zp: Zero points of any integer or float type, or None.
@@ -174,7 +174,7 @@ def quant_tensor(
     """Codes, scales and zero points of ``w``: `find_scales`, then `rtn`.
 
     Args:
-        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite.
+        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite; integers count as float32.
         block_size: Rows a block, or -1 for the whole axis.
         quantize_axis: The axis that is split into blocks.
         alpha: Clip ratio; see `find_scales`.
@@ -194,7 +194,7 @@ def quant_tensor(
         >>> q.tolist(), s.tolist(), zp
         ([[7], [-4]], [[1.0]], None)
     """
-    x = jnp.asarray(as_array(w))
+    x = jnp.asarray(as_floats(w))
     block, axis = check_blocks(x.shape, block_size, quantize_axis)
     bits, ratio = check_integer("num_bits", num_bits), _clip_ratio(alpha, x.shape, block, axis)
     return as_given(integer.quant_tensor(x, block, axis, ratio, bool(use_zero_point), bits), w, alpha)

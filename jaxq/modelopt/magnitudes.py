@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxq.errors import JaxqError
 from jaxq.methods.awq import weight_magnitude
-from jaxq.modelopt.arrays import AnyArray, as_array, as_given, check_block_size
+from jaxq.modelopt.arrays import AnyArray, as_floats, as_given, check_block_size
 from jaxq.numerics.jit import jit
 
 
@@ -22,7 +22,7 @@ def mean_magnitude(x: Float[AnyArray, "... c_in"]) -> Float[AnyArray, "c_in"]:
         >>> mean_magnitude([[1.0, -2.0], [-3.0, 0.0]]).tolist()
         [2.0, 1.0]
     """
-    x = as_array(x, "the activation")
+    x = as_floats(x, "the activation")
     if x.ndim == 0:
         raise JaxqError("the activation is a single number: give [tokens, c_in]")
     return as_given(_mean_magnitude(jnp.asarray(x)), x)
@@ -46,17 +46,18 @@ def channel_magnitude(weights: Sequence[AnyArray], block_size: int) -> Float[Any
         [0.75, 0.75]
     """
     block_size = check_block_size(weights[0].shape[0], block_size)
-    joined = jnp.concatenate([jnp.asarray(w) for w in weights], axis=1) if len(weights) > 1 else jnp.asarray(weights[0])
+    arrays = [jnp.asarray(as_floats(w)) for w in weights]
+    joined = jnp.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
     return as_given(weight_magnitude(joined, block_size), *weights)
 
 
 def check_matrix(w: Any) -> AnyArray:
-    """The weight as an array [c_in, c_out].
+    """The weight as an array of floats [c_in, c_out].
 
     Raises:
-        JaxqError: the weight has another number of dimensions than two.
+        JaxqError: the weight has another number of dimensions than two, or no numbers.
     """
-    array = as_array(w)
+    array = as_floats(w)
     if array.ndim != 2:
         raise JaxqError(f"the weight has shape {list(array.shape)}: give a matrix [c_in, c_out]")
     return array

@@ -7,7 +7,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxq.errors import JaxqError
-from jaxq.modelopt.arrays import AnyArray, as_array, as_given, check_block_size, check_integer
+from jaxq.modelopt.arrays import AnyArray, as_floats, as_given, check_block_size, check_integer
 from jaxq.numerics import float4, mx
 from jaxq.numerics.blocks import check_axis, count_blocks, split
 from jaxq.numerics.jit import jit
@@ -17,13 +17,14 @@ def get_amax(weight: Float[AnyArray, "..."], quant_axis: int, block_size: int) -
     """Greatest magnitude of each block of consecutive elements on the axis: ``max|block|``.
 
     Args:
-        weight: Weight of 2 or 3 dimensions.
+        weight: Weight of 2 or 3 dimensions, of floats or integers.
         quant_axis: The axis that is split into blocks: 0 or 1 of two, 1 or 2 of three; -1 is the last.
         block_size: Elements a block, or -1 for the whole axis; the last block may be ragged.
 
     Returns:
-        One number for each block in ``weight``'s dtype, in the order of the blocks: flat for a matrix,
-        ``[d0, d1 * n_blocks]`` or ``[d0 * n_blocks, d2]`` for three dimensions. `compute_e8m0` takes this layout.
+        One number for each block in ``weight``'s dtype (float32 for integers), in the order of the blocks: flat for a
+        matrix, ``[d0, d1 * n_blocks]`` or ``[d0 * n_blocks, d2]`` for three dimensions. `compute_e8m0` takes this
+        layout.
 
     Raises:
         JaxqError: the weight has another rank or the axis is another one, or ``block_size`` is 0 or below -1.
@@ -35,7 +36,7 @@ def get_amax(weight: Float[AnyArray, "..."], quant_axis: int, block_size: int) -
         >>> get_amax(np.array([[1.0], [-2.0], [3.0], [0.0]], np.float32), 0, 2).tolist()
         [2.0, 3.0]
     """
-    x = jnp.asarray(as_array(weight))
+    x = jnp.asarray(as_floats(weight))
     axis = _e8m0_axis(x.ndim, check_integer("quant_axis", quant_axis))
     amax = _block_amax(x, check_block_size(x.shape[axis], block_size), axis)
     if amax.ndim == 2:
@@ -93,7 +94,7 @@ def compute_e8m0(
     axis = _e8m0_axis(len(weight_shape), quant_axis)
     blocks = count_blocks(weight_shape[axis], block_size)
     shape = (*weight_shape[:axis], blocks, *weight_shape[axis + 1 :])
-    x = jnp.asarray(amax)
+    x = jnp.asarray(as_floats(amax, "amax"))
     if x.size != math.prod(shape):
         raise JaxqError(
             f"amax has shape {list(x.shape)}: a weight of shape {list(weight_shape)} has {math.prod(shape)} blocks"

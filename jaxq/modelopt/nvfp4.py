@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxq.errors import JaxqError
-from jaxq.modelopt.arrays import AnyArray, as_given
+from jaxq.modelopt.arrays import AnyArray, as_floats, as_given
 from jaxq.numerics import float4
 from jaxq.numerics.blocks import check_axis, count_blocks
 
@@ -17,7 +17,7 @@ def get_weights_scaling_factor_2(input: Float[AnyArray, "..."]) -> Float[AnyArra
     """NVFP4's scale of a whole weight: ``max|w| / (6 * 448)``; 1 for a weight of zeros, or of numbers below 3e-35.
 
     Args:
-        input: Weight of any rank and float type, finite.
+        input: Weight of any rank, finite; floats or integers.
 
     Returns:
         The scale, a float32 scalar.
@@ -32,7 +32,7 @@ def get_weights_scaling_factor_2(input: Float[AnyArray, "..."]) -> Float[AnyArra
         >>> print(get_weights_scaling_factor_2(np.array([[2688.0, -1.0]], np.float32)))
         1.0
     """
-    x = jnp.asarray(input)
+    x = jnp.asarray(as_floats(input))
     finite = jnp.all(jnp.isfinite(x))
     if not isinstance(finite, Tracer) and not finite:
         raise JaxqError("a weight is infinite or NaN: give a weight of finite numbers")
@@ -47,7 +47,7 @@ def get_weights_scaling_factor(
     Blocks lie along the last axis. `jaxq.numerics.float4.round_e4m3` rounds to the float8 scales that a file stores.
 
     Args:
-        input: Weight [n, k] of any float type: the transpose of ``[c_in, c_out]``.
+        input: Weight [n, k] of floats or integers: the transpose of ``[c_in, c_out]``.
         block_size: Columns a block, 16 in NVFP4, or -1 for all; the last block may be ragged.
         weights_scaling_factor_2: Result of `get_weights_scaling_factor_2`, above 0.
 
@@ -64,7 +64,7 @@ def get_weights_scaling_factor(
         >>> get_weights_scaling_factor(np.array([[3.0, -6.0, 0.0, 0.0]], np.float32), 2, 0.5).tolist()
         [[2.0, 1.0]]
     """
-    x = jnp.asarray(input)
+    x = jnp.asarray(as_floats(input))
     if x.ndim != 2:
         raise JaxqError(f"the weight has shape {list(x.shape)}: give a matrix [n, k], in blocks along k")
     s = float4.block_ratios(x, _scalar(weights_scaling_factor_2), block_size, axis=1)
@@ -90,7 +90,7 @@ def quantize(
     `jaxq.numerics.float4.encode_e2m1` rounds the quotients to codes.
 
     Args:
-        input: Weight ``[n, k]`` or of any rank and float type.
+        input: Weight ``[n, k]`` or of any rank; floats or integers.
         block_size: Columns a block, or -1; the last block may be ragged.
         weights_scaling_factor: Block scales ``[n, n_blocks]`` of any float type, float8 too; not 0.
         weights_scaling_factor_2: Scale of the weight, not 0.
@@ -108,7 +108,7 @@ def quantize(
         >>> quantize(np.array([[3.0, -6.0]], np.float32), 2, np.array([[2.0]], np.float32), 0.5).tolist()
         [[3.0, -6.0]]
     """
-    x, s = jnp.asarray(input), jnp.asarray(weights_scaling_factor)
+    x, s = jnp.asarray(as_floats(input)), jnp.asarray(as_floats(weights_scaling_factor, "weights_scaling_factor"))
     axis = check_axis(x.ndim, -1)
     scales_shape = (*x.shape[:axis], count_blocks(x.shape[axis], block_size))
     if s.shape != scales_shape:

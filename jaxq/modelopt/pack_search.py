@@ -10,6 +10,7 @@ import numpy as np
 from jaxq.errors import JaxqError
 from jaxq.formats.integers import IntegerFormat
 from jaxq.methods.awq import search_shared_scales
+from jaxq.modelopt.arrays import as_floats
 from jaxq.modelopt.awq_helpers import AWQLiteHelper
 from jaxq.modelopt.awq_options import AWQOptions, read_awq_options
 from jaxq.modelopt.magnitudes import channel_magnitude
@@ -104,7 +105,7 @@ def activation_moments(
         for name, array in batch.items():
             if array is None:
                 raise JaxqError(f"the activation {name!r} is missing from output_data")
-            x, c_in = jnp.asarray(array), sums[name].x_abs.size
+            x, c_in = jnp.asarray(as_floats(array, f"the activation {name!r}")), sums[name].x_abs.size
             if x.ndim == 0 or x.shape[-1] != c_in:
                 raise JaxqError(f"the activation {name!r} has shape {list(x.shape)}: its weight has {c_in} channels")
             x = x.reshape(-1, c_in)

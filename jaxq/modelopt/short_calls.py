@@ -26,7 +26,7 @@ def find_scales(
     """Scale, and zero point, of each block; see `jaxq.quant_utils.find_scales`.
 
     Args:
-        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite.
+        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite; integers count as float32.
         block_size: Rows a block, or -1 for the whole axis.
         quantize_axis: The axis that is split into blocks, an integer. In the shorter call this place holds ``alpha``,
             and the next one ``use_zero_point``: an argument that is no integer, or that a bool follows, is ``alpha``.
@@ -38,8 +38,8 @@ def find_scales(
         ``s`` in ``w``'s dtype with ``n_blocks`` in place of the axis, and ``zp`` (uint8, the same shape) or None.
 
     Raises:
-        JaxqError: an argument is out of range or given twice, ``alpha`` does not fit the blocks, or ``w`` has no float
-            type.
+        JaxqError: an argument is out of range or given twice, ``alpha`` does not fit the blocks, or ``w`` has no
+            numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,7 +62,7 @@ def rtn(
     """Codes of ``w`` by round to nearest, ties to even; see `jaxq.quant_utils.rtn`.
 
     Args:
-        w: Weight, ``[c_in, c_out]`` or of any rank, finite.
+        w: Weight, ``[c_in, c_out]`` or of any rank, finite; floats or integers.
         s: Scales as `find_scales` returns them; not 0.
         block_size: Rows a block, or -1.
         quantize_axis: The axis that is split into blocks, an integer; None is 0. In the shorter call this place holds
@@ -128,7 +128,7 @@ def quant_tensor(
     """Codes, scales and zero points of ``w``; see `jaxq.quant_utils.quant_tensor`.
 
     Args:
-        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite.
+        w: Weight, ``[c_in, c_out]`` or of any rank; float32, float16 or bfloat16, finite; integers count as float32.
         block_size: Rows a block, or -1 for the whole axis.
         quantize_axis: The axis that is split into blocks, an integer. In the shorter call this place holds ``alpha``,
             and the next one ``use_zero_point``: an argument that is no integer, or that a bool follows, is ``alpha``.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from onnx import TensorProto, numpy_helper
 
 from jaxq.errors import JaxqError
-from jaxq.modelopt.arrays import AnyArray, as_array, check_integer
+from jaxq.modelopt.arrays import AnyArray, as_floats, check_integer
 from jaxq.modelopt.magnitudes import channel_magnitude, mean_magnitude
 
 WaPack = tuple[Any, TensorProto, bool, int] | tuple[Any, TensorProto, bool, int, str]
@@ -88,9 +88,9 @@ def check_pack(index: int, pack: Any) -> None:
 
 
 def pack_weight(pack: WaPack, augmented_onnx_path: str | os.PathLike) -> np.ndarray:
-    """The weight of a pack as [c_in, c_out]."""
+    """The weight of a pack as [c_in, c_out], in floats."""
     tensor, do_transpose = pack[1], pack[2]
-    w = numpy_helper.to_array(tensor, base_dir=os.path.dirname(augmented_onnx_path))
+    w = np.asarray(as_floats(numpy_helper.to_array(tensor, base_dir=os.path.dirname(augmented_onnx_path))))
     return w.T if do_transpose else w
 
 
@@ -109,7 +109,7 @@ def get_x_w_mean_for_subgraph(
         wa_pack: Packs of one model.
         wa_pack_idx_list: Indices of the packs whose weights multiply ``x``.
         augmented_onnx_path: The model's path; paths of external data are relative to its folder.
-        x: Activations ``[..., c_in]`` of any float type.
+        x: Activations ``[..., c_in]`` of floats or integers.
         block_size: Consecutive rows a block, or -1.
 
     Returns:
@@ -126,7 +126,7 @@ def get_x_w_mean_for_subgraph(
         >>> x_mean.tolist(), w_mean.tolist()
         ([1.0, 1.0], [0.5, 1.0])
     """
-    x = as_array(x, "the activation")
+    x = as_floats(x, "the activation")
     for i in wa_pack_idx_list:
         if not 0 <= check_integer("an index of wa_pack_idx_list", i) < len(wa_pack):
             raise JaxqError(f"wa_pack_idx_list has {i}: the packs have the indices 0 to {len(wa_pack) - 1}")

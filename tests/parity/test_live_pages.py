@@ -42,6 +42,36 @@ def test_live_nvfp4(factor: float) -> None:
         assert_close(quant_utils.quantize(w, block_size, s, s2), modelopt.quantize(w, block_size, s, s2))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, ml_dtypes.int4])
+def test_live_arrays_of_integers(dtype: Any) -> None:
+    """ModelOpt's scales are float64 there, and jaxq's the same numbers in float32."""
+    modelopt = pytest.importorskip("modelopt.onnx.quantization.quant_utils")
+    theirs = pytest.importorskip("modelopt.onnx.quantization.int4")
+    w = np.random.default_rng(8).integers(0 if dtype == np.uint8 else -7, 8, (48, 32)).astype(dtype)
+    calls: Any = ((16,), (16, 1), (48, 0, 0.7), (16, 0, 1.0, False, 8))
+    for arguments in calls:
+        s = modelopt.find_scales(w, *arguments)[0].astype(np.float32)
+        assert_close(quant_utils.find_scales(w, *arguments)[0], s)
+        blocks = arguments[:2]
+        # ModelOpt divides int32 and int64 in float64, where a tie of float32 is none.
+        codes = modelopt.rtn(w.astype(np.float32), s, *blocks)
+        np.testing.assert_array_equal(quant_utils.rtn(w, s, *blocks), codes)
+        assert_close(quant_utils.dq_tensor(w, s, *blocks), modelopt.dq_tensor(w, s, *blocks).astype(np.float32))
+    s, zp = quant_utils.find_scales(w, 16, use_zero_point=True)
+    their_s, their_zp = modelopt.find_scales(w, 16, use_zero_point=True)
+    if dtype != np.uint8:  # jaxq's range always includes zero
+        assert_close(s, their_s.astype(np.float32))
+        np.testing.assert_array_equal(zp, their_zp)
+    np.testing.assert_array_equal(quant_utils.get_amax(w, 1, 16), modelopt.get_amax(w, 1, 16))
+    assert_close(quant_utils.get_weights_scaling_factor_2(w), np.asarray(modelopt.get_weights_scaling_factor_2(w)))
+    ratio = np.float32(0.5)
+    want = modelopt.get_weights_scaling_factor(w, 16, ratio)
+    assert_close(quant_utils.get_weights_scaling_factor(w, 16, ratio), want)
+    assert_close(quant_utils.quantize(w, 16, want, ratio), modelopt.quantize(w, 16, want, ratio).astype(np.float32))
+    if dtype != ml_dtypes.int4:
+        assert_close(int4.get_act_scale(w), theirs.get_act_scale(w).astype(np.float32))
+
+
 def test_live_packers_and_maps() -> None:
     modelopt = pytest.importorskip("modelopt.onnx.quantization.quant_utils")
     theirs = pytest.importorskip("modelopt.onnx.quantization.int4")
