@@ -17,7 +17,8 @@ EXPORTERS = (
     "torch dynamo, Gemm",
     "optimum",
 )
-"""onnxruntime-genai 0.18, torch 2.13; optimum exports with torch and lets a Transpose take the place of the copy."""
+"""onnxruntime-genai 0.18, torch 2.13, optimum-onnx 0.1: it exports with torch, and with accelerate a Transpose takes
+the place of the copy."""
 
 Tie = tuple[dict[str, np.ndarray], list[NodeProto]]
 
