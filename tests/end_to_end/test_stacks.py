@@ -193,7 +193,7 @@ def test_the_report_names_weights_with_the_same_note(tmp_path):
     source, target = save(models.gathered_moe(), tmp_path), tmp_path / "out.onnx"
     spec = MethodSpec("awq_lite", IntegerFormat(32), alpha_step=0.5)
     job = Job(source, target, spec, find_form("dq"), ROUTER, tmp_path / "cache")
-    said = list(_notes(quantize_model(job, [Batch(X)]), job))
+    said = list(_notes(quantize_model(job, [Batch(X)])))
     assert said == ["'gate_2', 'up_2', 'down_2': saw no calibration token: rounded to nearest"]
 
 
