@@ -25,7 +25,7 @@ CONFIG_ROWS = {
     "unknown model": (["model=llama"], ["'llama'", "embedded", "onnx"]),
     "unknown form": (["form=tensorrt"], ["'tensorrt'", "dq", "qdq"]),
     "block size 0": (["block_size=0"], ["block_size is 0", "128"]),
-    "block size 48": (["block_size=48"], ["block_size is 48", "128"]),
+    "blocks of one number": (["block_size=1"], ["block_size is 1: ", "2 rows or more"]),
     "block size text": (["block_size=large"], ["large", "Integer"]),
     "bits of a dtype": (["dtype=int9"], ["dtype 'int9'", "int8"]),
     "NVFP4 in other blocks": (["method=nvfp4", "block_size=32"], ["block_size is 32", "nvfp4 has blocks of 16"]),
@@ -253,7 +253,7 @@ def test_an_output_folder_that_is_a_file(jaxq, model, tmp_path):
 
 
 def test_the_module_itself_exits_with_2_and_shows_a_traceback_only_when_asked(tmp_path):
-    command = [sys.executable, "-m", "jaxq.run", "block_size=48", "calib.samples=0"]
+    command = [sys.executable, "-m", "jaxq.run", "block_size=1", "calib.samples=0"]
     plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (plain.returncode, plain.stderr.count("\n")) == (2, 1)
     asked = os.environ | {"JAXQ_TRACEBACK": "1"}

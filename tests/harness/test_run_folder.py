@@ -56,7 +56,7 @@ def test_dry_and_failed_runs_leave_no_folder(jaxq, tmp_path):
     assert jaxq(*SMALL, "dry_run=true").code == 0
     done = jaxq(*SMALL, "dry_run=true")
     assert not list(done.folder.iterdir())
-    failed = jaxq(*SMALL, "block_size=33")
+    failed = jaxq(*SMALL, "block_size=1")
     assert failed.code == 2
     assert not list(failed.folder.iterdir())
     kept = jaxq(*SMALL, "dry_run=true", f"hydra.run.dir={tmp_path}/kept")
@@ -67,7 +67,7 @@ def test_dry_and_failed_runs_leave_no_folder(jaxq, tmp_path):
 def test_a_failed_run_leaves_the_files_of_an_earlier_one(jaxq, tmp_path):
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "notes.txt").write_text("mine")
-    assert jaxq(*SMALL, "block_size=33", f"hydra.run.dir={tmp_path}/own").code == 2
+    assert jaxq(*SMALL, "block_size=1", f"hydra.run.dir={tmp_path}/own").code == 2
     assert (tmp_path / "own" / "notes.txt").read_text() == "mine"
 
 

@@ -35,7 +35,7 @@ REFUSED = {
         "the data has z, and the model",
     ),
     "shape": (call(attention(), "awq_lite", [{"x": X[0]}]), "needs 3 dimensions"),
-    "block size": (call(attention(), "rtn_dq", block_size=48), "block_size is 48"),
+    "block size": (call(attention(), "rtn_dq", block_size=1), "block_size is 1:"),
     "columns": (call(attention(), "rtn_dq", awqclip_bsz_col=0), "awqclip_bsz_col is 0"),
     "alpha step": (call(attention(), "awq_lite", DATA, awqlite_alpha_step=2), "alpha_step is 2"),
     "no number": (
