@@ -72,7 +72,7 @@ def test_a_failed_run_leaves_the_files_of_an_earlier_one(jaxq, tmp_path):
 
 
 def test_a_sweep_keeps_the_row_of_a_failed_run_and_not_its_folder(jaxq):
-    done = jaxq("-m", *SMALL, "block_size=32,33")
+    done = jaxq("-m", *SMALL, "block_size=32,1")
     assert done.code == 2
     (table,) = done.folder.rglob("summary.csv")
     rows = list(csv.DictReader(table.open()))
@@ -113,7 +113,7 @@ def test_a_run_in_a_folder_of_the_user_is_the_latest_too(jaxq, tmp_path):
 
 DRY_OR_FAILED = {
     "dry": (["dry_run=true", "block_size=32,64"], 0),
-    "failed": (["block_size=31,33"], 2),
+    "failed": (["block_size=1,0"], 2),
     "never begun": (["method=rtn_dq,nonsense"], 2),
 }
 
