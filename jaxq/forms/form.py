@@ -117,9 +117,10 @@ class Form:
                 )
 
     def _has_block_size(self, fmt: WeightFormat) -> bool:
-        sizes = self.block_sizes.get(fmt.dtype, ())
-        any_size = self.least_block is not None and fmt.dtype in INTEGER_DTYPES and bool(sizes)
-        return fmt.block_size in sizes or (any_size and fmt.block_size >= (self.least_block or 0))
+        if fmt.block_size in self.block_sizes.get(fmt.dtype, ()):
+            return True
+        any_size = fmt.dtype in self.block_sizes and fmt.dtype in INTEGER_DTYPES
+        return any_size and self.least_block is not None and fmt.block_size >= self.least_block
 
     def _block_size_choices(self, dtype: str) -> str:
         sizes = self.block_sizes[dtype]

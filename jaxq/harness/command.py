@@ -255,7 +255,7 @@ def _unfused_note(outcome: Outcome, form: Form) -> Iterator[str]:
     if form.name == "dq" and slow:
         yield (
             f"blocks of {', '.join(map(str, slow))}: onnxruntime makes floats of such codes at every run, and one "
-            "token takes up to 200 times as long; it multiplies by blocks of 16, 32, 64, 128 ... as they are"
+            "token takes about 100 times as long; it multiplies by blocks of 16, 32, 64, 128 ... as they are"
         )
 
 
